@@ -1,0 +1,48 @@
+//! The conversation between the plugin and the agent, over the agent's unix socket.
+//!
+//! A message is a big-endian `u32` length and that many bytes of JSON: an object with the protocol `version`, and
+//! either `op` (a request) or `result` (a response) beside the fields of that operation. The plugin asks, the
+//! agent answers, one response to each request, in order.
+//!
+//! **One connection carries one ADD.** `allocate` reserves the endpoint, the plugin then makes the veth pair, and
+//! `program` makes the agent write the endpoint, its policy included, into the kernel. When the connection ends
+//! before `program` was answered, the plugin is dead and the agent undoes the allocation. When the plugin itself
+//! fails, it sends `release` on the same connection, so that the undoing is over before the runtime hears of the
+//! failure.
+//!
+//! **A plugin one version older or newer works.** Each side ignores fields that it does not know, has a default for
+//! every field that was not in version 1, and answers an operation that it does not know with an error instead of
+//! closing the connection. [`ACCEPTED_VERSIONS`] is what the agent serves.
+//!
+//! | request | answer | |
+//! |---|---|---|
+//! | [`Request::Allocate`] | [`Response::Allocated`] | replaces an earlier allocation for the same attachment |
+//! | [`Request::Program`] | [`Response::Done`] | only when all of the endpoint is in the kernel |
+//! | [`Request::Release`] | [`Response::Done`] | also for an endpoint that the agent does not know |
+//! | [`Request::Check`] | [`Response::Checked`] | the endpoint as the agent has it |
+//! | [`Request::Status`] | [`Response::Done`] | ready for ADD; otherwise an error with code 50 or 51 |
+//! | [`Request::Gc`] | [`Response::Collected`] | what was released |
+//!
+//! Any of them may be answered by [`Response::Failed`].
+
+mod client;
+mod codec;
+mod message;
+
+pub use client::Client;
+pub use codec::{CodecError, MAX_MESSAGE, receive, send};
+#[cfg(feature = "tokio")]
+pub use codec::{receive_async, send_async};
+pub use message::{
+    Allocate, Allocated, Bandwidth, Check, Checked, Collected, Gc, Message, Pod, Program, Release, Request,
+    Response, Route, Shaping, Status,
+};
+
+/// The version of the protocol that this build speaks.
+pub const VERSION: u32 = 1;
+
+/// The versions that this build understands: its own and both neighbours'.
+pub const ACCEPTED_VERSIONS: std::ops::RangeInclusive<u32> = VERSION.saturating_sub(1)..=VERSION + 1;
+
+#[cfg(test)]
+mod tests;
