@@ -1,0 +1,74 @@
+//! What the programs are told: constants at load, and the few numbers that change under them.
+
+crate::abi! {
+    /// Read-only globals, set at load, so that the verifier prunes what is switched off. Changing one is loading the
+    /// programs again and exchanging them under their links.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct Config: 64 {
+        /// Booleans are 0 or 1.
+        pub ipv4: u32,
+        pub ipv6: u32,
+        /// Remote pods lie behind the tunnel device.
+        pub tunnel: u32,
+        pub masquerade: u32,
+        /// Events are written.
+        pub events: u32,
+        /// Service look-ups are done.
+        pub services: u32,
+        pub policy: u32,
+        pub tunnel_ifindex: u32,
+        pub vni: u32,
+        /// The bits of the packet mark that say "already handled", and the value.
+        pub mark: u32,
+        pub mark_mask: u32,
+        /// Ports that source translation may use, host order, both ends included.
+        pub snat_first: u32,
+        pub snat_last: u32,
+        /// The last two bytes of every tunnel device's MAC are the same on all nodes.
+        pub hash_seed: u32,
+        pub bandwidth: u32,
+        pub reserved: u32,
+    }
+}
+
+impl Config {
+    /// Everything on, nothing special.
+    pub const DEFAULT: Self = Self {
+        ipv4: 1,
+        ipv6: 1,
+        tunnel: 0,
+        masquerade: 1,
+        events: 1,
+        services: 1,
+        policy: 1,
+        tunnel_ifindex: 0,
+        vni: 19794,
+        mark: 0x9000_0000,
+        mark_mask: 0xf000_0000,
+        snat_first: 32768,
+        snat_last: 65535,
+        hash_seed: 0,
+        bandwidth: 0,
+        reserved: 0,
+    };
+
+    /// The MAC of every node's tunnel device: one address, so that no node has to learn another's.
+    pub const TUNNEL_MAC: [u8; 6] = [0x02, b'm', b'r', 0, 0, 1];
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
+crate::abi! {
+    /// The one entry of the `settings` map.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+    pub struct Settings: 64 {
+        /// Moves when a known address changes class or goes away.
+        pub class_epoch: u32,
+        pub pad: u32,
+        pub reserved: [u64; 7],
+    }
+}

@@ -1,0 +1,71 @@
+//! Values that several CPUs write without a lock.
+
+use core::cell::UnsafeCell;
+
+use super::Plain;
+
+/// A number in map memory that other CPUs may change at any moment.
+///
+/// Reads and writes are single volatile accesses, so a value is never torn and never cached across a helper call.
+/// Concurrent writers lose one of the writes; [`Racy::add`] is atomic.
+#[repr(transparent)]
+pub struct Racy<T>(UnsafeCell<T>);
+
+// SAFETY: transparent over a `Plain` type.
+unsafe impl<T: Plain> Plain for Racy<T> {}
+// SAFETY: every access is one volatile access of a word that the hardware does not tear.
+unsafe impl<T: Copy + Send> Sync for Racy<T> {}
+
+impl<T: Copy> Racy<T> {
+    pub const fn new(value: T) -> Self {
+        Self(UnsafeCell::new(value))
+    }
+
+    #[inline(always)]
+    pub fn get(&self) -> T {
+        // SAFETY: the cell is valid and aligned; `T` is a plain word.
+        unsafe { self.0.get().read_volatile() }
+    }
+
+    #[inline(always)]
+    pub fn set(&self, value: T) {
+        // SAFETY: as in `get`; nobody holds a reference into the cell.
+        unsafe { self.0.get().write_volatile(value) }
+    }
+}
+
+impl Racy<u64> {
+    /// Adds atomically.
+    #[inline(always)]
+    pub fn add(&self, value: u64) {
+        // SAFETY: `AtomicU64` has the layout of `u64`, and the cell lives as long as the borrow.
+        let atomic = unsafe { core::sync::atomic::AtomicU64::from_ptr(self.0.get()) };
+        atomic.fetch_add(value, core::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+impl<T: Copy> Clone for Racy<T> {
+    fn clone(&self) -> Self {
+        Self::new(self.get())
+    }
+}
+
+impl<T: Copy + Default> Default for Racy<T> {
+    fn default() -> Self {
+        Self::new(T::default())
+    }
+}
+
+impl<T: Copy + PartialEq> PartialEq for Racy<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.get() == other.get()
+    }
+}
+
+impl<T: Copy + Eq> Eq for Racy<T> {}
+
+impl<T: Copy + core::fmt::Debug> core::fmt::Debug for Racy<T> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        self.get().fmt(f)
+    }
+}
