@@ -1,1 +1,45 @@
-fn main() {}
+//! `cargo xtask`: the one door to building, testing and measuring Millrace, for people and for CI.
+//!
+//! One module a command. A command that others need as a step offers a function beside its `run`; none of them runs a
+//! shell, and none knows a path that `workspace` does not give it.
+
+mod build;
+mod object;
+mod process;
+mod setup;
+mod test;
+mod toolchain;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Build, test and measure Millrace
+///
+/// On a fresh Debian 12 machine with cargo, `cargo xtask test` as root installs what is missing, builds everything and
+/// runs every test. Progress goes to standard error, results to standard output.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    max_term_width = 110,
+    disable_help_subcommand = true
+)]
+enum Cli {
+    Setup(setup::Setup),
+    Build(build::Build),
+    Test(test::Test),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse() {
+        Cli::Setup(setup) => setup.run(),
+        Cli::Build(build) => build.run().map(|()| ExitCode::SUCCESS),
+        Cli::Test(test) => test.run(),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

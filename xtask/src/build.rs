@@ -1,0 +1,88 @@
+//! `cargo xtask build`: the BPF object, then the binaries that embed it.
+
+use anyhow::{Context, Result};
+
+use crate::process::{self, cargo, command, output, run, step};
+use crate::toolchain::{TARGET, Toolchain};
+use crate::{object, workspace};
+
+/// Build the BPF programs, the agent and the plugin
+///
+/// The programs are compiled for BPF, stripped of everything but BTF, checked (no undefined symbol, no path that can
+/// panic) and left at target/bpf/millrace.bpf.o. The agent embeds that file.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Build {
+    /// Optimise the binaries: target/release instead of target/debug (the programs always are)
+    #[arg(long)]
+    pub(crate) release: bool,
+    /// Let the programs log to the agent: costs instructions in every packet, never for production
+    #[arg(long)]
+    pub(crate) debug_log: bool,
+}
+
+impl Build {
+    pub(crate) fn run(&self) -> Result<()> {
+        self.programs()?;
+        self.binaries()
+    }
+
+    /// The BPF object alone.
+    pub(crate) fn programs(&self) -> Result<()> {
+        let toolchain = Toolchain::find()?;
+        step(format_args!("BPF programs ({toolchain})"));
+        let mut cargo = toolchain.cargo_build();
+        cargo.args([
+            "--profile",
+            "bpf",
+            "--package",
+            "cni-ebpf",
+            "--bin",
+            "millrace-bpf",
+        ]);
+        if self.debug_log {
+            cargo.args(["--features", "debug-log"]);
+        }
+        run(&mut cargo)?;
+        let linked = workspace::bpf_target().join(TARGET).join("bpf/millrace-bpf");
+        let object = workspace::bpf_object();
+        let stripped = object.with_extension("stripped");
+        // DWARF is two thirds of the file, and nobody reads it after the linker has made BTF of it.
+        let objcopy = objcopy().context("llvm-objcopy is not installed; run `cargo xtask setup`")?;
+        output(command(objcopy).arg("--strip-debug").arg(&linked).arg(&stripped))?;
+        object::check(&stripped)?;
+        publish(&stripped, &object)
+    }
+
+    fn binaries(&self) -> Result<()> {
+        step("agent and plugin");
+        let mut cargo = cargo();
+        cargo.args([
+            "build",
+            "--package",
+            "cni-agent",
+            "--package",
+            "cni-plugin",
+            "--bins",
+        ]);
+        if self.release {
+            cargo.arg("--release");
+        }
+        run(&mut cargo)
+    }
+}
+
+/// An unchanged object keeps its time stamp, so that the agent is not compiled anew.
+fn publish(stripped: &std::path::Path, object: &std::path::Path) -> Result<()> {
+    let new = std::fs::read(stripped).with_context(|| format!("reading {}", stripped.display()))?;
+    if std::fs::read(object).is_ok_and(|old| old == new) {
+        return Ok(());
+    }
+    std::fs::rename(stripped, object).with_context(|| format!("renaming to {}", object.display()))
+}
+
+pub(crate) fn objcopy() -> Option<std::path::PathBuf> {
+    let versioned = (20..=24).rev().map(|version| format!("llvm-objcopy-{version}"));
+    std::iter::once("llvm-objcopy".to_owned())
+        .chain(versioned)
+        .find_map(|name| process::find(&name))
+}

@@ -1,0 +1,196 @@
+//! `cargo xtask setup`: what this machine lacks, and its installation by package name.
+
+mod apt;
+mod package;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+
+use crate::process::{cargo, command, find, output, run, step};
+use crate::toolchain::{Origin, Toolchain};
+use crate::{build, workspace};
+
+pub(crate) use package::Group;
+use package::{PACKAGES, Package, Suite};
+
+/// Install what this machine lacks for building and testing, and say what
+///
+/// Looks for each tool, not for its package, so that a tool from elsewhere counts. Installs with apt-get and therefore
+/// needs root; without it the command to run is printed. bpf-linker is built into target/tools.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Setup {
+    /// Only report; the exit status is 0 if nothing is missing
+    #[arg(long)]
+    check: bool,
+    /// What to prepare for; everything if none is named
+    #[arg(value_enum, value_name = "GROUP")]
+    groups: Vec<Group>,
+}
+
+impl Setup {
+    pub(crate) fn run(&self) -> Result<ExitCode> {
+        let groups: &[Group] = if self.groups.is_empty() {
+            &Group::ALL
+        } else {
+            &self.groups
+        };
+        if !self.check {
+            ensure(groups)?;
+        }
+        let missing = Missing::on_this_machine(groups);
+        for package in &missing.packages {
+            println!("missing: {package}");
+        }
+        if let Some(why) = &missing.toolchain {
+            println!("missing: {why}");
+        }
+        if let Ok(toolchain) = Toolchain::find() {
+            println!("BPF toolchain: {toolchain}");
+        }
+        if missing.is_empty() {
+            println!("nothing is missing");
+            return Ok(ExitCode::SUCCESS);
+        }
+        Ok(ExitCode::FAILURE)
+    }
+}
+
+/// What a machine lacks.
+struct Missing {
+    packages: Vec<&'static Package>,
+    /// Why there is no BPF toolchain, if one is needed.
+    toolchain: Option<String>,
+}
+
+impl Missing {
+    fn on_this_machine(groups: &[Group]) -> Self {
+        let wanted = PACKAGES.iter().filter(|package| groups.contains(&package.group));
+        let mut packages: Vec<_> = wanted.filter(|package| !package.is_present()).collect();
+        let mut toolchain = None;
+        if groups.contains(&Group::Build) {
+            match Toolchain::find() {
+                // It works without some package of the list.
+                Ok(_) => packages.retain(|package| !package.only_for_toolchain),
+                Err(error) => toolchain = Some(format!("{error:#}")),
+            }
+            if build::objcopy().is_some() {
+                packages.retain(|package| package.name != package::OBJCOPY);
+            }
+        }
+        Self { packages, toolchain }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.packages.is_empty() && self.toolchain.is_none()
+    }
+}
+
+/// Installs what these groups lack.
+pub(crate) fn ensure(groups: &[Group]) -> Result<()> {
+    if groups.is_empty() {
+        return Ok(());
+    }
+    let missing = Missing::on_this_machine(groups);
+    install_packages(&missing.packages)?;
+    if missing.toolchain.is_some() {
+        install_bpf_linker()?;
+    }
+    if groups.contains(&Group::Lint) {
+        install_host_lints()?;
+    }
+    let still = Missing::on_this_machine(groups);
+    if let Some(package) = still.packages.first() {
+        bail!("{package}: still missing after its installation");
+    }
+    still.toolchain.map_or(Ok(()), |why| bail!(why))
+}
+
+fn install_packages(packages: &[&Package]) -> Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    if find("apt-get").is_none() {
+        let names: Vec<_> = packages.iter().map(ToString::to_string).collect();
+        bail!(
+            "this machine has no apt-get; install what has these in your distribution:\n  {}",
+            names.join("\n  ")
+        );
+    }
+    for package in packages {
+        step(format_args!("missing: {package}"));
+    }
+    let suite = |wanted| {
+        packages
+            .iter()
+            .filter(move |package| package.suite == wanted)
+            .map(|package| package.name)
+    };
+    let backports: Vec<_> = suite(Suite::Backports).collect();
+    if !backports.is_empty() {
+        apt::add_backports()?;
+    }
+    apt::install(None, &suite(Suite::Release).collect::<Vec<_>>())?;
+    apt::install(Some(&apt::backports_name()?), &backports)
+}
+
+/// Builds the linker for the compiler that is here.
+fn install_bpf_linker() -> Result<()> {
+    step("bpf-linker: links the BPF programs; compiling it takes a minute or two");
+    let root = workspace::tools();
+    let mut install = match Origin::installed()? {
+        Origin::Debian => {
+            let mut install = cargo();
+            install.env("LLVM_PREFIX", "/usr/lib/llvm-22");
+            install.args([
+                "install",
+                "bpf-linker",
+                "--no-default-features",
+                "--features",
+                "llvm-22",
+            ]);
+            install
+        }
+        Origin::Nightly => {
+            let mut install = command("rustup");
+            install.args(["run", "nightly", "cargo", "install", "bpf-linker"]);
+            install
+        }
+    };
+    install
+        .args(["--version", "0.13.0", "--locked", "--force", "--root"])
+        .arg(root);
+    run(&mut install)
+}
+
+/// rustfmt and clippy of the host's compiler; rustup's minimal profile has neither.
+fn install_host_lints() -> Result<()> {
+    for (component, probe, package) in [
+        ("rustfmt", "fmt", "rustfmt-web"),
+        ("clippy", "clippy", "rust-web-clippy"),
+    ] {
+        if output(cargo().args([probe, "--version"])).is_ok() {
+            continue;
+        }
+        step(format_args!("missing: {component}, for the lint layer"));
+        match std::env::var("RUSTUP_TOOLCHAIN") {
+            Ok(toolchain) => {
+                run(command("rustup").args(["component", "add", component, "--toolchain", &toolchain]))?;
+            }
+            Err(_) => apt::install(None, &[package])?,
+        }
+    }
+    let toolchain = Toolchain::find()?;
+    if toolchain.has_clippy() {
+        return Ok(());
+    }
+    step("missing: clippy for the BPF target");
+    match toolchain.origin() {
+        Origin::Debian => apt::install(None, &["rust-web-clippy"]),
+        Origin::Nightly => {
+            let mut add = command("rustup");
+            run(add.args(["component", "add", "clippy", "--toolchain", "nightly"]))
+                .context("clippy for nightly")
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! Debian's package manager.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::process::{command, run, shown, step};
+
+/// A file of apt's sources and its text.
+pub(crate) struct SourceFile {
+    path: PathBuf,
+    text: String,
+}
+
+impl SourceFile {
+    /// Every file that apt reads on this machine.
+    pub(crate) fn of_this_machine() -> Result<Vec<Self>> {
+        let parts = Path::new("/etc/apt/sources.list.d")
+            .read_dir()
+            .into_iter()
+            .flatten()
+            .flatten();
+        let mut paths: Vec<_> = parts.map(|part| part.path()).collect();
+        paths.push("/etc/apt/sources.list".into());
+        paths.retain(|path| {
+            path.extension()
+                .is_some_and(|end| end == "list" || end == "sources")
+        });
+        paths.sort();
+        let existing = paths.into_iter().filter(|path| path.exists());
+        let read = |path: PathBuf| {
+            let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+            Ok(Self { path, text })
+        };
+        existing.map(read).collect()
+    }
+
+    fn is_stanzas(&self) -> bool {
+        self.path.extension().is_some_and(|end| end == "sources")
+    }
+
+    /// Each source as text, without comments.
+    fn sources(&self) -> Vec<String> {
+        let lines = self
+            .text
+            .lines()
+            .filter(|line| !line.trim_start().starts_with('#'));
+        let bare = lines.collect::<Vec<_>>().join("\n");
+        let separator = if self.is_stanzas() { "\n\n" } else { "\n" };
+        bare.split(separator)
+            .map(|source| source.trim().to_owned())
+            .filter(|source| !source.is_empty())
+            .collect()
+    }
+}
+
+/// The sources of another suite, made from the machine's source of `known`: same place, same key.
+///
+/// `Ok(None)` if a source has the suite already. The second part of the pair is the file name's ending.
+pub(crate) fn derive(
+    files: &[SourceFile],
+    known: &str,
+    suite: &str,
+) -> Result<Option<(String, &'static str)>> {
+    let mut found = None;
+    for file in files {
+        for source in file.sources() {
+            let suites = if file.is_stanzas() {
+                stanza_suites(&source)
+            } else {
+                line_suites(&source)
+            };
+            if suites.iter().any(|name| name == suite) {
+                return Ok(None);
+            }
+            if found.is_none() && suites.iter().any(|name| name == known) {
+                found = Some(if file.is_stanzas() {
+                    (stanza_with_suite(&source, suite), "sources")
+                } else {
+                    (line_with_suite(&source, known, suite), "list")
+                });
+            }
+        }
+    }
+    found.map(Some).with_context(|| {
+        format!("apt has no source of the suite `{known}` to derive `{suite}` from; add a source of `{suite}` to apt")
+    })
+}
+
+fn stanza_suites(stanza: &str) -> Vec<String> {
+    let is_binary = stanza.lines().any(|line| {
+        line.strip_prefix("Types:")
+            .is_some_and(|types| types.contains("deb"))
+    });
+    let suites = stanza
+        .lines()
+        .find_map(|line| line.strip_prefix("Suites:"))
+        .filter(|_| is_binary);
+    suites
+        .unwrap_or_default()
+        .split_whitespace()
+        .map(str::to_owned)
+        .collect()
+}
+
+fn stanza_with_suite(stanza: &str, suite: &str) -> String {
+    let replaced = stanza.lines().map(|line| match line.split_once(':') {
+        Some(("Types", _)) => "Types: deb".to_owned(),
+        Some(("Suites", _)) => format!("Suites: {suite}"),
+        Some(("Components", _)) => "Components: main".to_owned(),
+        _ => line.to_owned(),
+    });
+    replaced.collect::<Vec<_>>().join("\n") + "\n"
+}
+
+/// The words of a line, its options in brackets as one.
+fn line_words(line: &str) -> Vec<&str> {
+    let Some((head, rest)) = line.split_once('[') else {
+        return line.split_whitespace().collect();
+    };
+    let Some((options, tail)) = rest.split_once(']') else {
+        return Vec::new();
+    };
+    head.split_whitespace()
+        .chain([options])
+        .chain(tail.split_whitespace())
+        .collect()
+}
+
+fn line_suites(line: &str) -> Vec<String> {
+    let words = line_words(line);
+    let suite = if line.contains('[') {
+        words.get(3)
+    } else {
+        words.get(2)
+    };
+    suite
+        .filter(|_| words.first() == Some(&"deb"))
+        .map(|name| (*name).to_owned())
+        .into_iter()
+        .collect()
+}
+
+fn line_with_suite(line: &str, known: &str, suite: &str) -> String {
+    let before = line.split(&format!(" {known} ")).next().unwrap_or(line);
+    format!("{} {suite} main\n", before.trim_end())
+}
+
+/// The release's codename, `bookworm` for Debian 12.
+pub(crate) fn codename() -> Result<String> {
+    let path = "/etc/os-release";
+    let text = fs::read_to_string(path).with_context(|| format!("reading {path}"))?;
+    let name = text
+        .lines()
+        .find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    Ok(name
+        .with_context(|| format!("{path} has no VERSION_CODENAME"))?
+        .trim_matches('"')
+        .to_owned())
+}
+
+pub(crate) fn backports_name() -> Result<String> {
+    Ok(format!("{}-backports", codename()?))
+}
+
+/// Makes apt know the backports of this release.
+pub(super) fn add_backports() -> Result<()> {
+    let suite = backports_name()?;
+    let Some((text, ending)) = derive(&SourceFile::of_this_machine()?, &codename()?, &suite)? else {
+        return Ok(());
+    };
+    let path = format!("/etc/apt/sources.list.d/millrace-backports.{ending}");
+    step(format_args!("adding the suite {suite} to apt: {path}"));
+    require_root(&format!("write this to {path} and run `apt-get update`:\n{text}"))?;
+    fs::write(&path, text).with_context(|| format!("writing {path}"))
+}
+
+/// Installs packages; `suite` where the release's own version will not do.
+pub(super) fn install(suite: Option<&str>, names: &[&str]) -> Result<()> {
+    if names.is_empty() {
+        return Ok(());
+    }
+    let mut update = command("apt-get");
+    update.args(["update", "-q"]);
+    let mut install = command("apt-get");
+    install.env("DEBIAN_FRONTEND", "noninteractive");
+    install.args(["install", "-q", "-y", "--no-install-recommends"]);
+    if let Some(suite) = suite {
+        install.args(["-t", suite]);
+    }
+    install.args(names);
+    require_root(&format!("run as root: {} && {}", shown(&update), shown(&install)))?;
+    run(&mut update)?;
+    run(&mut install)
+}
+
+fn require_root(otherwise: &str) -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    // The owner of our own entry in /proc is the effective user.
+    let user = fs::metadata("/proc/self").context("/proc is not mounted")?.uid();
+    if user != 0 {
+        bail!("installing packages needs root; {otherwise}");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STANZAS: &str = "# the release\nTypes: deb deb-src\nURIs: http://mirror.example/debian\n\
+        Suites: bookworm bookworm-updates\nComponents: main contrib\nSigned-By:\n -----BEGIN-----\n .\n\n\
+        Types: deb\nURIs: http://mirror.example/security\nSuites: bookworm-security\nComponents: main\n";
+
+    fn file(path: &str, text: &str) -> SourceFile {
+        SourceFile {
+            path: path.into(),
+            text: text.to_owned(),
+        }
+    }
+
+    #[test]
+    fn backports_come_from_the_same_place_with_the_same_key() {
+        let (text, ending) = derive(
+            &[file("debian.sources", STANZAS)],
+            "bookworm",
+            "bookworm-backports",
+        )
+        .unwrap()
+        .unwrap();
+        assert_eq!(ending, "sources");
+        assert_eq!(
+            text,
+            "Types: deb\nURIs: http://mirror.example/debian\nSuites: bookworm-backports\nComponents: main\n\
+             Signed-By:\n -----BEGIN-----\n .\n"
+        );
+    }
+
+    #[test]
+    fn one_line_sources_keep_their_options() {
+        let list = "deb-src http://x/debian bookworm main\n\
+                    deb [signed-by=/a.gpg arch=amd64] http://x/debian bookworm main contrib\n";
+        let (text, ending) = derive(&[file("sources.list", list)], "bookworm", "sid")
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            text,
+            "deb [signed-by=/a.gpg arch=amd64] http://x/debian sid main\n"
+        );
+        assert_eq!(ending, "list");
+    }
+
+    #[test]
+    fn a_suite_that_is_there_already_is_left_alone() {
+        let extra = file("b.list", "deb http://x/debian bookworm-backports main");
+        let files = [file("a.sources", STANZAS), extra];
+        assert_eq!(derive(&files, "bookworm", "bookworm-backports").unwrap(), None);
+    }
+
+    #[test]
+    fn without_a_source_of_the_release_the_error_says_what_to_add() {
+        let error = derive(
+            &[file("a.list", "deb http://x/y nodistro main")],
+            "bookworm",
+            "sid",
+        )
+        .unwrap_err();
+        assert!(error.to_string().contains("add a source of `sid`"), "{error}");
+    }
+}

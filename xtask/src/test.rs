@@ -1,0 +1,85 @@
+//! `cargo xtask test`: the layers, one after the other, and a closing table.
+
+mod layer;
+mod lint;
+mod report;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Result;
+
+use crate::build::Build;
+use crate::process::step;
+use crate::setup;
+
+pub(crate) use layer::Layer;
+use report::{Report, Tally};
+
+/// Run the tests, all layers that belong to CI unless some are named
+///
+/// Installs what the layers need, builds, runs each layer and ends with a table of layers and, as the last line, the sum:
+/// `N passed, N failed`. The exit status is 0 only if nothing failed. Layers that touch the kernel need root; they work
+/// inside network namespaces of their own and leave nothing behind.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Test {
+    /// Layers to run, in the order of their cost
+    #[arg(value_enum, value_name = "LAYER")]
+    layers: Vec<Layer>,
+    /// Passed to each test program: a part of a test's name, --nocapture, --test-threads=1
+    #[arg(last = true, value_name = "ARGS")]
+    arguments: Vec<String>,
+}
+
+impl Test {
+    pub(crate) fn run(&self) -> Result<ExitCode> {
+        let layers = self.chosen();
+        let mut report = Report::default();
+        let started = Instant::now();
+        if let Err(error) = prepare(&layers) {
+            eprintln!("error: {error:#}");
+            report.add(
+                "setup and build",
+                Tally::failure(format!("{error:#}")),
+                started.elapsed(),
+            );
+        } else {
+            for layer in &layers {
+                step(format_args!("layer {layer}"));
+                let started = Instant::now();
+                // One layer that cannot run must not hide what the others say.
+                let tally = layer.run(&self.arguments).unwrap_or_else(|error| {
+                    eprintln!("error: {error:#}");
+                    Tally::failure(format!("{layer}: {error:#}"))
+                });
+                report.add(&layer.to_string(), tally, started.elapsed());
+            }
+        }
+        print!("{report}");
+        Ok(if report.passed() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        })
+    }
+
+    fn chosen(&self) -> Vec<Layer> {
+        let mut layers = if self.layers.is_empty() {
+            Layer::in_ci()
+        } else {
+            self.layers.clone()
+        };
+        layers.sort();
+        layers.dedup();
+        layers
+    }
+}
+
+fn prepare(layers: &[Layer]) -> Result<()> {
+    let groups: Vec<_> = layers.iter().flat_map(|layer| layer.needs()).copied().collect();
+    setup::ensure(&groups)?;
+    if layers.iter().any(|layer| layer.needs_build()) {
+        Build::default().run()?;
+    }
+    Ok(())
+}

@@ -1,0 +1,159 @@
+//! The layers of tests, from the cheapest to the dearest.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+use super::lint;
+use super::report::Tally;
+use crate::process::{cargo, stream};
+use crate::setup::Group;
+use crate::workspace;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum Layer {
+    /// Formatting, clippy on host and BPF, documentation, licences, the house rules of `tidy`
+    Lint,
+    /// Unit, property and documentation tests of every package
+    Unit,
+    /// Every program in every configuration through this kernel's verifier
+    Verifier,
+    /// Packet fixtures through the host build and through the loaded programs, with equal verdicts
+    Packets,
+    /// Nodes and pods as network namespaces, with real sockets
+    Netns,
+}
+
+impl Layer {
+    /// All that belong to CI. A layer whose test target is not in the tree is left out.
+    pub(crate) fn in_ci() -> Vec<Self> {
+        Self::value_variants()
+            .iter()
+            .copied()
+            .filter(|layer| layer.exists())
+            .collect()
+    }
+
+    fn exists(self) -> bool {
+        match self {
+            Self::Lint | Self::Unit => true,
+            Self::Verifier | Self::Packets | Self::Netns => {
+                let tests = workspace::root().join("tests/tests");
+                let name = self.to_string();
+                tests.join(&name).with_extension("rs").exists() || tests.join(&name).join("main.rs").exists()
+            }
+        }
+    }
+
+    pub(crate) fn needs(self) -> &'static [Group] {
+        match self {
+            Self::Lint => &[Group::Build, Group::Lint],
+            Self::Unit => &[],
+            Self::Verifier | Self::Packets | Self::Netns => &[Group::Build, Group::Test],
+        }
+    }
+
+    pub(crate) fn needs_build(self) -> bool {
+        matches!(self, Self::Verifier | Self::Packets | Self::Netns)
+    }
+
+    pub(crate) fn run(self, arguments: &[String]) -> Result<Tally> {
+        match self {
+            Self::Lint => lint::run(),
+            Self::Unit => {
+                let mut tests = cargo_test();
+                tests.args(["--workspace", "--lib", "--bins"]);
+                for name in member_tests() {
+                    tests.args(["--test", &name]);
+                }
+                let mut tally = libtest(tests, arguments)?;
+                let mut docs = cargo_test();
+                docs.args(["--workspace", "--doc"]);
+                tally += libtest(docs, arguments)?;
+                Ok(tally)
+            }
+            Self::Verifier | Self::Packets | Self::Netns => {
+                let mut tests = cargo_test();
+                tests.args(["--package", "cni-tests", "--test", &self.to_string()]);
+                libtest(tests, arguments)
+            }
+        }
+    }
+}
+
+impl fmt::Display for Layer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let value = self.to_possible_value();
+        f.write_str(value.as_ref().map_or("hidden", |value| value.get_name()))
+    }
+}
+
+/// `cargo test` with the paths of what was built, so that a test starts the real programs.
+fn cargo_test() -> Command {
+    let mut command = cargo();
+    command.args(["test", "--no-fail-fast"]);
+    command.env("MILLRACE_BIN", workspace::host_binary("millrace", false));
+    command.env("MILLRACE_CNI_BIN", workspace::host_binary("millrace-cni", false));
+    command
+}
+
+fn libtest(mut command: Command, arguments: &[String]) -> Result<Tally> {
+    command.arg("--").args(arguments);
+    let mut tally = Tally::default();
+    let status = stream(&mut command, |line| tally.read(line))?;
+    if !status.success() && tally.failed == 0 {
+        tally += Tally::failure(format!(
+            "`cargo test` ended with {status} before or outside a test"
+        ));
+    }
+    Ok(tally)
+}
+
+/// Integration tests of the members other than `tests`, which are layers of their own.
+fn member_tests() -> Vec<String> {
+    let members = workspace::root().read_dir().into_iter().flatten().flatten();
+    let folders = members
+        .filter(|member| member.file_name() != "tests")
+        .map(|member| member.path().join("tests"));
+    let files = folders
+        .filter_map(|folder| folder.read_dir().ok())
+        .flatten()
+        .flatten();
+    let mut names: Vec<_> = files.filter_map(|file| test_name(file.path())).collect();
+    names.sort();
+    names
+}
+
+fn test_name(path: PathBuf) -> Option<String> {
+    let is_test =
+        path.extension().is_some_and(|extension| extension == "rs") || path.join("main.rs").exists();
+    is_test
+        .then(|| path.file_stem().map(|stem| stem.to_string_lossy().into_owned()))
+        .flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_run_from_the_cheapest_to_the_dearest() {
+        assert!(Layer::Lint < Layer::Unit && Layer::Unit < Layer::Netns);
+        assert_eq!(Layer::in_ci()[..2], [Layer::Lint, Layer::Unit]);
+    }
+
+    #[test]
+    fn what_a_person_types_is_what_the_table_shows() {
+        assert_eq!(Layer::Netns.to_string(), "netns");
+    }
+
+    #[test]
+    fn a_test_is_a_file_or_a_folder_with_a_root() {
+        assert_eq!(test_name("a/tests/wire.rs".into()).as_deref(), Some("wire"));
+        assert_eq!(test_name("a/tests/data.json".into()), None);
+        assert_eq!(test_name(workspace::root().join("xtask/Cargo.toml")), None);
+    }
+}

@@ -1,0 +1,70 @@
+//! The lint layer: each check counts as one test.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use super::report::Tally;
+use crate::process::{self, cargo, step};
+use crate::toolchain::Toolchain;
+
+type Check = (&'static str, fn() -> Result<()>);
+
+const CHECKS: [Check; 4] = [
+    ("rustfmt", formatting),
+    ("clippy on the host", host_clippy),
+    ("clippy on BPF", bpf_clippy),
+    ("documentation", documentation),
+];
+
+pub(crate) fn run() -> Result<Tally> {
+    let mut tally = Tally::default();
+    for (name, check) in CHECKS {
+        step(name);
+        tally += match check() {
+            Ok(()) => Tally::success(),
+            Err(error) => {
+                eprintln!("{name}: {error:#}");
+                Tally::failure(format!("{name}: {error:#}"))
+            }
+        };
+    }
+    Ok(tally)
+}
+
+fn formatting() -> Result<()> {
+    process::run(cargo().args(["fmt", "--all", "--check"]))
+}
+
+fn host_clippy() -> Result<()> {
+    process::run(deny_warnings(cargo().args([
+        "clippy",
+        "--workspace",
+        "--all-targets",
+    ])))
+}
+
+fn bpf_clippy() -> Result<()> {
+    let toolchain = Toolchain::find()?;
+    let mut clippy = toolchain.clippy()?;
+    process::run(deny_warnings(clippy.args([
+        "--profile",
+        "bpf",
+        "--package",
+        "cni-ebpf",
+        "--bin",
+        "millrace-bpf",
+    ])))
+}
+
+fn documentation() -> Result<()> {
+    process::run(
+        cargo()
+            .args(["doc", "--workspace", "--no-deps"])
+            .env("RUSTDOCFLAGS", "-D warnings"),
+    )
+}
+
+fn deny_warnings(clippy: &mut Command) -> &mut Command {
+    clippy.args(["--", "-D", "warnings"])
+}

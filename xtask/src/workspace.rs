@@ -1,0 +1,35 @@
+//! Where things lie in the source tree and in `target`.
+
+use std::path::{Path, PathBuf};
+
+/// The root of the source tree that this binary was built from.
+pub(crate) fn root() -> &'static Path {
+    let member = Path::new(env!("CARGO_MANIFEST_DIR"));
+    member.parent().unwrap_or(member)
+}
+
+pub(crate) fn target() -> PathBuf {
+    root().join("target")
+}
+
+/// The BPF side has a target directory of its own: another compiler and other flags would evict the host's artifacts.
+pub(crate) fn bpf_target() -> PathBuf {
+    target().join("bpf")
+}
+
+/// The finished object: stripped of DWARF, with BTF. `.cargo/config.toml` names the same path.
+pub(crate) fn bpf_object() -> PathBuf {
+    bpf_target().join("millrace.bpf.o")
+}
+
+/// Tools that `setup` builds for this tree alone.
+pub(crate) fn tools() -> PathBuf {
+    target().join("tools")
+}
+
+/// Where cargo puts host binaries.
+pub(crate) fn host_binary(name: &str, release: bool) -> PathBuf {
+    target()
+        .join(if release { "release" } else { "debug" })
+        .join(name)
+}
