@@ -1,0 +1,48 @@
+//! What the kernel should hold, and what it was seen to hold: both in the same shape, so that comparing them needs no
+//! knowledge of either.
+
+mod network;
+mod table;
+
+use std::collections::BTreeMap;
+
+use cni_ebpf::abi::Config;
+
+pub use network::{
+    HostRoute, LinkKey, LinkOwner, LinkState, NeighbourKey, Program, RouteKey, Veth, VethState, Vxlan,
+};
+pub use table::{MalformedEntry, Table, Tables};
+
+/// What the kernel should hold. `Default` is nothing at all: comparing with it removes everything.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Desired {
+    /// Constants of the programs. `None`: nothing is known yet that programs could be loaded with.
+    pub config: Option<Config>,
+    pub tables: Tables,
+    /// The tunnel device, in tunnel mode.
+    pub vxlan: Option<Vxlan>,
+    /// Host sides of pods, by name.
+    pub veths: BTreeMap<String, Veth>,
+    /// Which program is on which device.
+    pub links: BTreeMap<LinkKey, u32>,
+    /// Routes with Millrace's protocol number in the main table.
+    pub routes: BTreeMap<RouteKey, HostRoute>,
+    /// Permanent neighbours: the pods' MACs on the host's side.
+    pub neighbours: BTreeMap<NeighbourKey, [u8; 6]>,
+    /// Paths below `/proc/sys`, with slashes (`net/ipv4/conf/eth0.1/rp_filter`).
+    pub sysctls: BTreeMap<String, String>,
+}
+
+/// What the kernel was seen to hold, within a [`Scope`](crate::kernel::Scope).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Observed {
+    /// The constants of the programs that this process has loaded and would attach.
+    pub config: Option<Config>,
+    pub tables: Tables,
+    pub vxlan: Option<Vxlan>,
+    pub veths: BTreeMap<String, VethState>,
+    pub links: BTreeMap<LinkKey, LinkState>,
+    pub routes: BTreeMap<RouteKey, HostRoute>,
+    pub neighbours: BTreeMap<NeighbourKey, [u8; 6]>,
+    pub sysctls: BTreeMap<String, String>,
+}

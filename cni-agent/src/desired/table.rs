@@ -1,0 +1,138 @@
+//! The maps that the agent writes, typed for whoever compiles them and as bytes for whoever carries them.
+
+use std::collections::BTreeMap;
+
+use cni_ebpf::abi::{
+    self, Addr, Backend, Bucket, ClassBits, ClassKey, Device, Endpoint, GroupChunk, GroupKey, Peer, Prefix,
+    Route, RuleKey, RuleList, RuleSet, Service, ServiceKey, SlotKey,
+};
+
+/// Bytes read from a map do not have the size of its key or value.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("map {map}: an entry of {key} and {value} bytes is not of this layout")]
+pub struct MalformedEntry {
+    pub map: &'static str,
+    pub key: usize,
+    pub value: usize,
+}
+
+macro_rules! tables {
+    ($( $(#[$meta:meta])* $variant:ident $field:ident: $key:ty => $value:ty; )*) => {
+        /// A map that the agent writes. The order is that of reference: what stands later names what stands earlier.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Table { $( $variant, )* }
+
+        impl Table {
+            pub const ALL: &[Self] = &[ $( Self::$variant, )* ];
+
+            /// The map's name in the object file.
+            pub const fn name(self) -> &'static str {
+                match self { $( Self::$variant => stringify!($field), )* }
+            }
+        }
+
+        /// The content of every such map.
+        #[derive(Clone, Debug, Default, PartialEq)]
+        pub struct Tables { $( $(#[$meta])* pub $field: BTreeMap<$key, $value>, )* }
+
+        impl Tables {
+            /// The entries of one table as they stand in the kernel, in order of the key.
+            pub fn entries(&self, table: Table) -> Vec<(Vec<u8>, Vec<u8>)> {
+                match table { $( Table::$variant => self.$field.iter()
+                    .map(|(key, value)| (abi::as_bytes(key).to_vec(), abi::as_bytes(value).to_vec()))
+                    .collect(), )* }
+            }
+
+            /// Takes an entry as it was read from the kernel.
+            pub fn insert(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), MalformedEntry> {
+                match table { $( Table::$variant => {
+                    match (abi::from_bytes::<$key>(key), abi::from_bytes::<$value>(value)) {
+                        (Some(key), Some(value)) => { self.$field.insert(key, value); Ok(()) }
+                        _ => Err(MalformedEntry { map: table.name(), key: key.len(), value: value.len() }),
+                    }
+                } )* }
+            }
+
+            pub fn remove(&mut self, table: Table, key: &[u8]) {
+                match table { $( Table::$variant => {
+                    if let Some(key) = abi::from_bytes::<$key>(key) { self.$field.remove(&key); }
+                } )* }
+            }
+
+            pub fn len(&self, table: Table) -> usize {
+                match table { $( Table::$variant => self.$field.len(), )* }
+            }
+
+            pub fn is_empty(&self) -> bool {
+                true $( && self.$field.is_empty() )*
+            }
+        }
+    };
+}
+
+tables! {
+    Backends backends: u32 => Backend;
+    ServiceSlots service_slots: SlotKey => u32;
+    Services services: ServiceKey => Service;
+    Classes classes: ClassKey => ClassBits;
+    Cidrs cidrs: Prefix => u32;
+    RuleGroups rule_groups: GroupKey => GroupChunk;
+    Rules rules: RuleKey => RuleList;
+    RuleSets rule_sets: u32 => RuleSet;
+    Devices devices: u32 => Device;
+    Peers peers: Addr => Peer;
+    /// Written once; the kernel keeps them.
+    Buckets buckets: u32 => Bucket;
+    Endpoints endpoints: Addr => Endpoint;
+    Routes routes: Prefix => Route;
+}
+
+impl Table {
+    /// False for tables whose values the kernel changes: only the presence of a key is the agent's business.
+    pub const fn owns_values(self) -> bool {
+        !matches!(self, Self::Buckets)
+    }
+
+    /// True for arrays, whose keys are always there: a value of zeros is an absent entry.
+    pub const fn is_array(self) -> bool {
+        matches!(self, Self::RuleSets)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_table_is_a_map_of_the_layout() {
+        for table in Table::ALL {
+            let spec = abi::MAPS.iter().find(|map| map.name == table.name());
+            let spec = spec.unwrap_or_else(|| panic!("{} is not in MAPS", table.name()));
+            assert_eq!(
+                spec.map_type == abi::MapType::Array,
+                table.is_array(),
+                "{}",
+                table.name()
+            );
+        }
+    }
+
+    #[test]
+    fn entries_round_trip_as_bytes_and_foreign_sizes_are_refused() {
+        let mut tables = Tables::default();
+        let peer = Peer {
+            class: 7,
+            ..Peer::default()
+        };
+        tables.peers.insert(Addr::v4([10, 0, 0, 1]), peer);
+        let entries = tables.entries(Table::Peers);
+        let mut copy = Tables::default();
+        for (key, value) in &entries {
+            copy.insert(Table::Peers, key, value).unwrap();
+        }
+        assert_eq!(copy, tables);
+        assert!(copy.insert(Table::Peers, &[0; 3], &entries[0].1).is_err());
+        copy.remove(Table::Peers, &entries[0].0);
+        assert!(copy.is_empty());
+    }
+}

@@ -1,0 +1,12 @@
+//! The agent's own vocabulary. Sources translate into it, everything behind them speaks nothing else: no Kubernetes,
+//! aya or netlink type appears here.
+
+mod device;
+mod endpoint;
+mod event;
+mod object;
+
+pub use device::{Device, DeviceAddress, DeviceKind};
+pub use endpoint::{Endpoint, Phase, Rates};
+pub use event::{Event, Object, ObjectKey, Source};
+pub use object::{Labels, Namespace, Node, Pod, PodName};

@@ -1,0 +1,81 @@
+//! What sources say.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Device, Namespace, Node, Pod, PodName};
+
+/// An input of the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// The folder of manifests.
+    Files,
+    /// The host's devices and addresses.
+    Devices,
+    /// The endpoints on disk and the queue of deletions.
+    Endpoints,
+}
+
+impl Source {
+    pub const ALL: [Self; 3] = [Self::Files, Self::Devices, Self::Endpoints];
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Files => "manifests",
+            Self::Devices => "devices",
+            Self::Endpoints => "endpoints",
+        })
+    }
+}
+
+/// A change of the world.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The object is new or different.
+    Set(Object),
+    Gone(ObjectKey),
+    /// All devices of the host's namespace as they are now, addresses included.
+    Devices(Vec<Device>),
+    /// The source has said everything that it knew when it began.
+    Synced(Source),
+    /// What is wrong at a source; replaces what the source said before, so an empty list is good news.
+    Problems(Source, Vec<String>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Object {
+    Node(Node),
+    Namespace(Namespace),
+    Pod(Pod),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ObjectKey {
+    Node(String),
+    Namespace(String),
+    Pod(PodName),
+}
+
+impl Object {
+    pub fn key(&self) -> ObjectKey {
+        match self {
+            Self::Node(node) => ObjectKey::Node(node.name.clone()),
+            Self::Namespace(namespace) => ObjectKey::Namespace(namespace.name.clone()),
+            Self::Pod(pod) => ObjectKey::Pod(pod.name.clone()),
+        }
+    }
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Node(name) => write!(f, "Node {name}"),
+            Self::Namespace(name) => write!(f, "Namespace {name}"),
+            Self::Pod(name) => write!(f, "Pod {name}"),
+        }
+    }
+}

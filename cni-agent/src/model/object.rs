@@ -1,0 +1,55 @@
+//! Objects of the cluster.
+
+use std::{collections::BTreeMap, fmt, net::IpAddr};
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+
+pub type Labels = BTreeMap<String, String>;
+
+/// A node of the cluster, this one included.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    pub name: String,
+    /// Internal addresses before external ones, in the object's order.
+    pub addresses: Vec<IpAddr>,
+    pub pod_cidrs: Vec<IpNetwork>,
+    pub zone: Option<String>,
+    pub labels: Labels,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Namespace {
+    pub name: String,
+    pub labels: Labels,
+}
+
+/// Namespace and name of a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PodName {
+    pub namespace: String,
+    pub name: String,
+}
+
+impl fmt::Display for PodName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A pod anywhere in the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pod {
+    pub name: PodName,
+    pub uid: String,
+    /// Empty until it runs.
+    pub addresses: Vec<IpAddr>,
+    /// Empty until it is scheduled.
+    pub node: String,
+    pub labels: Labels,
+    pub host_network: bool,
+    /// Addresses that an annotation asks for.
+    pub requested_addresses: Vec<IpAddr>,
+    /// It has ended: its addresses are nobody's, though the object is still there.
+    pub finished: bool,
+}

@@ -1,0 +1,75 @@
+//! One step towards what is desired.
+
+use std::fmt;
+
+use cni_ebpf::abi::Config;
+
+use crate::desired::{HostRoute, LinkKey, NeighbourKey, RouteKey, Table, Vxlan};
+
+/// One idempotent step. It names the state after it, not the way there.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// Create or migrate the maps and load the programs with these constants. Links keep what they run until they are
+    /// attached anew.
+    Load(Config),
+    /// Create the tunnel device, or make it like this (a property that cannot be changed means a new device).
+    SetVxlan(Vxlan),
+    RemoveVxlan(String),
+    SetSysctl {
+        path: String,
+        value: String,
+    },
+    /// Write an entry, whether it exists or not.
+    Put {
+        table: Table,
+        key: Vec<u8>,
+        value: Vec<u8>,
+    },
+    Delete {
+        table: Table,
+        key: Vec<u8>,
+    },
+    /// Have the loaded program run on this device and pin the link. A live link is exchanged in place, never detached
+    /// first.
+    Attach {
+        link: LinkKey,
+        ifindex: u32,
+    },
+    Detach(LinkKey),
+    /// Set the host side of a pod up.
+    RaiseVeth {
+        name: String,
+        ifindex: u32,
+    },
+    RemoveVeth(String),
+    /// Add or replace.
+    SetRoute {
+        key: RouteKey,
+        route: HostRoute,
+    },
+    RemoveRoute(RouteKey),
+    SetNeighbour {
+        key: NeighbourKey,
+        mac: [u8; 6],
+    },
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Load(_) => f.write_str("load the programs"),
+            Self::SetVxlan(vxlan) => write!(f, "set up device {}", vxlan.name),
+            Self::RemoveVxlan(name) => write!(f, "remove device {name}"),
+            Self::SetSysctl { path, value } => write!(f, "set sysctl {path} to {value}"),
+            Self::Put { table, .. } => write!(f, "write to map {}", table.name()),
+            Self::Delete { table, .. } => write!(f, "delete from map {}", table.name()),
+            Self::Attach { link, ifindex } => write!(f, "attach {link} to device {ifindex}"),
+            Self::Detach(link) => write!(f, "detach {link}"),
+            Self::RaiseVeth { name, .. } => write!(f, "set {name} up"),
+            Self::RemoveVeth(name) => write!(f, "remove device {name}"),
+            Self::SetRoute { key, .. } => write!(f, "set route {}", key.destination),
+            Self::RemoveRoute(key) => write!(f, "remove route {}", key.destination),
+            Self::SetNeighbour { key, .. } => write!(f, "set neighbour {} on device {}", key.ip, key.ifindex),
+        }
+    }
+}

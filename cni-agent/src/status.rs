@@ -1,0 +1,52 @@
+//! What the agent says of itself: the base of `millrace status`, of readiness and of the metrics.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Endpoint, Source};
+
+/// Published whenever something of it changed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    pub node: String,
+    pub version: String,
+    /// ADD can be served: every source has synced, the programs are loaded, and the last reconciliation ended well.
+    pub ready: bool,
+    pub sources: BTreeMap<Source, SourceStatus>,
+    pub reconcile: ReconcileStatus,
+    pub pools: Vec<PoolStatus>,
+    pub endpoints: Vec<Endpoint>,
+    /// The node's devices that programs are attached to.
+    pub devices: Vec<String>,
+    pub node_addresses: Vec<IpAddr>,
+    /// Whatever does not work, and what to do about it.
+    pub problems: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceStatus {
+    pub synced: bool,
+    pub problems: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReconcileStatus {
+    /// Rounds over everything since the agent began.
+    pub rounds: u64,
+    pub changes: u64,
+    pub failures: u64,
+    /// What failed in the last round and will be tried again.
+    pub failing: Vec<String>,
+}
+
+/// One range of pod addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolStatus {
+    pub range: IpNetwork,
+    pub used: u64,
+    pub quarantined: u64,
+    /// Saturates: an IPv6 range has more than a number can say.
+    pub free: u64,
+}
