@@ -9,6 +9,7 @@ mod process;
 mod setup;
 mod test;
 mod toolchain;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -30,13 +31,19 @@ enum Cli {
     Setup(setup::Setup),
     Build(build::Build),
     Test(test::Test),
+    #[command(subcommand)]
+    Vm(vm::Vm),
 }
 
 fn main() -> ExitCode {
+    if vm::is_guest() {
+        return vm::init();
+    }
     let done = match Cli::parse() {
         Cli::Setup(setup) => setup.run(),
         Cli::Build(build) => build.run().map(|()| ExitCode::SUCCESS),
         Cli::Test(test) => test.run(),
+        Cli::Vm(vm) => vm.run(),
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -1,6 +1,6 @@
 //! `cargo xtask setup`: what this machine lacks, and its installation by package name.
 
-mod apt;
+pub(crate) mod apt;
 mod package;
 
 use std::process::ExitCode;

@@ -13,8 +13,9 @@ use crate::build::Build;
 use crate::process::step;
 use crate::setup;
 
-pub(crate) use layer::Layer;
-use report::{Report, Tally};
+pub(crate) use layer::{Layer, Program, environment};
+use report::Report;
+pub(crate) use report::Tally;
 
 /// Run the tests, all layers that belong to CI unless some are named
 ///

@@ -8,14 +8,14 @@ use anyhow::{Context, Result, bail};
 use crate::process::{command, run, shown, step};
 
 /// A file of apt's sources and its text.
-pub(crate) struct SourceFile {
+struct SourceFile {
     path: PathBuf,
     text: String,
 }
 
 impl SourceFile {
     /// Every file that apt reads on this machine.
-    pub(crate) fn of_this_machine() -> Result<Vec<Self>> {
+    fn of_this_machine() -> Result<Vec<Self>> {
         let parts = Path::new("/etc/apt/sources.list.d")
             .read_dir()
             .into_iter()
@@ -40,6 +40,19 @@ impl SourceFile {
         self.path.extension().is_some_and(|end| end == "sources")
     }
 
+    fn serves(&self, source: &str, suite: &str) -> bool {
+        let suites = if self.is_stanzas() {
+            stanza_suites(source)
+        } else {
+            line_suites(source)
+        };
+        suites.iter().any(|name| name == suite)
+    }
+
+    fn has(&self, suite: &str) -> bool {
+        self.sources().iter().any(|source| self.serves(source, suite))
+    }
+
     /// Each source as text, without comments.
     fn sources(&self) -> Vec<String> {
         let lines = self
@@ -55,37 +68,31 @@ impl SourceFile {
     }
 }
 
-/// The sources of another suite, made from the machine's source of `known`: same place, same key.
-///
-/// `Ok(None)` if a source has the suite already. The second part of the pair is the file name's ending.
-pub(crate) fn derive(
-    files: &[SourceFile],
-    known: &str,
-    suite: &str,
-) -> Result<Option<(String, &'static str)>> {
-    let mut found = None;
+/// The source of another suite, made from the machine's source of `known`: same place, same key. The second part of the
+/// pair is the file name's ending.
+fn derive(files: &[SourceFile], known: &str, suite: &str) -> Result<(String, &'static str)> {
     for file in files {
-        for source in file.sources() {
-            let suites = if file.is_stanzas() {
-                stanza_suites(&source)
-            } else {
-                line_suites(&source)
-            };
-            if suites.iter().any(|name| name == suite) {
-                return Ok(None);
-            }
-            if found.is_none() && suites.iter().any(|name| name == known) {
-                found = Some(if file.is_stanzas() {
-                    (stanza_with_suite(&source, suite), "sources")
-                } else {
-                    (line_with_suite(&source, known, suite), "list")
-                });
-            }
-        }
+        let Some(source) = file
+            .sources()
+            .into_iter()
+            .find(|source| file.serves(source, known))
+        else {
+            continue;
+        };
+        return Ok(if file.is_stanzas() {
+            (stanza_with_suite(&source, suite), "sources")
+        } else {
+            (line_with_suite(&source, known, suite), "list")
+        });
     }
-    found.map(Some).with_context(|| {
-        format!("apt has no source of the suite `{known}` to derive `{suite}` from; add a source of `{suite}` to apt")
-    })
+    bail!(
+        "apt has no source of the suite `{known}` to derive `{suite}` from; add a source of `{suite}` to apt"
+    )
+}
+
+/// The source of any suite, from where this machine has its own release.
+pub(crate) fn derived(suite: &str) -> Result<(String, &'static str)> {
+    derive(&SourceFile::of_this_machine()?, &codename()?, suite)
 }
 
 fn stanza_suites(stanza: &str) -> Vec<String> {
@@ -148,7 +155,7 @@ fn line_with_suite(line: &str, known: &str, suite: &str) -> String {
 }
 
 /// The release's codename, `bookworm` for Debian 12.
-pub(crate) fn codename() -> Result<String> {
+fn codename() -> Result<String> {
     let path = "/etc/os-release";
     let text = fs::read_to_string(path).with_context(|| format!("reading {path}"))?;
     let name = text
@@ -160,16 +167,17 @@ pub(crate) fn codename() -> Result<String> {
         .to_owned())
 }
 
-pub(crate) fn backports_name() -> Result<String> {
+pub(super) fn backports_name() -> Result<String> {
     Ok(format!("{}-backports", codename()?))
 }
 
 /// Makes apt know the backports of this release.
 pub(super) fn add_backports() -> Result<()> {
     let suite = backports_name()?;
-    let Some((text, ending)) = derive(&SourceFile::of_this_machine()?, &codename()?, &suite)? else {
+    if SourceFile::of_this_machine()?.iter().any(|file| file.has(&suite)) {
         return Ok(());
-    };
+    }
+    let (text, ending) = derived(&suite)?;
     let path = format!("/etc/apt/sources.list.d/millrace-backports.{ending}");
     step(format_args!("adding the suite {suite} to apt: {path}"));
     require_root(&format!("write this to {path} and run `apt-get update`:\n{text}"))?;
@@ -227,7 +235,6 @@ mod tests {
             "bookworm",
             "bookworm-backports",
         )
-        .unwrap()
         .unwrap();
         assert_eq!(ending, "sources");
         assert_eq!(
@@ -241,9 +248,7 @@ mod tests {
     fn one_line_sources_keep_their_options() {
         let list = "deb-src http://x/debian bookworm main\n\
                     deb [signed-by=/a.gpg arch=amd64] http://x/debian bookworm main contrib\n";
-        let (text, ending) = derive(&[file("sources.list", list)], "bookworm", "sid")
-            .unwrap()
-            .unwrap();
+        let (text, ending) = derive(&[file("sources.list", list)], "bookworm", "sid").unwrap();
         assert_eq!(
             text,
             "deb [signed-by=/a.gpg arch=amd64] http://x/debian sid main\n"
@@ -252,10 +257,10 @@ mod tests {
     }
 
     #[test]
-    fn a_suite_that_is_there_already_is_left_alone() {
+    fn a_suite_that_is_there_already_is_seen() {
         let extra = file("b.list", "deb http://x/debian bookworm-backports main");
-        let files = [file("a.sources", STANZAS), extra];
-        assert_eq!(derive(&files, "bookworm", "bookworm-backports").unwrap(), None);
+        assert!(extra.has("bookworm-backports"));
+        assert!(!file("a.sources", STANZAS).has("bookworm-backports"));
     }
 
     #[test]

@@ -183,6 +183,7 @@ pub(super) const PACKAGES: &[Package] = &[
         "the programs in the initramfs",
     ),
     tool(Group::Vm, "kmod", "depmod", "which kernel module needs which"),
+    tool(Group::Vm, "xz-utils", "xz", "kernel modules come compressed"),
     tool(Group::Vm, "dpkg", "dpkg-deb", "unpacks kernels"),
 ];
 

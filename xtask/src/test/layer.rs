@@ -2,16 +2,16 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use super::lint;
 use super::report::Tally;
-use crate::process::{cargo, stream};
+use crate::process::{cargo, output, stream};
 use crate::setup::Group;
-use crate::workspace;
+use crate::{vm, workspace};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Layer {
@@ -25,6 +25,8 @@ pub(crate) enum Layer {
     Packets,
     /// Nodes and pods as network namespaces, with real sockets
     Netns,
+    /// The verifier layer in virtual machines, on every supported kernel
+    Vm,
 }
 
 impl Layer {
@@ -45,6 +47,7 @@ impl Layer {
                 let name = self.to_string();
                 tests.join(&name).with_extension("rs").exists() || tests.join(&name).join("main.rs").exists()
             }
+            Self::Vm => Self::Verifier.exists(),
         }
     }
 
@@ -53,11 +56,12 @@ impl Layer {
             Self::Lint => &[Group::Build, Group::Lint],
             Self::Unit => &[],
             Self::Verifier | Self::Packets | Self::Netns => &[Group::Build, Group::Test],
+            Self::Vm => &[Group::Build, Group::Vm],
         }
     }
 
     pub(crate) fn needs_build(self) -> bool {
-        matches!(self, Self::Verifier | Self::Packets | Self::Netns)
+        !matches!(self, Self::Lint | Self::Unit)
     }
 
     pub(crate) fn run(self, arguments: &[String]) -> Result<Tally> {
@@ -80,6 +84,7 @@ impl Layer {
                 tests.args(["--package", "cni-tests", "--test", &self.to_string()]);
                 libtest(tests, arguments)
             }
+            Self::Vm => vm::supported_kernels(arguments),
         }
     }
 }
@@ -91,12 +96,55 @@ impl fmt::Display for Layer {
     }
 }
 
-/// `cargo test` with the paths of what was built, so that a test starts the real programs.
+/// A test program, built.
+pub(crate) struct Program {
+    pub(crate) path: PathBuf,
+    /// The folder that its tests run in, as under `cargo test`.
+    pub(crate) folder: PathBuf,
+}
+
+impl Layer {
+    /// Builds the layer's test program and says where it is.
+    pub(crate) fn program(self) -> Result<Program> {
+        let name = self.to_string();
+        let mut build = cargo();
+        build.args(["test", "--package", "cni-tests", "--test", &name, "--no-run"]);
+        build
+            .args(["--message-format", "json-render-diagnostics"])
+            .stderr(Stdio::inherit());
+        let messages = output(&mut build).with_context(|| format!("building the tests of layer `{name}`"))?;
+        let path = messages.lines().find_map(|line| executable(line, &name));
+        let path = path.with_context(|| format!("cargo names no test program of layer `{name}`"))?;
+        Ok(Program {
+            path,
+            folder: workspace::root().join("tests"),
+        })
+    }
+}
+
+/// The path in cargo's message about the wanted test program.
+fn executable(message: &str, test: &str) -> Option<PathBuf> {
+    let message: serde_json::Value = serde_json::from_str(message).ok()?;
+    let is_it = message["target"]["name"] == test && message["profile"]["test"] == true;
+    message["executable"]
+        .as_str()
+        .filter(|_| is_it)
+        .map(PathBuf::from)
+}
+
+/// What every test program is told: where the built binaries are, so that it starts the real ones.
+pub(crate) fn environment() -> [(&'static str, PathBuf); 3] {
+    [
+        ("MILLRACE_BIN", workspace::host_binary("millrace", false)),
+        ("MILLRACE_CNI_BIN", workspace::host_binary("millrace-cni", false)),
+        ("MILLRACE_BPF_OBJECT", workspace::bpf_object()),
+    ]
+}
+
 fn cargo_test() -> Command {
     let mut command = cargo();
     command.args(["test", "--no-fail-fast"]);
-    command.env("MILLRACE_BIN", workspace::host_binary("millrace", false));
-    command.env("MILLRACE_CNI_BIN", workspace::host_binary("millrace-cni", false));
+    command.envs(environment());
     command
 }
 
@@ -148,6 +196,14 @@ mod tests {
     #[test]
     fn what_a_person_types_is_what_the_table_shows() {
         assert_eq!(Layer::Netns.to_string(), "netns");
+    }
+
+    #[test]
+    fn the_test_program_is_read_from_cargos_messages() {
+        let line = r#"{"reason":"compiler-artifact","target":{"name":"verifier"},"profile":{"test":true},"executable":"/t/v"}"#;
+        assert_eq!(executable(line, "verifier"), Some("/t/v".into()));
+        assert_eq!(executable(line, "netns"), None);
+        assert_eq!(executable("   Compiling", "verifier"), None);
     }
 
     #[test]

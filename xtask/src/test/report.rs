@@ -30,6 +30,14 @@ impl Tally {
         }
     }
 
+    /// Says where these tests ran, in the names of those that failed.
+    pub(crate) fn on(mut self, place: &impl fmt::Display) -> Self {
+        self.failures
+            .iter_mut()
+            .for_each(|failure| *failure = format!("{failure} ({place})"));
+        self
+    }
+
     /// Takes up one line of a test program's output.
     pub(crate) fn read(&mut self, line: &str) {
         if let Some(summary) = line.strip_prefix("test result: ") {

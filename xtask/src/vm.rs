@@ -1,0 +1,153 @@
+//! `cargo xtask vm`: layers inside virtual machines, on the kernels that Millrace supports.
+//!
+//! A machine has no disk and no distribution: Debian's kernel, and an initramfs with the test program, what it links, its
+//! data at the paths it has here, and this binary as `init` (`guest`).
+
+mod cpio;
+mod guest;
+mod image;
+mod kernel;
+mod machine;
+mod modules;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand};
+
+use crate::build::Build;
+use crate::process::step;
+use crate::setup::{self, Group};
+use crate::test::{Layer, Tally};
+
+use guest::{After, Job};
+pub(crate) use guest::{init, is_guest};
+use kernel::{Kernel, Series};
+use machine::Machine;
+
+/// Run layers on other kernels, in virtual machines
+///
+/// Debian's kernels are fetched by package name into target/vm and never installed. Without KVM the processor is
+/// emulated: a machine is up in some ten seconds.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Vm {
+    /// Show the supported kernels and which of Debian's packages each one is
+    List,
+    /// Run a layer's tests inside a machine; the exit status is theirs
+    Run(Run),
+    /// A shell inside a machine; leave it with `exit`
+    Shell(On),
+    /// Run a layer's tests with the kernel's messages shown, then a shell in the same machine
+    Debug(Run),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct On {
+    /// A series such as 6.1, or `newest` for the newest that Debian has
+    #[arg(long, default_value = "newest")]
+    kernel: Series,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// Series such as 6.1, or `newest`; repeatable; all supported ones if not given
+    #[arg(long = "kernel", value_name = "SERIES")]
+    kernels: Vec<Series>,
+    /// Which tests
+    #[arg(value_enum, default_value = "verifier")]
+    layer: Layer,
+    /// End a machine that has not finished after this many seconds
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    timeout: u64,
+    /// Passed to the test program
+    #[arg(last = true, value_name = "ARGS")]
+    arguments: Vec<String>,
+}
+
+impl Vm {
+    pub(crate) fn run(&self) -> Result<ExitCode> {
+        setup::ensure(&[Group::Vm])?;
+        match self {
+            Self::List => list().map(|()| ExitCode::SUCCESS),
+            Self::Shell(On { kernel }) => {
+                Machine::interactive(&Kernel::fetch(*kernel)?, &Job::shell())?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Self::Run(run) => {
+                setup::ensure(&[Group::Build])?;
+                Build::default().run()?;
+                let series = if run.kernels.is_empty() {
+                    &Series::SUPPORTED[..]
+                } else {
+                    &run.kernels
+                };
+                let tally = layer_on(
+                    series,
+                    run.layer,
+                    &run.arguments,
+                    Duration::from_secs(run.timeout),
+                )?;
+                Ok(if tally.failed == 0 {
+                    ExitCode::SUCCESS
+                } else {
+                    ExitCode::FAILURE
+                })
+            }
+            Self::Debug(run) => {
+                setup::ensure(&[Group::Build])?;
+                Build::default().run()?;
+                let series = run.kernels.first().copied().unwrap_or(Series::Newest);
+                let program = run.layer.program()?;
+                Machine::interactive(
+                    &Kernel::fetch(series)?,
+                    &Job::test(&program, &run.arguments, After::Shell),
+                )?;
+                Ok(ExitCode::SUCCESS)
+            }
+        }
+    }
+}
+
+fn list() -> Result<()> {
+    let packages = kernel::packages()?;
+    for series in Series::SUPPORTED {
+        let package = kernel::choose(&packages, series).context("apt knows no kernel of this series")?;
+        println!("{:<8}{package}", series.to_string());
+    }
+    Ok(())
+}
+
+/// Runs a layer's tests on each kernel.
+pub(crate) fn layer_on(
+    series: &[Series],
+    layer: Layer,
+    arguments: &[String],
+    limit: Duration,
+) -> Result<Tally> {
+    let program = layer.program()?;
+    let job = Job::test(&program, arguments, After::PowerOff);
+    let mut tally = Tally::default();
+    for series in series {
+        let kernel = Kernel::fetch(*series)?;
+        step(format_args!("{layer} on {kernel}"));
+        tally += match Machine::run(&kernel, &job, limit) {
+            Ok(tally) => tally,
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                Tally::failure(format!("{layer} on {kernel}: {error:#}"))
+            }
+        };
+    }
+    Ok(tally)
+}
+
+/// What the `vm` layer of `cargo xtask test` does.
+pub(crate) fn supported_kernels(arguments: &[String]) -> Result<Tally> {
+    layer_on(
+        &Series::SUPPORTED,
+        Layer::Verifier,
+        arguments,
+        Duration::from_secs(300),
+    )
+}
