@@ -111,7 +111,11 @@ impl Kernel {
     pub(crate) fn image(&self) -> PathBuf {
         // Newer packages keep the kernel beside its modules.
         let beside = self.modules().join("vmlinuz");
-        if beside.exists() { beside } else { self.folder.join("boot").join(format!("vmlinuz-{}", self.release)) }
+        if beside.exists() {
+            beside
+        } else {
+            self.folder.join("boot").join(format!("vmlinuz-{}", self.release))
+        }
     }
 
     /// Where `modules.dep` lies and the module files below it.
