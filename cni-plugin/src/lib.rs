@@ -5,14 +5,19 @@
 //! therefore holds no code that touches a network namespace.
 
 pub mod attachment;
+pub mod config;
+pub mod environment;
 pub mod error;
 pub mod mac;
 pub mod queue;
+pub mod result;
 pub mod rpc;
+pub mod version;
 
 pub use attachment::{Attachment, host_ifname};
 pub use error::{CniError, code};
 pub use mac::Mac;
+pub use version::SpecVersion;
 
 /// The pod's IPv4 gateway: link-local, answered by nobody, reached through a permanent neighbour entry.
 pub const GATEWAY_V4: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 1, 1);
