@@ -10,6 +10,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 pub use check::Problem;
+pub(crate) use check::overlap;
 pub use load::ConfigError;
 
 /// Where the file is unless somebody says otherwise.

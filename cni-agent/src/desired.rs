@@ -11,7 +11,7 @@ use cni_ebpf::abi::Config;
 pub use network::{
     HostRoute, LinkKey, LinkOwner, LinkState, NeighbourKey, Program, RouteKey, Veth, VethState, Vxlan,
 };
-pub use table::{MalformedEntry, Table, Tables};
+pub use table::{Chain, MalformedEntry, Table, Tables};
 
 /// What the kernel should hold. `Default` is nothing at all: comparing with it removes everything.
 #[derive(Clone, Debug, Default, PartialEq)]

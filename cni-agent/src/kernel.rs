@@ -61,3 +61,6 @@ pub trait Kernel: Send + 'static {
 
     fn apply(&mut self, change: &Change) -> impl Future<Output = Result<(), KernelError>> + Send;
 }
+
+#[cfg(test)]
+pub(crate) mod fake;

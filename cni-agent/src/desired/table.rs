@@ -87,7 +87,28 @@ tables! {
     Routes routes: Prefix => Route;
 }
 
+/// Tables whose entries name each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chain {
+    Service,
+    Policy,
+}
+
 impl Table {
+    /// What the table belongs to; an endpoint names its rule sets.
+    pub const fn chain(self) -> Option<Chain> {
+        match self {
+            Self::Backends | Self::ServiceSlots | Self::Services => Some(Chain::Service),
+            Self::Classes
+            | Self::Cidrs
+            | Self::RuleGroups
+            | Self::Rules
+            | Self::RuleSets
+            | Self::Endpoints => Some(Chain::Policy),
+            Self::Devices | Self::Peers | Self::Buckets | Self::Routes => None,
+        }
+    }
+
     /// False for tables whose values the kernel changes: only the presence of a key is the agent's business.
     pub const fn owns_values(self) -> bool {
         !matches!(self, Self::Buckets)

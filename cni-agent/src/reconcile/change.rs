@@ -73,3 +73,52 @@ impl fmt::Display for Change {
         }
     }
 }
+
+/// What fails and is tried again together.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Group {
+    Sysctl(String),
+    Vxlan,
+    Load,
+    Table(Table),
+    Link(LinkKey),
+    Veth(String),
+    Route(RouteKey),
+    Neighbour(NeighbourKey),
+}
+
+impl Change {
+    pub fn group(&self) -> Group {
+        match self {
+            Self::Load(_) => Group::Load,
+            Self::SetVxlan(_) | Self::RemoveVxlan(_) => Group::Vxlan,
+            Self::SetSysctl { path, .. } => Group::Sysctl(path.clone()),
+            Self::Put { table, .. } | Self::Delete { table, .. } => Group::Table(*table),
+            Self::Attach { link, .. } | Self::Detach(link) => Group::Link(link.clone()),
+            Self::RaiseVeth { name, .. } | Self::RemoveVeth(name) => Group::Veth(name.clone()),
+            Self::SetRoute { key, .. } | Self::RemoveRoute(key) => Group::Route(*key),
+            Self::SetNeighbour { key, .. } => Group::Neighbour(*key),
+        }
+    }
+
+    /// Whether this must not be done in a round in which `failed` failed.
+    pub fn needs(&self, failed: &Self) -> bool {
+        match (failed, self) {
+            // Without programs and maps there is nothing to write to, and no pod goes up.
+            (Self::Load(_) | Self::SetVxlan(_), Self::SetSysctl { .. }) => false,
+            (Self::Load(_), _) => true,
+            (Self::SetVxlan(_), _) => {
+                matches!(self, Self::Load(_) | Self::Attach { .. } | Self::SetRoute { .. })
+            }
+            // A half-written service or rule set must not be named by what comes behind, and what it replaces must
+            // not be deleted while something still names it.
+            (
+                Self::Put { table: failed, .. } | Self::Delete { table: failed, .. },
+                Self::Put { table, .. } | Self::Delete { table, .. },
+            ) => table != failed && table.chain().is_some_and(|chain| failed.chain() == Some(chain)),
+            // A pod whose programs are missing stays down.
+            (Self::Attach { ifindex: failed, .. }, Self::RaiseVeth { ifindex, .. }) => failed == ifindex,
+            _ => false,
+        }
+    }
+}

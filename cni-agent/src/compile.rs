@@ -1,0 +1,82 @@
+//! From what is known to what should be in the kernel: pure functions, no clock, no I/O.
+
+mod address;
+mod device;
+mod endpoint;
+mod host;
+mod route;
+mod topology;
+
+use crate::{
+    config::Config,
+    desired::{Desired, Veth},
+    model::{Endpoint, Phase},
+    state::State,
+};
+
+pub use device::is_veth_name;
+pub use topology::Topology;
+
+/// What came of it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Compiled {
+    pub desired: Desired,
+    /// False while something that everything hangs on is still missing, like the tunnel device: what is there may be
+    /// applied, and nothing may be concluded from what is not.
+    pub complete: bool,
+    pub problems: Vec<String>,
+}
+
+/// The whole of what the kernel should hold.
+pub fn compile(config: &Config, state: &State) -> Compiled {
+    let (topology, mut problems) = Topology::new(config, state);
+    let mut desired = Desired::default();
+    host::sysctls(&topology, &mut desired);
+    desired.vxlan = host::vxlan(&topology);
+    for endpoint in state.endpoints.values() {
+        desired.veths.insert(endpoint.host_ifname(), Veth::Reserved);
+    }
+    let Some(constants) = host::constants(&topology) else {
+        return Compiled {
+            desired,
+            complete: false,
+            problems,
+        };
+    };
+    desired.config = Some(constants);
+    device::devices(&topology, &mut desired);
+    route::routes(&topology, &mut desired, &mut problems);
+    address::peers(&topology, state, &mut desired);
+    for endpoint in state.endpoints.values() {
+        endpoint::endpoint(&topology, endpoint, &mut desired);
+    }
+    Compiled {
+        desired,
+        complete: true,
+        problems,
+    }
+}
+
+/// Only what these endpoints need: the part of the whole that their ADD or DEL is about. `None` while the whole would
+/// not be complete.
+pub fn compile_endpoints<'a>(
+    config: &Config,
+    state: &State,
+    endpoints: impl IntoIterator<Item = &'a Endpoint>,
+) -> Option<Desired> {
+    let (topology, _) = Topology::new(config, state);
+    let mut desired = Desired {
+        config: Some(host::constants(&topology)?),
+        ..Desired::default()
+    };
+    for endpoint in endpoints {
+        if endpoint.phase == Phase::Reserved {
+            desired.veths.insert(endpoint.host_ifname(), Veth::Reserved);
+        }
+        endpoint::endpoint(&topology, endpoint, &mut desired);
+    }
+    Some(desired)
+}
+
+#[cfg(test)]
+mod tests;

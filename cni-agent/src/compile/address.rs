@@ -1,0 +1,37 @@
+//! Who is behind an address of the cluster.
+
+use cni_ebpf::abi::{Addr, Peer, peer_flags};
+
+use super::Topology;
+use crate::{desired::Desired, state::State};
+
+/// The `peers` table. Nodes come first: a pod that claims a node's address does not become that node, nor the node a
+/// pod.
+pub(super) fn peers(topology: &Topology<'_>, state: &State, desired: &mut Desired) {
+    let families = topology.config.families;
+    let mut put = |ip, flags| {
+        if families.has(ip) {
+            desired.tables.peers.entry(Addr::from(ip)).or_insert(Peer {
+                flags,
+                ..Peer::default()
+            });
+        }
+    };
+    for ip in &topology.own_addresses {
+        put(*ip, peer_flags::HOST);
+    }
+    for other in &topology.others {
+        for ip in &other.node.addresses {
+            put(*ip, peer_flags::REMOTE_NODE);
+        }
+    }
+    for pod in state
+        .pods
+        .values()
+        .filter(|pod| !pod.host_network && !pod.finished)
+    {
+        for ip in &pod.addresses {
+            put(*ip, peer_flags::POD);
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! What one endpoint is in the kernel.
+
+use cni_ebpf::abi::{
+    self, Addr, Bucket, Peer, Prefix, Route, direction, endpoint_flags, peer_flags, route_action,
+};
+
+use super::{Topology, host};
+use crate::{
+    desired::{Desired, HostRoute, LinkKey, LinkOwner, NeighbourKey, Program, RouteKey, Veth},
+    model::Endpoint,
+};
+
+pub(super) fn endpoint(topology: &Topology<'_>, endpoint: &Endpoint, desired: &mut Desired) {
+    let Some(ifindex) = endpoint.ifindex() else { return };
+    for ip in &endpoint.addresses {
+        let addr = Addr::from(*ip);
+        desired.tables.endpoints.insert(addr, entry(endpoint, ifindex));
+        desired.tables.peers.insert(
+            addr,
+            Peer {
+                flags: peer_flags::POD,
+                ..Peer::default()
+            },
+        );
+        // An address of a delegated IPAM plugin may lie in nobody's range.
+        if !topology.pod_cidrs.iter().any(|range| range.contains(*ip)) {
+            let route = Route {
+                action: route_action::ENDPOINTS,
+                ..Route::default()
+            };
+            desired.tables.routes.insert(Prefix::host(addr), route);
+        }
+        let key = RouteKey {
+            destination: (*ip).into(),
+        };
+        let route = HostRoute {
+            ifindex,
+            gateway: None,
+            source: topology.node_address(ip.is_ipv4()),
+            mtu: None,
+        };
+        desired.routes.insert(key, route);
+        desired
+            .neighbours
+            .insert(NeighbourKey { ifindex, ip: *ip }, endpoint.mac.0);
+    }
+    for (rate, direction) in [
+        (endpoint.rates.egress, direction::EGRESS),
+        (endpoint.rates.ingress, direction::INGRESS),
+    ] {
+        if rate != 0 {
+            desired
+                .tables
+                .buckets
+                .insert(endpoint.id << 1 | u32::from(direction), Bucket::default());
+        }
+    }
+    for program in [Program::FromPod, Program::ToPod] {
+        desired.links.insert(
+            LinkKey {
+                owner: LinkOwner::Endpoint(endpoint.id),
+                program,
+            },
+            ifindex,
+        );
+    }
+    let name = endpoint.host_ifname();
+    host::veth_sysctls(topology, &name, desired);
+    desired.veths.insert(name, Veth::Up { ifindex });
+}
+
+fn entry(endpoint: &Endpoint, ifindex: u32) -> abi::Endpoint {
+    let mut flags = 0;
+    for (set, flag) in [
+        (endpoint.via_stack, endpoint_flags::VIA_STACK),
+        (endpoint.rates.egress != 0, endpoint_flags::LIMIT_EGRESS),
+        (endpoint.rates.ingress != 0, endpoint_flags::LIMIT_INGRESS),
+    ] {
+        if set {
+            flags |= flag;
+        }
+    }
+    abi::Endpoint {
+        id: endpoint.id,
+        ifindex,
+        mac: endpoint.mac.0,
+        host_mac: endpoint.host_mac.0,
+        flags,
+        mtu: endpoint.mtu,
+        created: endpoint.created,
+        egress_rate: endpoint.rates.egress,
+        ingress_rate: endpoint.rates.ingress,
+        ..abi::Endpoint::default()
+    }
+}

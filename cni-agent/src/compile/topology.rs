@@ -1,0 +1,192 @@
+//! What follows from the configuration, the Node objects and the devices: which node this is, what is its own, and how
+//! the others are reached.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use ipnetwork::IpNetwork;
+
+use super::device;
+use crate::{
+    config::{Config, Routing},
+    model::{Device, Node},
+    state::State,
+};
+
+/// Bytes that the tunnel adds: Ethernet 14, VXLAN 8, UDP 8, and the outer IP header.
+const OVERHEAD_V4: u32 = 50;
+const OVERHEAD_V6: u32 = 70;
+/// Where no device says anything.
+const ETHERNET_MTU: u32 = 1500;
+
+/// The node's place in the cluster.
+#[derive(Debug)]
+pub struct Topology<'a> {
+    pub config: &'a Config,
+    pub own: Option<&'a Node>,
+    pub others: Vec<Other<'a>>,
+    /// The devices that face other machines.
+    pub devices: Vec<&'a Device>,
+    /// The tunnel's device, in tunnel mode, once it exists.
+    pub tunnel: Option<&'a Device>,
+    /// Every address of this host that another machine may use.
+    pub own_addresses: BTreeSet<IpAddr>,
+    /// Ranges of this node's pods, of the families that are served.
+    pub pod_cidrs: Vec<IpNetwork>,
+    /// What a pod's packet may be long.
+    pub mtu: u32,
+}
+
+/// Another node.
+#[derive(Debug)]
+pub struct Other<'a> {
+    pub node: &'a Node,
+    /// The outer destination of what is sent to it through the tunnel.
+    pub tunnel_address: Option<IpAddr>,
+}
+
+impl<'a> Topology<'a> {
+    /// The second part is what is wrong with it.
+    pub fn new(config: &'a Config, state: &'a State) -> (Self, Vec<String>) {
+        let mut problems = Vec::new();
+        let own = state.nodes.get(&config.node_name);
+        let devices = device::of_node(config, own, &state.devices, &mut problems);
+        let own_addresses: BTreeSet<IpAddr> =
+            state.devices.iter().flat_map(Device::global_addresses).collect();
+        let pod_cidrs = pod_cidrs(config, own);
+        let mut topology = Self {
+            config,
+            own,
+            others: Vec::new(),
+            devices,
+            tunnel: None,
+            own_addresses,
+            pod_cidrs,
+            mtu: 0,
+        };
+        if config.routing == Routing::Vxlan {
+            topology.tunnel = state.device(&config.vxlan.device);
+        }
+        topology.others = topology.find_others(state, &mut problems);
+        topology.mtu = topology.pod_mtu();
+        topology.report(&mut problems);
+        (topology, problems)
+    }
+
+    /// This node's address of a family: the first that its Node object names and a device has, then any of a node's
+    /// device.
+    pub fn node_address(&self, v4: bool) -> Option<IpAddr> {
+        let named = self
+            .own
+            .into_iter()
+            .flat_map(|node| node.addresses.iter().copied());
+        let found = self
+            .devices
+            .iter()
+            .flat_map(|device| device::source_addresses(device));
+        named
+            .filter(|ip| self.own_addresses.contains(ip))
+            .chain(found)
+            .find(|ip| ip.is_ipv4() == v4)
+    }
+
+    /// The device that bears this node's address; what the other nodes hear from.
+    pub fn fabric(&self) -> Option<&'a Device> {
+        let address = self.node_address(true).or_else(|| self.node_address(false));
+        let bears =
+            |device: &&&Device| address.is_some_and(|ip| device.global_addresses().any(|own| own == ip));
+        self.devices
+            .iter()
+            .find(bears)
+            .or_else(|| self.devices.iter().find(|device| device.default_route))
+            .or_else(|| self.devices.first())
+            .copied()
+    }
+
+    /// The node's device on whose link `ip` is.
+    pub fn link_to(&self, ip: IpAddr) -> Option<&'a Device> {
+        self.devices.iter().find(|device| device.reaches(ip)).copied()
+    }
+
+    pub fn tunnelled(&self) -> bool {
+        self.config.routing == Routing::Vxlan
+    }
+
+    fn find_others(&self, state: &'a State, problems: &mut Vec<String>) -> Vec<Other<'a>> {
+        let mut others = Vec::new();
+        for node in state
+            .nodes
+            .values()
+            .filter(|node| node.name != self.config.node_name)
+        {
+            // IPv4 where both have it: its header is the shorter one.
+            let tunnel_address = [true, false].into_iter().find_map(|v4| {
+                self.node_address(v4)?;
+                node.addresses.iter().copied().find(|ip| ip.is_ipv4() == v4)
+            });
+            if self.tunnelled() && tunnel_address.is_none() {
+                problems.push(format!(
+                    "Node {}: status.addresses has no InternalIP of a family that this node has; its pods cannot be reached",
+                    node.name
+                ));
+            }
+            others.push(Other { node, tunnel_address });
+        }
+        others
+    }
+
+    fn pod_mtu(&self) -> u32 {
+        if self.config.mtu != 0 {
+            return self.config.mtu;
+        }
+        let link = self.fabric().map_or(ETHERNET_MTU, |device| device.mtu);
+        if !self.tunnelled() {
+            return link;
+        }
+        let outer_v6 = self.node_address(true).is_none()
+            || self
+                .others
+                .iter()
+                .any(|other| other.tunnel_address.is_some_and(|ip| ip.is_ipv6()));
+        link.saturating_sub(if outer_v6 { OVERHEAD_V6 } else { OVERHEAD_V4 })
+    }
+
+    fn report(&self, problems: &mut Vec<String>) {
+        if self.pod_cidrs.is_empty() {
+            problems.push(if self.own.is_none() && self.config.pod_cidrs.is_empty() {
+                format!(
+                    "there is no Node object {} and no podCIDRs setting; pods cannot get addresses. Check nodeName, or set podCIDRs",
+                    self.config.node_name
+                )
+            } else {
+                format!(
+                    "Node {}: spec.podCIDRs has no range of a family that is served; add one, or set podCIDRs",
+                    self.config.node_name
+                )
+            });
+        }
+        if self.devices.is_empty() {
+            problems.push("no device of this node faces other machines; name one in devices".to_owned());
+        }
+        let smallest = if self.config.families.v6() { 1280 } else { 576 };
+        if self.mtu < smallest {
+            problems.push(format!(
+                "pods have an MTU of {}, less than the {smallest} that must pass; raise the MTU of the node's devices",
+                self.mtu
+            ));
+        }
+    }
+}
+
+fn pod_cidrs(config: &Config, own: Option<&Node>) -> Vec<IpNetwork> {
+    let given = &config.pod_cidrs;
+    let ranges = if given.is_empty() {
+        own.map(|node| &node.pod_cidrs).unwrap_or(given)
+    } else {
+        given
+    };
+    ranges
+        .iter()
+        .copied()
+        .filter(|range| config.families.has(range.ip()))
+        .collect()
+}

@@ -1,0 +1,262 @@
+use std::collections::BTreeMap;
+
+use cni_ebpf::abi::{Addr, Backend, Config, Peer, Prefix, Route, RuleSet, Service, ServiceKey, SlotKey};
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    desired::{HostRoute, LinkKey, LinkOwner, Program, RouteKey, Table, Veth},
+    kernel::fake::FakeKernel,
+};
+
+fn address(n: u8) -> Addr {
+    Addr::v4([10, 0, 0, n])
+}
+
+/// An endpoint-like set of things, one for each bit of `which`.
+fn desired(which: u16) -> Desired {
+    let mut desired = Desired {
+        config: Some(Config::DEFAULT),
+        ..Desired::default()
+    };
+    for n in (0..8u8).filter(|n| which & (1 << n) != 0) {
+        let ifindex = u32::from(n) + 10;
+        desired.tables.peers.insert(
+            address(n),
+            Peer {
+                flags: which.into(),
+                ..Peer::default()
+            },
+        );
+        desired.tables.routes.insert(
+            Prefix::host(address(n)),
+            Route {
+                action: 1,
+                ..Route::default()
+            },
+        );
+        desired.tables.rule_sets.insert(
+            n.into(),
+            RuleSet {
+                generation: which.into(),
+                flags: 1,
+            },
+        );
+        desired.tables.backends.insert(n.into(), Backend::default());
+        desired.tables.service_slots.insert(
+            SlotKey {
+                service: n.into(),
+                slot: 0,
+            },
+            n.into(),
+        );
+        let key = ServiceKey {
+            addr: address(n),
+            port: Default::default(),
+            proto: 6,
+            scope: 0,
+            pad: 0,
+        };
+        desired.tables.services.insert(key, Service::default());
+        let name = format!("mr{n:011x}");
+        desired.veths.insert(name, Veth::Up { ifindex });
+        let owner = LinkOwner::Endpoint(n.into());
+        desired.links.insert(
+            LinkKey {
+                owner,
+                program: Program::FromPod,
+            },
+            ifindex,
+        );
+        let destination = std::net::IpAddr::from(address(n)).into();
+        let route = HostRoute {
+            ifindex,
+            gateway: None,
+            source: None,
+            mtu: None,
+        };
+        desired.routes.insert(RouteKey { destination }, route);
+    }
+    desired
+}
+
+fn run<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap()
+        .block_on(future)
+}
+
+async fn whole(reconciler: &mut Reconciler<FakeKernel>, desired: &Desired, removals: Removals) -> Outcome {
+    let observed = reconciler.observe(desired, Scope::Whole).await.unwrap();
+    reconciler.converge(desired, &observed, removals).await
+}
+
+fn with_veths(kernel: &FakeKernel, desired: &Desired) {
+    for (name, veth) in &desired.veths {
+        if let Veth::Up { ifindex } = veth
+            && !kernel.lock().veths.contains_key(name)
+        {
+            kernel.add_veth(name, *ifindex);
+        }
+    }
+}
+
+#[test]
+fn nothing_is_deleted_while_removals_are_held() {
+    let kernel = FakeKernel::default();
+    let mut reconciler = Reconciler::new(kernel.clone());
+    let full = desired(0b111);
+    with_veths(&kernel, &full);
+    run(async {
+        assert!(whole(&mut reconciler, &full, Removals::Held).await.is_complete());
+        let before = kernel.lock().tables.clone();
+        assert_eq!(
+            whole(&mut reconciler, &Desired::default(), Removals::Held)
+                .await
+                .applied,
+            0
+        );
+        assert_eq!(kernel.lock().tables, before);
+        assert!(
+            whole(&mut reconciler, &Desired::default(), Removals::Allowed)
+                .await
+                .is_complete()
+        );
+    });
+    assert!(kernel.is_empty());
+}
+
+#[test]
+fn a_second_round_has_nothing_to_do_and_a_restart_only_exchanges_programs() {
+    let kernel = FakeKernel::default();
+    let full = desired(0b1011);
+    with_veths(&kernel, &full);
+    run(async {
+        let mut reconciler = Reconciler::new(kernel.clone());
+        whole(&mut reconciler, &full, Removals::Allowed).await;
+        assert_eq!(
+            whole(&mut reconciler, &full, Removals::Allowed).await,
+            Outcome::default()
+        );
+        kernel.restart();
+        kernel.lock().log.clear();
+        let mut reconciler = Reconciler::new(kernel.clone());
+        whole(&mut reconciler, &full, Removals::Allowed).await;
+    });
+    let log = kernel.lock().log.clone();
+    assert!(matches!(log[0], Change::Load(_)));
+    assert!(
+        log[1..]
+            .iter()
+            .all(|change| matches!(change, Change::Attach { .. })),
+        "{log:?}"
+    );
+}
+
+#[test]
+fn a_pod_without_its_program_stays_down_and_only_that_pod() {
+    let kernel = FakeKernel::default();
+    kernel.lock().faults.push("attach endpoint/1/".into());
+    let full = desired(0b110);
+    with_veths(&kernel, &full);
+    let mut reconciler = Reconciler::new(kernel.clone());
+    let outcome = run(whole(&mut reconciler, &full, Removals::Allowed));
+    // Its route cannot be set through a device that is down either.
+    assert!(
+        outcome
+            .failures
+            .iter()
+            .any(|failure| failure.error.contains("injected"))
+    );
+    assert!(!kernel.lock().veths["mr00000000001"].up);
+    assert!(kernel.lock().veths["mr00000000002"].up);
+    assert!(reconciler.retry().next().is_some());
+    kernel.lock().faults.clear();
+    // What somebody waits for does not wait for the back-off.
+    assert!(run(reconciler.converge_keys(&full)).unwrap().is_complete());
+    assert!(kernel.lock().veths["mr00000000001"].up);
+    assert_eq!(reconciler.retry().errors().count(), 0);
+}
+
+#[test]
+fn rel_40_what_names_a_failed_entry_is_not_written_and_what_it_replaces_not_deleted() {
+    let kernel = FakeKernel::default();
+    let mut reconciler = Reconciler::new(kernel.clone());
+    let (first, second) = (desired(0b01), desired(0b10));
+    with_veths(&kernel, &first);
+    with_veths(&kernel, &second);
+    run(whole(&mut reconciler, &first, Removals::Allowed));
+    kernel.lock().faults.push("write to map backends".into());
+    let outcome = run(whole(&mut reconciler, &second, Removals::Allowed));
+    assert_eq!(outcome.failures.len(), 1);
+    let state = kernel.lock();
+    assert_eq!(state.tables.services, first.tables.services);
+    assert_eq!(state.tables.service_slots, first.tables.service_slots);
+    assert_eq!(state.tables.peers, second.tables.peers, "others go on");
+}
+
+#[test]
+fn a_removal_touches_its_keys_only_and_spares_what_is_kept() {
+    let kernel = FakeKernel::default();
+    let mut reconciler = Reconciler::new(kernel.clone());
+    let full = desired(0b111);
+    with_veths(&kernel, &full);
+    run(whole(&mut reconciler, &full, Removals::Allowed));
+    let looks = kernel.lock().whole_looks;
+    let one = desired(0b010);
+    run(reconciler.remove_keys(&one, &Desired::default())).unwrap();
+    let state = kernel.lock();
+    assert_eq!(state.whole_looks, looks);
+    assert_eq!(
+        state.tables.peers.keys().copied().collect::<Vec<_>>(),
+        [address(0), address(2)]
+    );
+    assert_eq!(state.links.len(), 2);
+    assert_eq!(state.config, Some(Config::DEFAULT));
+}
+
+/// After every single change: who names something names something that is there.
+fn consistent(log: &[Change]) {
+    let mut there: BTreeMap<Table, Vec<Vec<u8>>> = BTreeMap::new();
+    for change in log {
+        match change {
+            Change::Put { table, key, .. } => there.entry(*table).or_default().push(key.clone()),
+            Change::Delete { table, key } => there.entry(*table).or_default().retain(|other| other != key),
+            _ => {}
+        }
+        let count = |table| {
+            there.get(&table).map_or(0, |keys: &Vec<Vec<u8>>| {
+                keys.iter().collect::<BTreeSet<_>>().len()
+            })
+        };
+        assert!(count(Table::Services) <= count(Table::ServiceSlots));
+        assert!(count(Table::ServiceSlots) <= count(Table::Backends));
+    }
+}
+
+proptest! {
+    /// From anything to anything: the kernel ends as desired, in an order that never leaves a dangling reference,
+    /// whatever fails in between.
+    #[test]
+    fn converges_from_anything_to_anything(sequence in proptest::collection::vec((0u16..256, 0u8..4), 1..6)) {
+        let kernel = FakeKernel::default();
+        let mut reconciler = Reconciler::new(kernel.clone());
+        for (which, fault) in sequence {
+            let wanted = desired(which);
+            with_veths(&kernel, &wanted);
+            let fault = ["", "write to map service", "attach endpoint/3", "delete from map peers"][usize::from(fault)];
+            if !fault.is_empty() { kernel.lock().faults.push(fault.into()); }
+            run(whole(&mut reconciler, &wanted, Removals::Allowed));
+            kernel.lock().faults.clear();
+            // A new process, so no back-off either.
+            reconciler = Reconciler::new(kernel.clone());
+            prop_assert!(run(whole(&mut reconciler, &wanted, Removals::Allowed)).is_complete());
+            prop_assert_eq!(&kernel.lock().tables, &wanted.tables);
+            prop_assert_eq!(&kernel.lock().routes, &wanted.routes);
+            prop_assert_eq!(kernel.lock().veths.len(), wanted.veths.len());
+            prop_assert_eq!(run(whole(&mut reconciler, &wanted, Removals::Allowed)), Outcome::default());
+        }
+        consistent(&kernel.lock().log);
+    }
+}

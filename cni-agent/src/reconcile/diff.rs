@@ -1,0 +1,145 @@
+//! What has to change, in the order in which it may.
+//!
+//! Additions come first, referenced before referrer; removals after them, the other way round. So at no moment does
+//! anything in the kernel name something that is not there, and at no moment is there less than before and after.
+
+use std::collections::BTreeMap;
+
+use super::Change;
+use crate::desired::{Desired, Observed, Table, Veth};
+
+/// Whether anything may be deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removals {
+    /// A source has not said all it knows: what looks superfluous may be what it has not said yet.
+    Held,
+    Allowed,
+}
+
+pub fn diff(desired: &Desired, observed: &Observed, removals: Removals) -> Vec<Change> {
+    let mut changes = Vec::new();
+    add_base(desired, observed, &mut changes);
+    for table in Table::ALL {
+        add_entries(desired, observed, *table, &mut changes);
+    }
+    add_links(desired, observed, &mut changes);
+    add_routes(desired, observed, &mut changes);
+    if removals == Removals::Allowed {
+        remove(desired, observed, &mut changes);
+    }
+    changes
+}
+
+fn add_base(desired: &Desired, observed: &Observed, changes: &mut Vec<Change>) {
+    for (path, value) in &desired.sysctls {
+        // Those of a pod's device are set before it goes up, in any case before anything arrives there.
+        if observed.sysctls.get(path) != Some(value) {
+            changes.push(Change::SetSysctl {
+                path: path.clone(),
+                value: value.clone(),
+            });
+        }
+    }
+    if let Some(vxlan) = &desired.vxlan
+        && observed.vxlan.as_ref() != Some(vxlan)
+    {
+        changes.push(Change::SetVxlan(vxlan.clone()));
+    }
+    if let Some(config) = desired.config
+        && observed.config != Some(config)
+    {
+        changes.push(Change::Load(config));
+    }
+}
+
+fn add_entries(desired: &Desired, observed: &Observed, table: Table, changes: &mut Vec<Change>) {
+    let there: BTreeMap<Vec<u8>, Vec<u8>> = observed.tables.entries(table).into_iter().collect();
+    for (key, value) in desired.tables.entries(table) {
+        let same = there
+            .get(&key)
+            .is_some_and(|found| !table.owns_values() || *found == value);
+        if !same {
+            changes.push(Change::Put { table, key, value });
+        }
+    }
+}
+
+fn add_links(desired: &Desired, observed: &Observed, changes: &mut Vec<Change>) {
+    let reload = desired.config != observed.config;
+    for (key, ifindex) in &desired.links {
+        let good = observed
+            .links
+            .get(key)
+            .is_some_and(|link| link.ifindex == *ifindex && link.current);
+        if !good || reload {
+            changes.push(Change::Attach {
+                link: key.clone(),
+                ifindex: *ifindex,
+            });
+        }
+    }
+}
+
+fn add_routes(desired: &Desired, observed: &Observed, changes: &mut Vec<Change>) {
+    // A route through a device that is down is refused, so this comes before it; and after the programs.
+    for (name, veth) in &desired.veths {
+        if let (Veth::Up { ifindex }, Some(found)) = (veth, observed.veths.get(name))
+            && found.ifindex == *ifindex
+            && !found.up
+        {
+            changes.push(Change::RaiseVeth {
+                name: name.clone(),
+                ifindex: *ifindex,
+            });
+        }
+    }
+    for (key, mac) in &desired.neighbours {
+        if observed.neighbours.get(key) != Some(mac) {
+            changes.push(Change::SetNeighbour { key: *key, mac: *mac });
+        }
+    }
+    for (key, route) in &desired.routes {
+        if observed.routes.get(key) != Some(route) {
+            changes.push(Change::SetRoute {
+                key: *key,
+                route: *route,
+            });
+        }
+    }
+}
+
+fn remove(desired: &Desired, observed: &Observed, changes: &mut Vec<Change>) {
+    for key in observed
+        .routes
+        .keys()
+        .filter(|key| !desired.routes.contains_key(key))
+    {
+        changes.push(Change::RemoveRoute(*key));
+    }
+    // The device before its entries and programs: a pod that is being taken away must not send unfiltered.
+    for name in observed
+        .veths
+        .keys()
+        .filter(|name| !desired.veths.contains_key(*name))
+    {
+        changes.push(Change::RemoveVeth(name.clone()));
+    }
+    for table in Table::ALL.iter().rev() {
+        let wanted: BTreeMap<Vec<u8>, Vec<u8>> = desired.tables.entries(*table).into_iter().collect();
+        for (key, _) in observed.tables.entries(*table) {
+            if !wanted.contains_key(&key) {
+                changes.push(Change::Delete { table: *table, key });
+            }
+        }
+    }
+    for key in observed
+        .links
+        .keys()
+        .filter(|key| !desired.links.contains_key(key))
+    {
+        changes.push(Change::Detach(key.clone()));
+    }
+    if let (None, Some(vxlan)) = (&desired.vxlan, &observed.vxlan) {
+        changes.push(Change::RemoveVxlan(vxlan.name.clone()));
+    }
+}

@@ -1,0 +1,152 @@
+//! What is known of the world. One task owns it; nobody else changes it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cni_plugin::Attachment;
+
+use crate::model::{
+    Device, Endpoint, Event, Namespace, Node, Object, ObjectKey, Phase, Pod, PodName, Source,
+};
+
+/// Everything that sources have said, and this node's endpoints.
+#[derive(Debug, Default)]
+pub struct State {
+    pub nodes: BTreeMap<String, Node>,
+    pub namespaces: BTreeMap<String, Namespace>,
+    pub pods: BTreeMap<PodName, Pod>,
+    pub devices: Vec<Device>,
+    pub endpoints: BTreeMap<u32, Endpoint>,
+    synced: BTreeSet<Source>,
+    problems: BTreeMap<Source, Vec<String>>,
+}
+
+impl State {
+    /// Takes an event in. True if anything that is compiled may be different now.
+    pub fn handle(&mut self, event: Event) -> bool {
+        match event {
+            Event::Set(object) => self.set(object),
+            Event::Gone(key) => self.remove(&key),
+            Event::Devices(devices) => {
+                let changed = self.devices != devices;
+                self.devices = devices;
+                changed
+            }
+            // Also when nothing else changed: from now on things may be deleted.
+            Event::Synced(source) => self.synced.insert(source),
+            Event::Problems(source, problems) => {
+                self.problems.insert(source, problems);
+                false
+            }
+        }
+    }
+
+    fn set(&mut self, object: Object) -> bool {
+        fn put<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: V) -> bool {
+            if map.get(&key) == Some(&value) {
+                return false;
+            }
+            map.insert(key, value);
+            true
+        }
+        match object {
+            Object::Node(node) => put(&mut self.nodes, node.name.clone(), node),
+            Object::Namespace(namespace) => put(&mut self.namespaces, namespace.name.clone(), namespace),
+            Object::Pod(pod) => put(&mut self.pods, pod.name.clone(), pod),
+        }
+    }
+
+    fn remove(&mut self, key: &ObjectKey) -> bool {
+        match key {
+            ObjectKey::Node(name) => self.nodes.remove(name).is_some(),
+            ObjectKey::Namespace(name) => self.namespaces.remove(name).is_some(),
+            ObjectKey::Pod(name) => self.pods.remove(name).is_some(),
+        }
+    }
+
+    pub fn is_synced(&self, source: Source) -> bool {
+        self.synced.contains(&source)
+    }
+
+    /// The sources that have not said all they know.
+    pub fn unsynced(&self) -> Vec<Source> {
+        Source::ALL
+            .into_iter()
+            .filter(|source| !self.is_synced(*source))
+            .collect()
+    }
+
+    pub fn problems(&self, source: Source) -> &[String] {
+        self.problems.get(&source).map_or(&[], Vec::as_slice)
+    }
+
+    pub fn device(&self, name: &str) -> Option<&Device> {
+        self.devices.iter().find(|device| device.name == name)
+    }
+
+    pub fn endpoint_of(&self, attachment: &Attachment) -> Option<&Endpoint> {
+        self.endpoints
+            .values()
+            .find(|endpoint| endpoint.attachment == *attachment)
+    }
+
+    /// A number that no endpoint has, the one behind the last that was given.
+    pub fn free_id(&self, last: u32) -> u32 {
+        let mut id = last;
+        loop {
+            id = id.checked_add(1).unwrap_or(1);
+            if !self.endpoints.contains_key(&id) {
+                return id;
+            }
+        }
+    }
+
+    pub fn programmed(&self) -> impl Iterator<Item = &Endpoint> {
+        self.endpoints
+            .values()
+            .filter(|endpoint| endpoint.phase != Phase::Reserved)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(name: &str, zone: Option<&str>) -> Object {
+        Object::Node(Node {
+            name: name.into(),
+            zone: zone.map(Into::into),
+            ..Node::default()
+        })
+    }
+
+    #[test]
+    fn only_what_differs_counts_as_a_change() {
+        let mut state = State::default();
+        assert!(state.handle(Event::Set(node("a", None))));
+        assert!(!state.handle(Event::Set(node("a", None))));
+        assert!(state.handle(Event::Set(node("a", Some("z")))));
+        assert!(state.handle(Event::Gone(ObjectKey::Node("a".into()))));
+        assert!(!state.handle(Event::Gone(ObjectKey::Node("a".into()))));
+        assert!(!state.handle(Event::Problems(Source::Files, vec!["bad".into()])));
+        assert_eq!(state.problems(Source::Files), ["bad"]);
+    }
+
+    #[test]
+    fn each_source_syncs_by_itself() {
+        let mut state = State::default();
+        assert_eq!(state.unsynced(), Source::ALL);
+        for source in Source::ALL {
+            assert!(!state.is_synced(source));
+            assert!(state.handle(Event::Synced(source)));
+            assert!(!state.handle(Event::Synced(source)));
+        }
+        assert_eq!(state.unsynced(), []);
+    }
+
+    #[test]
+    fn numbers_wrap_and_skip_what_is_in_use() {
+        let state = State::default();
+        assert_eq!(state.free_id(0), 1);
+        assert_eq!(state.free_id(u32::MAX), 1);
+    }
+}
