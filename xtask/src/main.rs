@@ -3,11 +3,14 @@
 //! One module a command. A command that others need as a step offers a function beside its `run`; none of them runs a
 //! shell, and none knows a path that `workspace` does not give it.
 
+mod abi;
 mod build;
+mod licence;
 mod object;
 mod process;
 mod setup;
 mod test;
+mod tidy;
 mod toolchain;
 mod vm;
 mod workspace;
@@ -33,6 +36,8 @@ enum Cli {
     Test(test::Test),
     #[command(subcommand)]
     Vm(vm::Vm),
+    Tidy(tidy::Tidy),
+    Abi(abi::Abi),
 }
 
 fn main() -> ExitCode {
@@ -44,6 +49,8 @@ fn main() -> ExitCode {
         Cli::Build(build) => build.run().map(|()| ExitCode::SUCCESS),
         Cli::Test(test) => test.run(),
         Cli::Vm(vm) => vm.run(),
+        Cli::Tidy(tidy) => tidy.run().map(|()| ExitCode::SUCCESS),
+        Cli::Abi(abi) => abi.run().map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -51,7 +51,7 @@ impl Test {
                 // One layer that cannot run must not hide what the others say.
                 let tally = layer.run(&self.arguments).unwrap_or_else(|error| {
                     eprintln!("error: {error:#}");
-                    Tally::failure(format!("{layer}: {error:#}"))
+                    Tally::failure(layer.to_string())
                 });
                 report.add(&layer.to_string(), tally, started.elapsed());
             }

@@ -66,7 +66,7 @@ impl Layer {
 
     pub(crate) fn run(self, arguments: &[String]) -> Result<Tally> {
         match self {
-            Self::Lint => lint::run(),
+            Self::Lint => Ok(lint::run()),
             Self::Unit => {
                 let mut tests = cargo_test();
                 tests.args(["--workspace", "--lib", "--bins"]);

@@ -7,29 +7,43 @@ use anyhow::Result;
 use super::report::Tally;
 use crate::process::{self, cargo, step};
 use crate::toolchain::Toolchain;
+use crate::{abi, licence, tidy};
 
 type Check = (&'static str, fn() -> Result<()>);
 
-const CHECKS: [Check; 4] = [
+const CHECKS: [Check; 7] = [
     ("rustfmt", formatting),
+    ("tidy", tidy::check),
+    ("map layout", abi::check),
+    ("licences", licence::check),
     ("clippy on the host", host_clippy),
     ("clippy on BPF", bpf_clippy),
     ("documentation", documentation),
 ];
 
-pub(crate) fn run() -> Result<Tally> {
+pub(crate) fn run() -> Tally {
+    let mut checks = CHECKS.to_vec();
+    // Advisories come from a database that an offline machine has no copy of.
+    match process::find("cargo-audit") {
+        Some(_) => checks.push(("advisories", advisories)),
+        None => step("advisories: not checked; `cargo install cargo-audit` adds this check"),
+    }
     let mut tally = Tally::default();
-    for (name, check) in CHECKS {
+    for (name, check) in checks {
         step(name);
         tally += match check() {
             Ok(()) => Tally::success(),
             Err(error) => {
                 eprintln!("{name}: {error:#}");
-                Tally::failure(format!("{name}: {error:#}"))
+                Tally::failure(name)
             }
         };
     }
-    Ok(tally)
+    tally
+}
+
+fn advisories() -> Result<()> {
+    process::run(cargo().arg("audit"))
 }
 
 fn formatting() -> Result<()> {
