@@ -64,7 +64,7 @@ pub fn open_existing(pins: &Pins, name: &str) -> Result<Map, KernelError> {
             format!("open map {name}"),
             format!("{} does not exist", pins.map(spec).display()),
         )
-        .with_remedy("start the agent once on this node, or set --bpffs-root to where it pins")
+        .with_remedy("start the agent once on this node, or name its bpffs with --bpffs")
     })
 }
 
@@ -109,7 +109,13 @@ impl Map {
     /// Makes a map that is not pinned yet.
     pub fn create(spec: &MapSpec, entries: u32) -> Result<Self, KernelError> {
         const BPF_F_NO_PREALLOC: u32 = 1;
-        let flags = if spec.map_type == MapType::Lpm { BPF_F_NO_PREALLOC } else { 0 };
+        // The kernel wants it so for trees. For hashes that only the agent writes it saves memory; those that the
+        // programs write are allocated at once, because allocating under a packet costs four times as much.
+        let flags = match spec.map_type {
+            MapType::Lpm => BPF_F_NO_PREALLOC,
+            MapType::Hash if !spec.keep && spec.name != "buckets" => BPF_F_NO_PREALLOC,
+            _ => 0,
+        };
         let size = |size: usize| u32::try_from(size).unwrap_or(u32::MAX);
         let fd = bpf::create_map(
             spec.name,
@@ -125,6 +131,10 @@ impl Map {
 
     pub fn name(&self) -> &'static str {
         self.spec.name
+    }
+
+    pub fn map_type(&self) -> MapType {
+        self.spec.map_type
     }
 
     /// How many entries the map has room for.
@@ -316,15 +326,32 @@ impl Map {
 
 /// What to do about a map that is too small.
 pub fn capacity_remedy(map: &str) -> String {
-    format!("raise `maps.{map}` in the configuration and restart the agent")
+    match setting(map) {
+        Some(key) => format!("raise `{key}` in the configuration and restart the agent"),
+        None => "its size is fixed in this release: use fewer objects on this node, and report it".to_owned(),
+    }
+}
+
+/// The configuration's key for the size of a map.
+pub fn setting(map: &str) -> Option<&'static str> {
+    match map {
+        "endpoints" => Some("maps.endpoints"),
+        "peers" => Some("maps.peers"),
+        "routes" => Some("maps.routes"),
+        "conntrack" | "nat" => Some("maps.conntrack"),
+        "conntrack_new" | "nat_new" => Some("maps.conntrackNew"),
+        "fragments" => Some("maps.fragments"),
+        "events" => Some("maps.events"),
+        _ => None,
+    }
 }
 
 fn creation_error(spec: &MapSpec, entries: u32, error: &io::Error) -> KernelError {
     let action = format!("create map {} with {entries} entries", spec.name);
     match error.raw_os_error() {
         Some(libc::ENOMEM) => KernelError::new(action, error).with_remedy(format!(
-            "raise the agent's memory limit, or lower `maps.{}` in the configuration",
-            spec.name
+            "raise the agent's memory limit, or lower {}",
+            setting(spec.name).unwrap_or("the sizes of other maps (`maps`)")
         )),
         _ => KernelError::new(action, error).with_remedy(permission_remedy()),
     }

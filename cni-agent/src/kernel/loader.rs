@@ -1,0 +1,220 @@
+//! Maps and programs: what an agent finds, what it makes of it, and what it loads over it.
+//!
+//! The agent creates and pins every map itself and lets aya reuse the pins, because aya reuses a pin without looking
+//! at it. A map whose size or layout is not the wanted one is replaced while the old programs still run on it:
+//!
+//! 1. the new map is made beside the old one and filled from it;
+//! 2. the programs are loaded on the new map, and exchanged under their links one by one;
+//! 3. when no link runs an old program any more, what the old map has gained meanwhile is copied too, and the new map
+//!    takes the old one's name ([`Loaded::settle`]).
+//!
+//! Dying at any of these points leaves either the old name or both; the next agent goes on from there.
+
+mod layout;
+mod prepare;
+
+use std::{collections::BTreeMap, io, path::PathBuf};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    programs::{ProgramError, SchedClassifier},
+};
+use cni_ebpf::abi::{Config, MAPS, MapSpec, as_bytes};
+
+use super::{
+    KernelError, Pins,
+    links::{LoadedProgram, Programs},
+    maps::Map,
+    pins,
+};
+use crate::{config::MapSizes, desired::Program};
+
+pub use prepare::Unsettled;
+
+/// The object that was built with this binary.
+pub const OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/millrace.bpf.o"));
+
+/// The name of the read-only global in the object.
+const CONFIG: &str = "CONFIG";
+
+/// Programs with their maps, ready to be attached.
+pub struct Loaded {
+    pub config: Config,
+    pub programs: Programs,
+    pub maps: BTreeMap<&'static str, Map>,
+    unsettled: Vec<Unsettled>,
+}
+
+/// How many entries each map shall have.
+pub fn entries(spec: &MapSpec, sizes: &MapSizes) -> u32 {
+    let configured = match spec.name {
+        "endpoints" => sizes.endpoints,
+        "peers" => sizes.peers,
+        "routes" => sizes.routes,
+        "conntrack" | "nat" => sizes.conntrack,
+        "conntrack_new" | "nat_new" => sizes.conntrack_new,
+        "fragments" => sizes.fragments,
+        "events" => sizes.events,
+        _ => 0,
+    };
+    if configured == 0 { spec.entries } else { configured }
+}
+
+/// Makes the maps what they should be and loads the programs of `object` on them. What is attached stays attached and
+/// goes on with what it has.
+pub fn load(object: &[u8], pins: &Pins, config: Config, sizes: &MapSizes) -> Result<Loaded, KernelError> {
+    check_bpffs(pins)?;
+    if object.is_empty() {
+        return Err(KernelError::new("load the programs", "this binary was built without them")
+            .with_remedy("build with `cargo xtask build`"));
+    }
+    let mut loaded = Loaded {
+        config,
+        programs: Programs::new(),
+        maps: BTreeMap::new(),
+        unsettled: Vec::new(),
+    };
+    let mut paths = Vec::new();
+    for spec in MAPS {
+        let prepared = prepare::map(pins, spec, entries(spec, sizes))?;
+        paths.push((spec.name, prepared.path));
+        loaded.maps.insert(spec.name, prepared.map);
+        loaded.unsettled.extend(prepared.unsettled);
+    }
+    let mut ebpf = load_object(object, &config, &paths)?;
+    for program in Program::ALL {
+        loaded.programs.insert(program, load_program(&mut ebpf, program)?);
+    }
+    prepare::collect(pins)?;
+    Ok(loaded)
+}
+
+impl Loaded {
+    /// Ends the replacement of maps, when every live link runs a program of this load.
+    pub fn settle(&mut self) -> Result<(), KernelError> {
+        while let Some(unsettled) = self.unsettled.last() {
+            let map = self.maps.get(unsettled.spec.name);
+            unsettled.settle(map)?;
+            self.unsettled.pop();
+        }
+        Ok(())
+    }
+
+    /// Whether maps of an earlier agent still wait for [`Loaded::settle`].
+    pub fn is_settled(&self) -> bool {
+        self.unsettled.is_empty()
+    }
+}
+
+fn check_bpffs(pins: &Pins) -> Result<(), KernelError> {
+    let root = pins.root().display();
+    let action = format!("use {root}");
+    match pins::on_bpffs(pins.root()) {
+        Ok(true) => {}
+        Ok(false) => {
+            return Err(KernelError::new(action, "it is not on a BPF file system").with_remedy(
+                "mount one on the host (`mount -t bpf bpf /sys/fs/bpf`) and hand /sys/fs/bpf to the agent's container",
+            ));
+        }
+        Err(error) => return Err(KernelError::new(action, error)),
+    }
+    std::fs::create_dir_all(pins.maps()).map_err(|error| {
+        KernelError::new(format!("create {}", pins.maps().display()), error).with_remedy("run as root")
+    })
+}
+
+fn load_object(object: &[u8], config: &Config, paths: &[(&'static str, PathBuf)]) -> Result<Ebpf, KernelError> {
+    let mut loader = EbpfLoader::new();
+    // The object has no relocations against the kernel's types, and reading them takes longer than loading.
+    loader.btf(None);
+    loader.override_global(CONFIG, as_bytes(config), true);
+    for (name, path) in paths {
+        loader.map_pin_path(name, path.as_path());
+    }
+    loader.load(object).map_err(|error: EbpfError| {
+        KernelError::new("load the object file", chain(&error))
+            .with_remedy("the object is not of this release: build with `cargo xtask build`")
+    })
+}
+
+fn load_program(ebpf: &mut Ebpf, program: Program) -> Result<LoadedProgram, KernelError> {
+    let name = program.name();
+    let action = || format!("load program {name}");
+    let entry = ebpf
+        .program_mut(name)
+        .ok_or_else(|| KernelError::new(action(), "the object does not contain it"))?;
+    let classifier: &mut SchedClassifier = entry.try_into().map_err(|error| KernelError::new(action(), error))?;
+    classifier.load().map_err(|error| verifier_error(action(), &error))?;
+    let fd = classifier.fd().map_err(|error| KernelError::new(action(), error))?;
+    let fd = fd.try_clone().map_err(|error| KernelError::new(action(), error))?;
+    let fd = std::os::fd::AsFd::as_fd(&fd).try_clone_to_owned();
+    fd.and_then(LoadedProgram::new).map_err(|error| KernelError::new(action(), error))
+}
+
+/// Lines of the verifier's log that an error shows; all of it goes to the debug log.
+const LOG_LINES: usize = 12;
+
+fn verifier_error(action: String, error: &ProgramError) -> KernelError {
+    let ProgramError::LoadError { io_error, verifier_log } = error else {
+        return KernelError::new(action, chain(error));
+    };
+    let log = verifier_log.to_string();
+    tracing::debug!(log, "{action}: the verifier's log");
+    if matches!(io_error.raw_os_error(), Some(libc::EPERM)) && log.is_empty() {
+        return KernelError::new(action, io_error).with_remedy("the agent needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON");
+    }
+    KernelError::new(action, format!("the kernel's verifier refused it ({io_error}):\n{}", last_lines(&log)))
+        .with_remedy(
+            "programs that are attached go on; report this with the kernel's version (`uname -r`) and \
+             the log at RUST_LOG=debug",
+        )
+}
+
+/// The end of a log, where the reason stands.
+fn last_lines(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+    let skip = lines.len().saturating_sub(LOG_LINES);
+    lines.iter().skip(skip).fold(String::new(), |text, line| text + "    " + line + "\n")
+}
+
+/// An error with its causes: aya's own texts leave them out.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// For [`prepare`] and [`layout`].
+fn pin_error(path: &std::path::Path, error: &io::Error) -> KernelError {
+    KernelError::new(format!("pin {}", path.display()), error).with_remedy("run as root with CAP_BPF")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_shows_the_end_of_the_log() {
+        let log: String = (0..40).map(|i| format!("{i}: (b7) r0 = 0\n\n")).collect();
+        let text = last_lines(&log);
+        assert_eq!(text.lines().count(), LOG_LINES);
+        assert!(text.ends_with("39: (b7) r0 = 0\n"));
+        assert_eq!(last_lines(""), "");
+    }
+
+    #[test]
+    fn configured_sizes_win_over_the_layouts() {
+        let spec = |name| MAPS.iter().find(|spec| spec.name == name).unwrap();
+        let sizes = MapSizes { conntrack: 7, ..MapSizes::default() };
+        assert_eq!(entries(spec("conntrack"), &sizes), 7);
+        assert_eq!(entries(spec("nat"), &sizes), 7);
+        assert_eq!(entries(spec("peers"), &sizes), spec("peers").entries);
+    }
+}
