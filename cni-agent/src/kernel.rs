@@ -1,6 +1,20 @@
 //! The kernel, as the reconciler sees it. Only what stands below this module writes maps, links, routes or devices.
 
+pub mod bpf;
+pub mod devices;
+pub mod fake;
+pub mod links;
+pub mod linux;
+pub mod loader;
+pub mod maps;
+pub mod netlink;
+pub mod pins;
+pub mod routes;
+
 use std::future::Future;
+
+pub use linux::Linux;
+pub use pins::Pins;
 
 use crate::{
     desired::{Desired, Observed},

@@ -19,8 +19,8 @@ use std::{
 
 pub use link::{AttachPoint, LinkInfo, attached_programs, create_link, detach_link, link_info, update_link};
 pub use map::{
-    MapInfo, create_map, delete, delete_batch, lookup, lookup_batch, map_info, next_key, possible_cpus, update,
-    update_batch,
+    MapInfo, create_map, delete, delete_batch, lookup, lookup_batch, map_info, next_key, possible_cpus,
+    update, update_batch,
 };
 
 /// Commands of `bpf(2)`.

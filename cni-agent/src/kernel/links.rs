@@ -32,8 +32,9 @@ pub enum Attachment {
 /// device for a moment.
 pub fn probe() -> Result<Attachment, KernelError> {
     let error = |error: io::Error| {
-        KernelError::new("load a probe program", error)
-            .with_remedy("the agent needs CAP_BPF and CAP_NET_ADMIN; with lockdown=confidentiality BPF is off")
+        KernelError::new("load a probe program", error).with_remedy(
+            "the agent needs CAP_BPF and CAP_NET_ADMIN; with lockdown=confidentiality BPF is off",
+        )
     };
     let bystander = bpf::load_bystander().map_err(error)?;
     let loopback = nix::net::if_::if_nametoindex("lo").map_err(|errno| error(errno.into()))?;
@@ -41,7 +42,8 @@ pub fn probe() -> Result<Attachment, KernelError> {
         // The link goes away with the descriptor: it was never pinned.
         Ok(_) => Ok(Attachment::Tcx),
         Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
-            Err(KernelError::new("attach a probe program", error).with_remedy("the agent needs CAP_NET_ADMIN"))
+            Err(KernelError::new("attach a probe program", error)
+                .with_remedy("the agent needs CAP_NET_ADMIN"))
         }
         Err(_) => Ok(Attachment::Clsact),
     }
@@ -75,7 +77,11 @@ impl AsFd for LoadedProgram {
 pub type Programs = BTreeMap<Program, LoadedProgram>;
 
 fn point(program: Program) -> bpf::AttachPoint {
-    if program.ingress() { bpf::AttachPoint::Ingress } else { bpf::AttachPoint::Egress }
+    if program.ingress() {
+        bpf::AttachPoint::Ingress
+    } else {
+        bpf::AttachPoint::Egress
+    }
 }
 
 /// All attachments that bear Millrace's mark, live or dead.
@@ -86,8 +92,8 @@ pub fn list(
 ) -> Result<BTreeMap<LinkKey, LinkState>, KernelError> {
     let current = |program: Program, id: u32| programs.get(&program).is_some_and(|loaded| loaded.id == id);
     let mut links = BTreeMap::new();
-    let filters =
-        clsact::list(netlink).map_err(|error| KernelError::new("list the filters of clsact qdiscs", error))?;
+    let filters = clsact::list(netlink)
+        .map_err(|error| KernelError::new("list the filters of clsact qdiscs", error))?;
     for filter in filters {
         let state = LinkState {
             ifindex: filter.ifindex,
@@ -220,11 +226,20 @@ mod tests {
     fn keys_are_read_back_from_their_text() {
         for owner in [LinkOwner::Endpoint(7), LinkOwner::Netdev("eth0.5".into())] {
             for program in Program::ALL {
-                let key = LinkKey { owner: owner.clone(), program };
+                let key = LinkKey {
+                    owner: owner.clone(),
+                    program,
+                };
                 assert_eq!(parse_key(&key.to_string()), Some(key));
             }
         }
-        for text in ["", "endpoint/x/from_pod", "endpoint/1/other", "endpoint/1/from_pod/more", "pod/1/from_pod"] {
+        for text in [
+            "",
+            "endpoint/x/from_pod",
+            "endpoint/1/other",
+            "endpoint/1/from_pod/more",
+            "pod/1/from_pod",
+        ] {
             assert_eq!(parse_key(text), None, "{text}");
         }
     }

@@ -65,8 +65,10 @@ pub fn entries(spec: &MapSpec, sizes: &MapSizes) -> u32 {
 pub fn load(object: &[u8], pins: &Pins, config: Config, sizes: &MapSizes) -> Result<Loaded, KernelError> {
     check_bpffs(pins)?;
     if object.is_empty() {
-        return Err(KernelError::new("load the programs", "this binary was built without them")
-            .with_remedy("build with `cargo xtask build`"));
+        return Err(
+            KernelError::new("load the programs", "this binary was built without them")
+                .with_remedy("build with `cargo xtask build`"),
+        );
     }
     let mut loaded = Loaded {
         config,
@@ -123,7 +125,11 @@ fn check_bpffs(pins: &Pins) -> Result<(), KernelError> {
     })
 }
 
-fn load_object(object: &[u8], config: &Config, paths: &[(&'static str, PathBuf)]) -> Result<Ebpf, KernelError> {
+fn load_object(
+    object: &[u8],
+    config: &Config,
+    paths: &[(&'static str, PathBuf)],
+) -> Result<Ebpf, KernelError> {
     let mut loader = EbpfLoader::new();
     // The object has no relocations against the kernel's types, and reading them takes longer than loading.
     loader.btf(None);
@@ -143,38 +149,61 @@ fn load_program(ebpf: &mut Ebpf, program: Program) -> Result<LoadedProgram, Kern
     let entry = ebpf
         .program_mut(name)
         .ok_or_else(|| KernelError::new(action(), "the object does not contain it"))?;
-    let classifier: &mut SchedClassifier = entry.try_into().map_err(|error| KernelError::new(action(), error))?;
-    classifier.load().map_err(|error| verifier_error(action(), &error))?;
-    let fd = classifier.fd().map_err(|error| KernelError::new(action(), error))?;
-    let fd = fd.try_clone().map_err(|error| KernelError::new(action(), error))?;
+    let classifier: &mut SchedClassifier = entry
+        .try_into()
+        .map_err(|error| KernelError::new(action(), error))?;
+    classifier
+        .load()
+        .map_err(|error| verifier_error(action(), &error))?;
+    let fd = classifier
+        .fd()
+        .map_err(|error| KernelError::new(action(), error))?;
+    let fd = fd
+        .try_clone()
+        .map_err(|error| KernelError::new(action(), error))?;
     let fd = std::os::fd::AsFd::as_fd(&fd).try_clone_to_owned();
-    fd.and_then(LoadedProgram::new).map_err(|error| KernelError::new(action(), error))
+    fd.and_then(LoadedProgram::new)
+        .map_err(|error| KernelError::new(action(), error))
 }
 
 /// Lines of the verifier's log that an error shows; all of it goes to the debug log.
 const LOG_LINES: usize = 12;
 
 fn verifier_error(action: String, error: &ProgramError) -> KernelError {
-    let ProgramError::LoadError { io_error, verifier_log } = error else {
+    let ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = error
+    else {
         return KernelError::new(action, chain(error));
     };
     let log = verifier_log.to_string();
     tracing::debug!(log, "{action}: the verifier's log");
     if matches!(io_error.raw_os_error(), Some(libc::EPERM)) && log.is_empty() {
-        return KernelError::new(action, io_error).with_remedy("the agent needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON");
+        return KernelError::new(action, io_error)
+            .with_remedy("the agent needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON");
     }
-    KernelError::new(action, format!("the kernel's verifier refused it ({io_error}):\n{}", last_lines(&log)))
-        .with_remedy(
-            "programs that are attached go on; report this with the kernel's version (`uname -r`) and \
+    KernelError::new(
+        action,
+        format!(
+            "the kernel's verifier refused it ({io_error}):\n{}",
+            last_lines(&log)
+        ),
+    )
+    .with_remedy(
+        "programs that are attached go on; report this with the kernel's version (`uname -r`) and \
              the log at RUST_LOG=debug",
-        )
+    )
 }
 
 /// The end of a log, where the reason stands.
 fn last_lines(log: &str) -> String {
     let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
     let skip = lines.len().saturating_sub(LOG_LINES);
-    lines.iter().skip(skip).fold(String::new(), |text, line| text + "    " + line + "\n")
+    lines
+        .iter()
+        .skip(skip)
+        .fold(String::new(), |text, line| text + "    " + line + "\n")
 }
 
 /// An error with its causes: aya's own texts leave them out.
@@ -212,7 +241,10 @@ mod tests {
     #[test]
     fn configured_sizes_win_over_the_layouts() {
         let spec = |name| MAPS.iter().find(|spec| spec.name == name).unwrap();
-        let sizes = MapSizes { conntrack: 7, ..MapSizes::default() };
+        let sizes = MapSizes {
+            conntrack: 7,
+            ..MapSizes::default()
+        };
         assert_eq!(entries(spec("conntrack"), &sizes), 7);
         assert_eq!(entries(spec("nat"), &sizes), 7);
         assert_eq!(entries(spec("peers"), &sizes), spec("peers").entries);

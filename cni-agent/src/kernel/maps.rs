@@ -248,7 +248,10 @@ impl Map {
                 self.check(key, Some(value))?;
             }
             let keys: Vec<u8> = chunk.iter().flat_map(|(key, _)| key.iter().copied()).collect();
-            let values: Vec<u8> = chunk.iter().flat_map(|(_, value)| value.iter().copied()).collect();
+            let values: Vec<u8> = chunk
+                .iter()
+                .flat_map(|(_, value)| value.iter().copied())
+                .collect();
             let (done, result) = bpf::update_batch(self, &keys, &values, chunk.len() as u32);
             if result.is_err() {
                 // One by one: either there are no batches here, or the single write names the error.
@@ -289,7 +292,10 @@ impl Map {
     /// The values of all CPUs of a per-CPU map.
     pub fn get_per_cpu<V: Plain>(&self, key: u32) -> Result<Vec<V>, KernelError> {
         let error = |error: io::Error| KernelError::new(format!("read map {}", self.spec.name), error);
-        if self.spec.map_type != MapType::PerCpuArray || self.spec.value != size_of::<V>() || self.spec.key != 4 {
+        if self.spec.map_type != MapType::PerCpuArray
+            || self.spec.value != size_of::<V>()
+            || self.spec.key != 4
+        {
             return Err(error(io::ErrorKind::InvalidInput.into()));
         }
         let stride = self.spec.value.next_multiple_of(8);
@@ -309,7 +315,10 @@ impl Map {
         }
         Err(KernelError::new(
             format!("write map {}", self.spec.name),
-            format!("an entry of {} and {value} bytes does not fit its layout", key.len()),
+            format!(
+                "an entry of {} and {value} bytes does not fit its layout",
+                key.len()
+            ),
         ))
     }
 

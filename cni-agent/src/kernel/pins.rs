@@ -47,7 +47,8 @@ impl Pins {
 
     /// The description of the layout of a map that is kept.
     pub fn layout(&self, spec: &MapSpec) -> PathBuf {
-        self.maps().join(format!("{}_v{}_layout", spec.name, spec.version))
+        self.maps()
+            .join(format!("{}_v{}_layout", spec.name, spec.version))
     }
 
     pub fn endpoint_links(&self) -> PathBuf {
@@ -107,7 +108,10 @@ pub fn remove(path: &Path) -> io::Result<()> {
 
 /// Whether `path` lies on a bpffs.
 pub fn on_bpffs(path: &Path) -> io::Result<bool> {
-    let existing = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let existing = path
+        .ancestors()
+        .find(|path| path.exists())
+        .unwrap_or(Path::new("/"));
     let stat = nix::sys::statfs::statfs(existing)?;
     Ok(stat.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC)
 }

@@ -12,7 +12,8 @@ use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourHeader, NeighbourMessage, NeighbourState},
     route::{
-        RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
+        RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
+        RouteType,
     },
 };
 
@@ -25,7 +26,11 @@ use crate::desired::{HostRoute, NeighbourKey, RouteKey};
 const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6];
 
 fn family(ip: IpAddr) -> AddressFamily {
-    if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+    if ip.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    }
 }
 
 /// All routes of the main table that bear our protocol number.
@@ -74,7 +79,12 @@ fn parse(route: &RouteMessage) -> Option<(RouteKey, HostRoute)> {
         AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         _ => return None,
     };
-    let mut host = HostRoute { ifindex: 0, gateway: None, source: None, mtu: None };
+    let mut host = HostRoute {
+        ifindex: 0,
+        gateway: None,
+        source: None,
+        mtu: None,
+    };
     for attribute in &route.attributes {
         match attribute {
             RouteAttribute::Destination(address) => destination = ip(address)?,
@@ -112,9 +122,21 @@ fn message(key: &RouteKey, route: &HostRoute) -> RouteMessage {
     let attributes = &mut message.attributes;
     attributes.push(RouteAttribute::Destination(destination.network().into()));
     attributes.push(RouteAttribute::Oif(route.ifindex));
-    attributes.extend(route.gateway.map(|gateway| RouteAttribute::Gateway(gateway.into())));
-    attributes.extend(route.source.map(|source| RouteAttribute::PrefSource(source.into())));
-    attributes.extend(route.mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
+    attributes.extend(
+        route
+            .gateway
+            .map(|gateway| RouteAttribute::Gateway(gateway.into())),
+    );
+    attributes.extend(
+        route
+            .source
+            .map(|source| RouteAttribute::PrefSource(source.into())),
+    );
+    attributes.extend(
+        route
+            .mtu
+            .map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])),
+    );
     message
 }
 
@@ -129,12 +151,16 @@ pub fn set(netlink: &mut Netlink, key: &RouteKey, route: &HostRoute) -> Result<(
     }
     let existing = list(netlink).map_err(|error| KernelError::new(&action, error))?;
     if !existing.contains_key(key) {
-        return Err(KernelError::new(action, "another program has a route to this destination").with_remedy(format!(
-            "see `ip route show {}` and take it out of what sets it",
-            key.destination
-        )));
+        return Err(
+            KernelError::new(action, "another program has a route to this destination").with_remedy(format!(
+                "see `ip route show {}` and take it out of what sets it",
+                key.destination
+            )),
+        );
     }
-    netlink.change(wanted, Mode::Replace).map_err(|error| route_error(action, route, &error))
+    netlink
+        .change(wanted, Mode::Replace)
+        .map_err(|error| route_error(action, route, &error))
 }
 
 fn route_error(action: String, route: &HostRoute, error: &io::Error) -> KernelError {
@@ -153,13 +179,22 @@ pub fn remove(netlink: &mut Netlink, key: &RouteKey) -> io::Result<()> {
     let mut message = RouteMessage::default();
     message.header = header(family(key.destination.ip()), key.destination.prefix());
     message.header.scope = RouteScope::NoWhere;
-    message.attributes.push(RouteAttribute::Destination(key.destination.network().into()));
+    message
+        .attributes
+        .push(RouteAttribute::Destination(key.destination.network().into()));
     absent_is_fine(netlink.change(RouteNetlinkMessage::DelRoute(message), Mode::Change))
 }
 
 pub(super) fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
     match result {
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENODEV | libc::ENOENT)) => Ok(()),
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::ESRCH | libc::ENODEV | libc::ENOENT)
+            ) =>
+        {
+            Ok(())
+        }
         other => other,
     }
 }
@@ -172,17 +207,21 @@ fn neighbour_message(key: &NeighbourKey) -> NeighbourMessage {
         state: NeighbourState::Permanent,
         ..NeighbourHeader::default()
     };
-    message.attributes.push(NeighbourAttribute::Destination(match key.ip {
-        IpAddr::V4(v4) => NeighbourAddress::Inet(v4),
-        IpAddr::V6(v6) => NeighbourAddress::Inet6(v6),
-    }));
+    message
+        .attributes
+        .push(NeighbourAttribute::Destination(match key.ip {
+            IpAddr::V4(v4) => NeighbourAddress::Inet(v4),
+            IpAddr::V6(v6) => NeighbourAddress::Inet6(v6),
+        }));
     message
 }
 
 /// Sets a permanent neighbour.
 pub fn set_neighbour(netlink: &mut Netlink, key: &NeighbourKey, mac: [u8; 6]) -> io::Result<()> {
     let mut message = neighbour_message(key);
-    message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
+    message
+        .attributes
+        .push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
     netlink.change(RouteNetlinkMessage::NewNeighbour(message), Mode::Replace)
 }
 

@@ -21,7 +21,14 @@ struct CreateAttr {
 }
 
 /// Creates a map that no program knows of yet.
-pub fn create_map(name: &str, map_type: u32, key: u32, value: u32, entries: u32, flags: u32) -> io::Result<OwnedFd> {
+pub fn create_map(
+    name: &str,
+    map_type: u32,
+    key: u32,
+    value: u32,
+    entries: u32,
+    flags: u32,
+) -> io::Result<OwnedFd> {
     let mut attr = CreateAttr {
         map_type,
         key,
@@ -146,7 +153,11 @@ pub fn lookup_batch(
     // Hash maps hand out a bucket's number, trees a key.
     let mut next = vec![0; key_size.max(4)];
     let mut attr = BatchAttr {
-        begin: if cursor.is_empty() { 0 } else { cursor.as_ptr() as u64 },
+        begin: if cursor.is_empty() {
+            0
+        } else {
+            cursor.as_ptr() as u64
+        },
         end: next.as_mut_ptr() as u64,
         keys: keys.as_mut_ptr() as u64,
         values: values.as_mut_ptr() as u64,
@@ -175,7 +186,11 @@ pub fn update_batch(map: impl AsFd, keys: &[u8], values: &[u8], count: u32) -> (
     };
     // SAFETY: both buffers hold `count` entries.
     let result = unsafe { call(Command::MapUpdateBatch, &mut attr) }.map(drop);
-    let done = if result.is_ok() { count } else { attr.count.min(count) };
+    let done = if result.is_ok() {
+        count
+    } else {
+        attr.count.min(count)
+    };
     (done, result)
 }
 
@@ -189,7 +204,11 @@ pub fn delete_batch(map: impl AsFd, keys: &[u8], count: u32) -> (u32, io::Result
     };
     // SAFETY: the buffer holds `count` keys.
     let result = unsafe { call(Command::MapDeleteBatch, &mut attr) }.map(drop);
-    let done = if result.is_ok() { count } else { attr.count.min(count) };
+    let done = if result.is_ok() {
+        count
+    } else {
+        attr.count.min(count)
+    };
     (done, result)
 }
 

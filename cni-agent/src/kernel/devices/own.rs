@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, io};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     link::{
-        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo,
-        LinkMessage,
+        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags,
+        LinkInfo, LinkMessage,
     },
 };
 
@@ -144,14 +144,20 @@ pub fn set_vxlan(netlink: &mut Netlink, wanted: &Vxlan) -> Result<(), KernelErro
             matches!(attribute, LinkAttribute::LinkInfo(infos) if infos.contains(&LinkInfo::Kind(InfoKind::Vxlan)))
         });
         if !is_vxlan {
-            return Err(KernelError::new(action(), "a device of another kind has this name")
-                .with_remedy("rename it, or set `vxlan.device`"));
+            return Err(
+                KernelError::new(action(), "a device of another kind has this name")
+                    .with_remedy("rename it, or set `vxlan.device`"),
+            );
         }
         // A port cannot be changed, and one that is not `external` is not what an earlier agent left.
         remove(netlink, &wanted.name).map_err(error)?;
     }
-    netlink.change(RouteNetlinkMessage::NewLink(new_vxlan(wanted)), Mode::Create).map_err(error)?;
-    let index = get(netlink, &wanted.name).map_err(error)?.map(|link| link.header.index);
+    netlink
+        .change(RouteNetlinkMessage::NewLink(new_vxlan(wanted)), Mode::Create)
+        .map_err(error)?;
+    let index = get(netlink, &wanted.name)
+        .map_err(error)?
+        .map(|link| link.header.index);
     // Up only now: with the generation mode set at creation no link-local address is ever made.
     up(netlink, index.unwrap_or_default()).map_err(error)
 }
@@ -162,7 +168,9 @@ fn adjust(netlink: &mut Netlink, ifindex: u32, wanted: &Vxlan) -> io::Result<()>
     message.header.flags = LinkFlags::Up;
     message.header.change_mask = LinkFlags::Up;
     message.attributes.push(LinkAttribute::Mtu(wanted.mtu));
-    message.attributes.push(LinkAttribute::Address(wanted.mac.to_vec()));
+    message
+        .attributes
+        .push(LinkAttribute::Address(wanted.mac.to_vec()));
     netlink.change(RouteNetlinkMessage::SetLink(message), Mode::Change)
 }
 
@@ -200,10 +208,18 @@ fn vxlan_error(action: String, wanted: &Vxlan, error: &io::Error) -> KernelError
             wanted.port
         ),
         Some(libc::EADDRINUSE) => {
-            format!("another program has UDP port {}: set `vxlan.port`, on every node", wanted.port)
+            format!(
+                "another program has UDP port {}: set `vxlan.port`, on every node",
+                wanted.port
+            )
         }
-        Some(libc::EOPNOTSUPP) => "the kernel lacks the module vxlan: install it, or set routing: direct".to_owned(),
-        Some(libc::EINVAL) => format!("an MTU of {} may be too small or too large: set `mtu`", wanted.mtu),
+        Some(libc::EOPNOTSUPP) => {
+            "the kernel lacks the module vxlan: install it, or set routing: direct".to_owned()
+        }
+        Some(libc::EINVAL) => format!(
+            "an MTU of {} may be too small or too large: set `mtu`",
+            wanted.mtu
+        ),
         _ => String::new(),
     };
     KernelError::new(action, error).with_remedy(remedy)

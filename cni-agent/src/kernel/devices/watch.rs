@@ -31,8 +31,11 @@ impl Watch {
             socket.add_membership(group)?;
         }
         socket.set_non_blocking(true)?;
+        // SAFETY: the socket owns its descriptor and moves into the `AsyncFd`, which outlives its registration.
+        let events = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }
+            .map_err(io::Error::other)?;
         Ok(Self {
-            events: AsyncFd::with_interest(socket, Interest::READABLE)?,
+            events,
             netlink: Netlink::open()?,
             last: None,
         })

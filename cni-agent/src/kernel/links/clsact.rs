@@ -39,7 +39,11 @@ pub(super) struct Filter {
 fn parent(ingress: bool) -> TcHandle {
     TcHandle {
         major: TcHandle::CLSACT.major,
-        minor: if ingress { TcHandle::MIN_INGRESS } else { TcHandle::MIN_EGRESS },
+        minor: if ingress {
+            TcHandle::MIN_INGRESS
+        } else {
+            TcHandle::MIN_EGRESS
+        },
     }
 }
 
@@ -67,7 +71,9 @@ pub(super) fn attach(
     // The handle is ours alone on this device and side, so the name of the owner may change with the program.
     let mut message = filter(ifindex, key.program);
     message.attributes.push(TcAttribute::Options(vec![
-        TcOption::Bpf(TcFilterBpfOption::ProgFd(program.as_fd().as_raw_fd().unsigned_abs())),
+        TcOption::Bpf(TcFilterBpfOption::ProgFd(
+            program.as_fd().as_raw_fd().unsigned_abs(),
+        )),
         TcOption::Bpf(TcFilterBpfOption::ProgName(format!("{NAME}{key}"))),
         TcOption::Bpf(TcFilterBpfOption::Flags(TcBpfFlags::DirectAction)),
     ]));
@@ -79,7 +85,10 @@ fn ensure_qdisc(netlink: &mut Netlink, ifindex: u32) -> io::Result<()> {
         TcHeader {
             index: ifindex.cast_signed(),
             parent: TcHandle::CLSACT,
-            handle: TcHandle { major: TcHandle::CLSACT.major, minor: 0 },
+            handle: TcHandle {
+                major: TcHandle::CLSACT.major,
+                minor: 0,
+            },
             ..TcHeader::default()
         },
         vec![TcAttribute::Kind("clsact".to_owned())],
@@ -95,12 +104,19 @@ pub(super) fn detach(netlink: &mut Netlink, ifindex: u32, key: &LinkKey) -> io::
     if find(netlink, ifindex, key)?.is_none() {
         return Ok(());
     }
-    absent_is_fine(netlink.change(RouteNetlinkMessage::DelTrafficFilter(filter(ifindex, key.program)), Mode::Change))?;
+    absent_is_fine(netlink.change(
+        RouteNetlinkMessage::DelTrafficFilter(filter(ifindex, key.program)),
+        Mode::Change,
+    ))?;
     let mut used = false;
     for ingress in [true, false] {
         used |= !dump(netlink, ifindex, ingress)?.is_empty();
     }
-    if used { Ok(()) } else { remove_qdisc(netlink, ifindex) }
+    if used {
+        Ok(())
+    } else {
+        remove_qdisc(netlink, ifindex)
+    }
 }
 
 fn remove_qdisc(netlink: &mut Netlink, ifindex: u32) -> io::Result<()> {
@@ -108,7 +124,10 @@ fn remove_qdisc(netlink: &mut Netlink, ifindex: u32) -> io::Result<()> {
         TcHeader {
             index: ifindex.cast_signed(),
             parent: TcHandle::CLSACT,
-            handle: TcHandle { major: TcHandle::CLSACT.major, minor: 0 },
+            handle: TcHandle {
+                major: TcHandle::CLSACT.major,
+                minor: 0,
+            },
             ..TcHeader::default()
         },
         Vec::new(),
@@ -127,14 +146,23 @@ fn dump(netlink: &mut Netlink, ifindex: u32, ingress: bool) -> io::Result<Vec<Tc
     );
     let answers = match netlink.dump(RouteNetlinkMessage::GetTrafficFilter(query)) {
         // No clsact qdisc, or no device.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENODEV | libc::ENOENT)) => Vec::new(),
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::EINVAL | libc::ENODEV | libc::ENOENT)
+            ) =>
+        {
+            Vec::new()
+        }
         other => other?,
     };
     Ok(answers
         .into_iter()
         .filter_map(|answer| match answer {
             // A dump also tells of the chain itself, with handle 0.
-            RouteNetlinkMessage::NewTrafficFilter(filter) if u32::from(filter.header.handle) != 0 => Some(filter),
+            RouteNetlinkMessage::NewTrafficFilter(filter) if u32::from(filter.header.handle) != 0 => {
+                Some(filter)
+            }
             _ => None,
         })
         .collect())
@@ -146,7 +174,9 @@ fn ours(message: &TcMessage) -> Option<Filter> {
     }
     let (mut key, mut program_id) = (None, None);
     for attribute in &message.attributes {
-        let TcAttribute::Options(options) = attribute else { continue };
+        let TcAttribute::Options(options) = attribute else {
+            continue;
+        };
         for option in options {
             match option {
                 TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => {

@@ -27,7 +27,10 @@ fn keys(pins: &Pins) -> io::Result<Vec<LinkKey>> {
     let mut keys = Vec::new();
     let mut take = |folder: &Path, owner: LinkOwner| -> io::Result<()> {
         for program in names(folder)?.iter().filter_map(|name| Program::from_name(name)) {
-            keys.push(LinkKey { owner: owner.clone(), program });
+            keys.push(LinkKey {
+                owner: owner.clone(),
+                program,
+            });
         }
         Ok(())
     };
@@ -37,7 +40,10 @@ fn keys(pins: &Pins) -> io::Result<Vec<LinkKey>> {
         }
     }
     for folder in names(&pins.netdev_links())? {
-        take(&pins.netdev_links().join(&folder), LinkOwner::Netdev(unescape(&folder)))?;
+        take(
+            &pins.netdev_links().join(&folder),
+            LinkOwner::Netdev(unescape(&folder)),
+        )?;
     }
     Ok(keys)
 }
@@ -60,8 +66,10 @@ pub(super) fn find(pins: &Pins, key: &LinkKey) -> Result<Option<LinkInfo>, Kerne
     };
     let info = bpf::link_info(&link).map_err(error)?;
     if !info.is_tcx {
-        return Err(KernelError::new(format!("read the pinned link {key}"), "it is no tcx link")
-            .with_remedy(format!("remove {}", path(pins, key).display())));
+        return Err(
+            KernelError::new(format!("read the pinned link {key}"), "it is no tcx link")
+                .with_remedy(format!("remove {}", path(pins, key).display())),
+        );
     }
     Ok(Some(info))
 }
@@ -135,7 +143,12 @@ pub(super) fn detach(pins: &Pins, key: &LinkKey) -> io::Result<()> {
     if let Some(link) = open(&path)? {
         match bpf::detach_link(&link) {
             // The device, and with it the attachment, is gone.
-            Err(error) if !matches!(error.raw_os_error(), Some(libc::ENOLINK | libc::ENODEV | libc::ENOENT)) => {
+            Err(error)
+                if !matches!(
+                    error.raw_os_error(),
+                    Some(libc::ENOLINK | libc::ENODEV | libc::ENOENT)
+                ) =>
+            {
                 return Err(error);
             }
             _ => {}

@@ -60,13 +60,19 @@ fn description(map: &str) -> Option<Description> {
         "grants" => (GrantKey::LAYOUT, Grant::LAYOUT),
         _ => return None,
     };
-    Some(Description { key: key.into(), value: value.into() })
+    Some(Description {
+        key: key.into(),
+        value: value.into(),
+    })
 }
 
 /// Pins the description of a map.
 pub(super) fn publish(spec: &MapSpec, path: &Path) -> Result<(), KernelError> {
     let Some(description) = description(spec.name) else {
-        return Err(KernelError::new(format!("describe map {}", spec.name), "its types are not known"));
+        return Err(KernelError::new(
+            format!("describe map {}", spec.name),
+            "its types are not known",
+        ));
     };
     write(&description, path).map_err(|error| pin_error(path, &error))
 }
@@ -140,7 +146,10 @@ impl Plan {
 
     /// `None` for bytes that are not of the other layout.
     pub(super) fn convert(&self, key: &[u8], value: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
-        Some((rearrange(&self.key, self.to.key.size, key)?, rearrange(&self.value, self.to.value.size, value)?))
+        Some((
+            rearrange(&self.key, self.to.key.size, key)?,
+            rearrange(&self.value, self.to.value.size, value)?,
+        ))
     }
 }
 
@@ -163,7 +172,8 @@ fn moves<'a>(from: &Record, to: &'a Record) -> Result<(Moves, Vec<&'a str>), Str
 fn rearrange(moves: &Moves, size: usize, from: &[u8]) -> Option<Vec<u8>> {
     let mut to = vec![0; size];
     for (source, target, length) in moves {
-        to.get_mut(*target..target + length)?.copy_from_slice(from.get(*source..source + length)?);
+        to.get_mut(*target..target + length)?
+            .copy_from_slice(from.get(*source..source + length)?);
     }
     Some(to)
 }
@@ -177,7 +187,12 @@ mod tests {
     fn rel_29_every_kept_map_is_described_and_fits() {
         for spec in MAPS.iter().filter(|spec| spec.keep) {
             let description = description(spec.name).unwrap();
-            assert_eq!((description.key.size, description.value.size), (spec.key, spec.value), "{}", spec.name);
+            assert_eq!(
+                (description.key.size, description.value.size),
+                (spec.key, spec.value),
+                "{}",
+                spec.name
+            );
             assert!(serde_json::to_vec(&description).unwrap().len() <= ROOM);
         }
     }
@@ -190,7 +205,11 @@ mod tests {
                 field.offset += 8;
             }
         }
-        newer.value.fields.push(Field { name: "colour".into(), offset: 8, size: 8 });
+        newer.value.fields.push(Field {
+            name: "colour".into(),
+            offset: 8,
+            size: 8,
+        });
         newer.value.size += 8;
         newer
     }
@@ -198,7 +217,12 @@ mod tests {
     #[test]
     fn rel_29_flows_survive_an_upgrade_and_the_way_back() {
         let ours = description("conntrack").unwrap();
-        let flow = Flow { seen: Racy::new(7), created: 3, snat_port: cni_ebpf::abi::Port::new(99), ..Flow::default() };
+        let flow = Flow {
+            seen: Racy::new(7),
+            created: 3,
+            snat_port: cni_ebpf::abi::Port::new(99),
+            ..Flow::default()
+        };
         let key = as_bytes(&FlowKey::default()).to_vec();
         let up = Plan::new(ours.clone(), newer()).unwrap();
         let (key, value) = up.convert(&key, as_bytes(&flow)).unwrap();

@@ -52,23 +52,42 @@ pub(super) fn map(pins: &Pins, spec: &MapSpec, entries: u32) -> Result<Prepared,
     }
     let other_layouts = other_layouts(pins, spec)?;
     match maps::open_at(&path, spec)? {
-        Some(map) if map.capacity() == capacity && other_layouts.is_empty() => {
-            Ok(Prepared { map, path, unsettled: None })
-        }
+        Some(map) if map.capacity() == capacity && other_layouts.is_empty() => Ok(Prepared {
+            map,
+            path,
+            unsettled: None,
+        }),
         Some(map) if map.capacity() == capacity => {
             copy_all(&other_layouts, &map)?;
-            let unsettled = Unsettled { spec: *spec, from: path.clone(), to: path.clone(), old: other_layouts };
-            Ok(Prepared { map, path, unsettled: Some(unsettled) })
+            let unsettled = Unsettled {
+                spec: *spec,
+                from: path.clone(),
+                to: path.clone(),
+                old: other_layouts,
+            };
+            Ok(Prepared {
+                map,
+                path,
+                unsettled: Some(unsettled),
+            })
         }
         Some(old) => {
             let mut all = other_layouts;
-            all.push(Old { map: old, plan: None, remove: Vec::new() });
+            all.push(Old {
+                map: old,
+                plan: None,
+                remove: Vec::new(),
+            });
             replacement(pins, spec, capacity, all, next, path)
         }
         None if other_layouts.is_empty() => {
             let map = Map::create(spec, capacity)?;
             publish(pins, spec, &map, &path)?;
-            Ok(Prepared { map, path, unsettled: None })
+            Ok(Prepared {
+                map,
+                path,
+                unsettled: None,
+            })
         }
         None => replacement(pins, spec, capacity, other_layouts, path.clone(), path),
     }
@@ -94,15 +113,35 @@ fn interrupted_replacement(
     if newer.capacity() == capacity {
         let mut old = other_layouts(pins, spec)?;
         if let Some(map) = maps::open_at(&path, spec)? {
-            old.push(Old { map, plan: None, remove: Vec::new() });
+            old.push(Old {
+                map,
+                plan: None,
+                remove: Vec::new(),
+            });
         }
         copy_all(&old, &newer)?;
-        let unsettled = Unsettled { spec: *spec, from: next.clone(), to: path, old };
-        return Ok(Prepared { map: newer, path: next, unsettled: Some(unsettled) });
+        let unsettled = Unsettled {
+            spec: *spec,
+            from: next.clone(),
+            to: path,
+            old,
+        };
+        return Ok(Prepared {
+            map: newer,
+            path: next,
+            unsettled: Some(unsettled),
+        });
     }
     // The size was changed again: end the first replacement now, begin the second.
     if let Some(older) = maps::open_at(&path, spec)? {
-        copy_all(&[Old { map: older, plan: None, remove: Vec::new() }], &newer)?;
+        copy_all(
+            &[Old {
+                map: older,
+                plan: None,
+                remove: Vec::new(),
+            }],
+            &newer,
+        )?;
     }
     fs::rename(&next, &path).map_err(|error| pin_error(&path, &error))?;
     drop(newer);
@@ -121,8 +160,17 @@ fn replacement(
     copy_all(&old, &map)?;
     publish(pins, spec, &map, &at)?;
     tracing::info!(map = spec.name, capacity, "map is being replaced");
-    let unsettled = Unsettled { spec: *spec, from: at.clone(), to, old };
-    Ok(Prepared { map, path: at, unsettled: Some(unsettled) })
+    let unsettled = Unsettled {
+        spec: *spec,
+        from: at.clone(),
+        to,
+        old,
+    };
+    Ok(Prepared {
+        map,
+        path: at,
+        unsettled: Some(unsettled),
+    })
 }
 
 fn publish(pins: &Pins, spec: &MapSpec, map: &Map, path: &Path) -> Result<(), KernelError> {
@@ -188,7 +236,8 @@ fn other_layouts(pins: &Pins, spec: &MapSpec) -> Result<Vec<Old>, KernelError> {
         return Ok(old);
     }
     let folder = pins.maps();
-    let listed = names(&folder).map_err(|error| KernelError::new(format!("list {}", folder.display()), error))?;
+    let listed =
+        names(&folder).map_err(|error| KernelError::new(format!("list {}", folder.display()), error))?;
     for version in listed.iter().filter_map(|name| version_of(name, spec.name)) {
         if version == spec.version {
             continue;
@@ -196,9 +245,17 @@ fn other_layouts(pins: &Pins, spec: &MapSpec) -> Result<Vec<Old>, KernelError> {
         let theirs = MapSpec { version, ..*spec };
         let (path, described) = (pins.map(&theirs), pins.layout(&theirs));
         let plan = layout::plan(&described, spec)?;
-        let theirs = MapSpec { key: plan.key_size(), value: plan.value_size(), ..theirs };
+        let theirs = MapSpec {
+            key: plan.key_size(),
+            value: plan.value_size(),
+            ..theirs
+        };
         if let Some(map) = maps::open_at(&path, &theirs)? {
-            old.push(Old { map, plan: Some(plan), remove: vec![path, described] });
+            old.push(Old {
+                map,
+                plan: Some(plan),
+                remove: vec![path, described],
+            });
         }
     }
     Ok(old)
@@ -208,10 +265,13 @@ fn other_layouts(pins: &Pins, spec: &MapSpec) -> Result<Vec<Old>, KernelError> {
 /// but what the agent writes anew.
 pub(super) fn collect(pins: &Pins) -> Result<(), KernelError> {
     let folder = pins.maps();
-    let listed = names(&folder).map_err(|error| KernelError::new(format!("list {}", folder.display()), error))?;
+    let listed =
+        names(&folder).map_err(|error| KernelError::new(format!("list {}", folder.display()), error))?;
     for name in listed {
         let ours = MAPS.iter().find(|spec| {
-            let rest = name.strip_prefix(spec.name).and_then(|rest| rest.strip_prefix("_v"));
+            let rest = name
+                .strip_prefix(spec.name)
+                .and_then(|rest| rest.strip_prefix("_v"));
             rest.is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_digit()))
         });
         let dead = match ours {

@@ -1,0 +1,325 @@
+//! The real kernel.
+
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use cni_ebpf::abi::Config as Constants;
+
+use super::{
+    Kernel, KernelError, Pins, Scope, devices, links,
+    links::{Attachment, Programs},
+    loader::{self, Loaded},
+    maps::{self, Map},
+    netlink::Netlink,
+    routes,
+};
+use crate::{
+    config::{Config, MapSizes},
+    desired::{Desired, LinkKey, Observed, Table, Tables},
+    reconcile::Change,
+};
+
+/// The kernel of this host, in the network namespace of the thread that opened it.
+pub struct Linux {
+    pins: Pins,
+    sizes: MapSizes,
+    object: &'static [u8],
+    tunnel: String,
+    netlink: Netlink,
+    /// Found out at the first attachment, unless it was set.
+    attachment: Option<Attachment>,
+    loaded: Option<Loaded>,
+    /// Maps of an earlier agent, until this one has loaded its programs.
+    found: BTreeMap<&'static str, Map>,
+    /// The programs of a process that has loaded none.
+    none: Programs,
+}
+
+impl Linux {
+    pub fn open(config: &Config) -> Result<Self, KernelError> {
+        let netlink = Netlink::open().map_err(|error| KernelError::new("open an rtnetlink socket", error))?;
+        Ok(Self {
+            pins: Pins::new(&config.paths.bpffs),
+            sizes: config.maps,
+            object: loader::OBJECT,
+            tunnel: config.vxlan.device.clone(),
+            netlink,
+            attachment: None,
+            loaded: None,
+            found: BTreeMap::new(),
+            none: Programs::new(),
+        })
+    }
+
+    /// Attaches so, without finding out whether the kernel can do better.
+    pub fn with_attachment(mut self, attachment: Option<Attachment>) -> Self {
+        self.attachment = attachment;
+        self
+    }
+
+    /// Loads another object than the one in this binary.
+    pub fn with_object(mut self, object: &'static [u8]) -> Self {
+        self.object = object;
+        self
+    }
+
+    pub fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    fn programs(&self) -> &Programs {
+        self.loaded.as_ref().map_or(&self.none, |loaded| &loaded.programs)
+    }
+
+    fn map(&mut self, name: &str) -> Result<Option<&Map>, KernelError> {
+        let spec = maps::spec(name)?;
+        if let Some(loaded) = &self.loaded {
+            return Ok(loaded.maps.get(spec.name));
+        }
+        match self.found.entry(spec.name) {
+            Entry::Occupied(entry) => Ok(Some(entry.into_mut())),
+            Entry::Vacant(entry) => Ok(maps::open(&self.pins, spec)?.map(|map| &*entry.insert(map))),
+        }
+    }
+
+    fn existing_map(&mut self, table: Table) -> Result<&Map, KernelError> {
+        self.map(table.name())?.ok_or_else(|| {
+            KernelError::new(
+                format!("write map {}", table.name()),
+                "the maps have not been created yet",
+            )
+        })
+    }
+
+    fn tables(&mut self, wanted: &Tables, scope: Scope) -> Result<Tables, KernelError> {
+        let mut tables = Tables::default();
+        for table in Table::ALL.iter().copied() {
+            let Some(map) = self.map(table.name())? else {
+                continue;
+            };
+            let entries = match scope {
+                Scope::Whole => map.dump()?,
+                Scope::Keys => {
+                    let mut entries = maps::Entries::new();
+                    for (key, _) in wanted.entries(table) {
+                        if let Some(value) = map.get(&key)? {
+                            entries.insert(key, value);
+                        }
+                    }
+                    entries
+                }
+            };
+            for (key, value) in &entries {
+                if table.is_array() && value.iter().all(|byte| *byte == 0) {
+                    continue;
+                }
+                tables
+                    .insert(table, key, value)
+                    .map_err(|error| KernelError::new(format!("read map {}", table.name()), error))?;
+            }
+        }
+        Ok(tables)
+    }
+
+    fn observe_now(&mut self, wanted: &Desired, scope: Scope) -> Result<Observed, KernelError> {
+        let observed = Observed {
+            config: self.loaded.as_ref().map(|loaded| loaded.config),
+            tables: self.tables(&wanted.tables, scope)?,
+            vxlan: devices::vxlan(&mut self.netlink, &self.tunnel)
+                .map_err(|error| KernelError::new(format!("read device {}", self.tunnel), error))?,
+            veths: self.veths(wanted, scope)?,
+            links: self.links(wanted, scope)?,
+            routes: routes::list(&mut self.netlink)
+                .map_err(|error| KernelError::new("list the routes", error))?
+                .into_iter()
+                .filter(|(key, _)| scope == Scope::Whole || wanted.routes.contains_key(key))
+                .collect(),
+            neighbours: self.neighbours(wanted)?,
+            sysctls: read_sysctls(wanted)?,
+        };
+        if scope == Scope::Whole {
+            self.settle(&observed)?;
+        }
+        Ok(observed)
+    }
+
+    /// Maps are replaced for good once no live link runs an old program.
+    fn settle(&mut self, observed: &Observed) -> Result<(), KernelError> {
+        let all_current = observed
+            .links
+            .values()
+            .all(|link| link.ifindex == 0 || link.current);
+        match &mut self.loaded {
+            Some(loaded) if all_current && !loaded.is_settled() => loaded.settle(),
+            _ => Ok(()),
+        }
+    }
+
+    fn veths(
+        &mut self,
+        wanted: &Desired,
+        scope: Scope,
+    ) -> Result<BTreeMap<String, crate::desired::VethState>, KernelError> {
+        let mut names = wanted.veths.keys();
+        let only: Option<&mut dyn Iterator<Item = &String>> = match scope {
+            Scope::Whole => None,
+            Scope::Keys => Some(&mut names),
+        };
+        devices::veths(&mut self.netlink, only)
+            .map_err(|error| KernelError::new("list the devices of pods", error))
+    }
+
+    fn links(
+        &mut self,
+        wanted: &Desired,
+        scope: Scope,
+    ) -> Result<BTreeMap<LinkKey, crate::desired::LinkState>, KernelError> {
+        let programs = self.loaded.as_ref().map_or(&self.none, |loaded| &loaded.programs);
+        match scope {
+            Scope::Whole => links::list(&self.pins, &mut self.netlink, programs),
+            Scope::Keys => links::find(&self.pins, &mut self.netlink, programs, &wanted.links),
+        }
+    }
+
+    fn neighbours(
+        &mut self,
+        wanted: &Desired,
+    ) -> Result<BTreeMap<crate::desired::NeighbourKey, [u8; 6]>, KernelError> {
+        let mut neighbours = BTreeMap::new();
+        for key in wanted.neighbours.keys() {
+            let mac = routes::neighbour(&mut self.netlink, key)
+                .map_err(|error| KernelError::new(format!("read neighbour {}", key.ip), error))?;
+            if let Some(mac) = mac {
+                neighbours.insert(*key, mac);
+            }
+        }
+        Ok(neighbours)
+    }
+
+    fn load(&mut self, constants: Constants) -> Result<(), KernelError> {
+        let loaded = loader::load(self.object, &self.pins, constants, &self.sizes)?;
+        self.loaded = Some(loaded);
+        self.found.clear();
+        Ok(())
+    }
+
+    fn attach(&mut self, key: &LinkKey, ifindex: u32) -> Result<(), KernelError> {
+        let mode = match self.attachment {
+            Some(mode) => mode,
+            None => *self.attachment.insert(links::probe()?),
+        };
+        let programs = self.loaded.as_ref().map_or(&self.none, |loaded| &loaded.programs);
+        let program = programs.get(&key.program).ok_or_else(|| {
+            KernelError::new(format!("attach {key}"), "the programs have not been loaded yet")
+        })?;
+        links::attach(&self.pins, &mut self.netlink, mode, program, key, ifindex)
+    }
+
+    fn apply_now(&mut self, change: &Change) -> Result<(), KernelError> {
+        let failed = |error: io::Error| KernelError::new(change.to_string(), error);
+        match change {
+            Change::Load(constants) => self.load(*constants),
+            Change::SetVxlan(vxlan) => devices::set_vxlan(&mut self.netlink, vxlan),
+            Change::RemoveVxlan(name) | Change::RemoveVeth(name) => {
+                devices::remove(&mut self.netlink, name).map_err(failed)
+            }
+            Change::SetSysctl { path, value } => set_sysctl(path, value),
+            Change::Put { table, key, value } => self.existing_map(*table)?.put(key, value),
+            Change::Delete { table, key } => self.existing_map(*table)?.remove_all([key]).map(drop),
+            Change::Attach { link, ifindex } => self.attach(link, *ifindex),
+            Change::Detach(link) => links::detach(&self.pins, &mut self.netlink, link),
+            Change::RaiseVeth { name, ifindex } => devices::raise(&mut self.netlink, name, *ifindex),
+            Change::SetRoute { key, route } => routes::set(&mut self.netlink, key, route),
+            Change::RemoveRoute(key) => routes::remove(&mut self.netlink, key).map_err(failed),
+            Change::SetNeighbour { key, mac } => {
+                routes::set_neighbour(&mut self.netlink, key, *mac).map_err(failed)
+            }
+        }
+    }
+
+    /// Ids of the programs that this process has loaded.
+    pub fn program_ids(&self) -> BTreeMap<crate::desired::Program, u32> {
+        self.programs()
+            .iter()
+            .map(|(program, loaded)| (*program, loaded.id()))
+            .collect()
+    }
+}
+
+impl Kernel for Linux {
+    async fn observe(&mut self, wanted: &Desired, scope: Scope) -> Result<Observed, KernelError> {
+        self.observe_now(wanted, scope)
+    }
+
+    async fn apply(&mut self, change: &Change) -> Result<(), KernelError> {
+        self.apply_now(change)
+    }
+}
+
+fn sysctl_path(path: &str) -> Option<PathBuf> {
+    let safe = !path
+        .split('/')
+        .any(|part| part.is_empty() || part == "." || part == "..");
+    safe.then(|| Path::new("/proc/sys").join(path))
+}
+
+/// The wanted settings as they are. One that does not exist (a device that has just gone) is left out.
+fn read_sysctls(wanted: &Desired) -> Result<BTreeMap<String, String>, KernelError> {
+    let mut found = BTreeMap::new();
+    for path in wanted.sysctls.keys() {
+        if let Some(value) = read_sysctl(path)? {
+            found.insert(path.clone(), value);
+        }
+    }
+    Ok(found)
+}
+
+/// The value of a setting; `None` if there is no such setting.
+pub(super) fn read_sysctl(path: &str) -> Result<Option<String>, KernelError> {
+    let Some(file) = sysctl_path(path) else {
+        return Err(KernelError::new(
+            format!("read sysctl {path}"),
+            "not a path below /proc/sys",
+        ));
+    };
+    match fs::read_to_string(file) {
+        Ok(value) => Ok(Some(value.trim().to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(KernelError::new(format!("read sysctl {path}"), error)),
+    }
+}
+
+fn set_sysctl(path: &str, value: &str) -> Result<(), KernelError> {
+    let action = || format!("set sysctl {path} to {value}");
+    let Some(file) = sysctl_path(path) else {
+        return Err(KernelError::new(action(), "not a path below /proc/sys"));
+    };
+    fs::write(file, value).map_err(|error| {
+        let remedy = match error.raw_os_error() {
+            Some(libc::EROFS) => format!(
+                "/proc/sys is read-only here: set `{}={value}` on the host (/etc/sysctl.d), or give the agent a writable /proc/sys/net",
+                path.replace('/', ".")
+            ),
+            Some(libc::EACCES | libc::EPERM) => "run the agent as root with CAP_NET_ADMIN".to_owned(),
+            _ => String::new(),
+        };
+        KernelError::new(action(), error).with_remedy(remedy)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sysctl_paths_stay_below_proc_sys() {
+        assert!(sysctl_path("net/ipv4/conf/eth0.1/rp_filter").is_some());
+        for path in ["../etc/passwd", "/net", "net//x", "net/./x", ""] {
+            assert_eq!(sysctl_path(path), None, "{path}");
+        }
+        assert_eq!(read_sysctl("net/ipv4/no_such_setting").unwrap(), None);
+    }
+}
