@@ -2,7 +2,6 @@
 
 pub mod bpf;
 pub mod devices;
-pub mod fake;
 pub mod links;
 pub mod linux;
 pub mod loader;
