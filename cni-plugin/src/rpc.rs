@@ -23,7 +23,16 @@
 //! | [`Request::Status`] | [`Response::Done`] | ready for ADD; otherwise an error with code 50 or 51 |
 //! | [`Request::Gc`] | [`Response::Collected`] | what was released |
 //!
-//! Any of them may be answered by [`Response::Failed`].
+//! Any of them may be answered by [`Response::Failed`], whose code and texts the runtime gets to see.
+//!
+//! What the plugin relies on the agent for:
+//!
+//! - `allocated` names the host's end as [`crate::host_ifname`] does, or DEL could not find it.
+//! - An `allocate` for an attachment that it knows takes the old endpoint out of the kernel first.
+//! - A pair whose host end bears such a name and which belongs to no endpoint is what a killed ADD left: the agent
+//!   removes it when it starts, and also the endpoints whose pair is gone.
+//! - It listens before it reads [`crate::queue`], replays the queue before it answers anything, and reads it again
+//!   from time to time, for a `release` that it was too slow to answer is queued as well.
 
 mod client;
 mod codec;

@@ -333,3 +333,29 @@ fn a_pair_of_a_namespace_that_is_gone_is_replaced() {
     assert_eq!(node.host.links(), [host_name()]);
     assert_eq!(elsewhere.links(), Vec::<String>::new());
 }
+
+#[test]
+fn ipv6_is_enabled_for_a_pod_with_an_ipv6_address_only() {
+    const DISABLE: &str = "/proc/sys/net/ipv6/conf/default/disable_ipv6";
+    let Some(node) = Node::new() else { return };
+    for namespace in [&node.host, &node.pod] {
+        namespace.run(|| std::fs::write(DISABLE, "1").unwrap());
+    }
+    let disabled = |namespace: &Namespace, ifname: &str| {
+        let path = format!("/proc/sys/net/ipv6/conf/{ifname}/disable_ipv6");
+        namespace.run(|| std::fs::read_to_string(path).unwrap().trim() == "1")
+    };
+    node.call("ADD")
+        .with(json!({"runtimeConfig": {"ips": ["10.9.9.9/24"]}}))
+        .run()
+        .ok();
+    assert!(disabled(&node.pod, "eth0") && disabled(&node.host, &host_name()));
+    node.call("DEL").run().ok();
+    node.call("ADD")
+        .with(json!({"runtimeConfig": {"ips": ["fd00::9/64"]}}))
+        .run()
+        .ok();
+    assert!(!disabled(&node.pod, "eth0") && !disabled(&node.host, &host_name()));
+    assert_eq!(node.host.list("-6 route show proto 77").len(), 1);
+    assert_eq!(node.host.list("route show proto 77").len(), 0);
+}
