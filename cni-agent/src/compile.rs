@@ -10,7 +10,7 @@ mod topology;
 use crate::{
     config::Config,
     desired::{Desired, Veth},
-    model::{Endpoint, Phase},
+    model::Endpoint,
     state::State,
 };
 
@@ -57,25 +57,42 @@ pub fn compile(config: &Config, state: &State) -> Compiled {
     }
 }
 
-/// Only what these endpoints need: the part of the whole that their ADD or DEL is about. `None` while the whole would
-/// not be complete.
+/// Only what these endpoints need: the part of the whole that their ADD is about. `None` while the whole would not be
+/// complete.
 pub fn compile_endpoints<'a>(
     config: &Config,
     state: &State,
     endpoints: impl IntoIterator<Item = &'a Endpoint>,
 ) -> Option<Desired> {
     let (topology, _) = Topology::new(config, state);
+    let constants = host::constants(&topology)?;
     let mut desired = Desired {
-        config: Some(host::constants(&topology)?),
+        config: Some(constants),
         ..Desired::default()
     };
     for endpoint in endpoints {
-        if endpoint.phase == Phase::Reserved {
-            desired.veths.insert(endpoint.host_ifname(), Veth::Reserved);
-        }
         endpoint::endpoint(&topology, endpoint, &mut desired);
     }
     Some(desired)
+}
+
+/// What goes when these endpoints go. An address that a Pod object still names stays known as a pod's.
+pub fn endpoint_keys<'a>(
+    config: &Config,
+    state: &State,
+    endpoints: impl IntoIterator<Item = &'a Endpoint>,
+) -> Desired {
+    let (topology, _) = Topology::new(config, state);
+    let mut gone = Desired::default();
+    for endpoint in endpoints {
+        endpoint::endpoint(&topology, endpoint, &mut gone);
+    }
+    let mut kept = Desired::default();
+    address::peers(&topology, state, &mut kept);
+    gone.tables
+        .peers
+        .retain(|addr, _| !kept.tables.peers.contains_key(addr));
+    gone
 }
 
 #[cfg(test)]

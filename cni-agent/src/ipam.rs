@@ -161,6 +161,10 @@ impl Pool {
         awake
     }
 
+    pub fn is_resting(&self, ip: IpAddr) -> bool {
+        self.resting.contains_key(&ip)
+    }
+
     /// When [`Pool::wake`] will have something to do.
     pub fn next_wake(&self) -> Option<Instant> {
         self.resting.values().min().copied()

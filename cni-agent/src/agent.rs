@@ -1,0 +1,237 @@
+//! The main loop: one task that owns the state, the pool, the records and the kernel.
+//!
+//! It may be ended at any instant. What it knows is in the records, in the sources and in the kernel; it starts by
+//! reading all three, and until every source has spoken it changes nothing.
+
+mod attachment;
+mod report;
+mod round;
+
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use cni_plugin::queue;
+use tokio::sync::{mpsc, watch};
+
+use crate::{
+    config::Config,
+    ipam::Pool,
+    kernel::Kernel,
+    ledger::Ledger,
+    model::{Event, Source},
+    reconcile::Reconciler,
+    source::{
+        file,
+        plugin::{self, Question},
+    },
+    state::State,
+    status::Status,
+};
+use attachment::Waiting;
+use round::Rounds;
+
+/// Why the agent could not begin or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    #[error("{path}: {cause}; make it writable for root or choose another place under paths", path = .path.display())]
+    Io {
+        path: std::path::PathBuf,
+        cause: io::Error,
+    },
+}
+
+/// What others hold of a running agent.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    /// For sources that live outside of the agent, like the watch over the host's devices. Whoever sends here begins
+    /// with everything it knows and says [`Event::Synced`].
+    pub events: mpsc::Sender<Event>,
+    pub status: watch::Receiver<Arc<Status>>,
+}
+
+/// The agent before it runs.
+#[derive(Debug)]
+pub struct Agent<K> {
+    config: Arc<Config>,
+    state: State,
+    pool: Pool,
+    ledger: Ledger,
+    reconciler: Reconciler<K>,
+    rounds: Rounds,
+    /// The number given last.
+    last_id: u32,
+    /// ADDs that came before the agent could serve them.
+    waiting: Vec<Waiting>,
+    ledger_problems: Vec<String>,
+    events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
+    status: watch::Sender<Arc<Status>>,
+}
+
+/// How many messages are taken in before the kernel is looked at: a storm of ADDs shares its rounds.
+const BATCH: usize = 512;
+
+impl<K: Kernel> Agent<K> {
+    /// Reads the records. Nothing is changed yet but that folders are made.
+    pub fn new(config: Config, kernel: K) -> Result<(Self, Handle), AgentError> {
+        let config = Arc::new(config);
+        let state_dir = &config.paths.state;
+        let (mut ledger, restored) = Ledger::open(state_dir).map_err(|cause| AgentError::Io {
+            path: state_dir.clone(),
+            cause,
+        })?;
+        let mut pool = Pool::new(Duration::from_secs(config.ipam.quarantine_seconds.into()));
+        let mut state = State::default();
+        let mut ledger_problems = restored.problems;
+        for ip in restored.resting {
+            pool.rest(ip, Instant::now());
+        }
+        if let Err(error) = ledger.wake(|ip| pool.is_resting(*ip)) {
+            ledger_problems.push(format!(
+                "records of rested addresses could not be removed: {error}"
+            ));
+        }
+        for endpoint in restored.endpoints {
+            for ip in &endpoint.addresses {
+                if let Err(error) = pool.claim(*ip, endpoint.id) {
+                    ledger_problems.push(format!("endpoint {}: {error}", endpoint.id));
+                }
+            }
+            state.endpoints.insert(endpoint.id, endpoint);
+        }
+        let events = mpsc::channel(BATCH);
+        let (status, watched) = watch::channel(Arc::new(Status::default()));
+        let handle = Handle {
+            events: events.0.clone(),
+            status: watched,
+        };
+        let agent = Self {
+            config,
+            state,
+            pool,
+            ledger,
+            reconciler: Reconciler::new(kernel),
+            rounds: Rounds::default(),
+            last_id: restored.last_id,
+            waiting: Vec::new(),
+            ledger_problems,
+            events,
+            status,
+        };
+        Ok((agent, handle))
+    }
+
+    /// Runs until `shutdown` is ready. What is in the kernel stays there.
+    pub async fn run(mut self, shutdown: impl Future<Output = ()> + Send) -> Result<(), AgentError> {
+        let socket = self.config.paths.agent_socket.clone();
+        // Listening comes first: a deletion is then either in the queue when it is read, or comes by the socket.
+        let listener = plugin::bind(&socket).map_err(|cause| AgentError::Io {
+            path: socket.clone(),
+            cause,
+        })?;
+        self.replay().await;
+        let (ask, mut questions) = mpsc::channel(BATCH);
+        let server = tokio::spawn(plugin::serve(listener, ask));
+        let files = tokio::spawn(file::watch(
+            self.config.paths.manifests.clone(),
+            self.events.0.clone(),
+        ));
+        self.state.handle(Event::Synced(Source::Endpoints));
+        tokio::pin!(shutdown);
+        loop {
+            self.publish();
+            let mut batch = Vec::new();
+            let wake = tokio::time::Instant::from_std(self.next_wake(Instant::now()));
+            tokio::select! {
+                () = &mut shutdown => break,
+                Some(event) = self.events.1.recv() => self.take(event),
+                Some(question) = questions.recv() => batch.push(question),
+                () = tokio::time::sleep_until(wake) => {}
+            }
+            self.drain(&mut questions, &mut batch);
+            self.answer(batch).await;
+            self.round_if_due().await;
+            self.serve_waiting();
+            self.wake_addresses();
+        }
+        server.abort();
+        files.abort();
+        // Whoever tries now finds nobody, and queues.
+        if let Err(error) = std::fs::remove_file(&socket) {
+            tracing::debug!(%error, "the CNI socket was gone already");
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, event: Event) {
+        if self.state.handle(event) {
+            self.rounds.mark_dirty();
+        }
+    }
+
+    fn drain(&mut self, questions: &mut mpsc::Receiver<Question>, batch: &mut Vec<Question>) {
+        for _ in 0..BATCH {
+            let Ok(event) = self.events.1.try_recv() else {
+                break;
+            };
+            self.take(event);
+        }
+        while batch.len() < BATCH {
+            let Ok(question) = questions.try_recv() else { break };
+            batch.push(question);
+        }
+    }
+
+    /// The deletions that came while nobody listened, before anything else.
+    async fn replay(&mut self) {
+        let queued = match queue::list(&self.config.paths.state) {
+            Ok(queued) => queued,
+            Err(error) => {
+                self.ledger_problems
+                    .push(format!("the queue of deletions cannot be read: {error}"));
+                return;
+            }
+        };
+        for entry in queued {
+            match entry {
+                Ok(queued) => {
+                    tracing::info!(attachment = ?queued.release, "carrying out a queued deletion");
+                    if self.release(&[queued.release]).await.is_ok()
+                        && let Err(error) = queue::remove(&queued.path)
+                    {
+                        self.ledger_problems
+                            .push(format!("{}: {error}; remove it", queued.path.display()));
+                    }
+                }
+                Err(error) => self.ledger_problems.push(error.to_string()),
+            }
+        }
+    }
+
+    fn next_wake(&self, now: Instant) -> Instant {
+        let waiting = self.waiting.iter().map(|waiting| waiting.until);
+        let round = self
+            .rounds
+            .next(self.reconciler.retry(), self.state.unsynced().is_empty());
+        waiting
+            .chain(self.pool.next_wake())
+            .chain(round)
+            .min()
+            .unwrap_or(now + round::AUDIT)
+    }
+
+    fn wake_addresses(&mut self) {
+        if self.pool.wake(Instant::now()).is_empty() {
+            return;
+        }
+        let pool = &self.pool;
+        if let Err(error) = self.ledger.wake(|ip| pool.is_resting(*ip)) {
+            tracing::warn!(%error, "records of rested addresses could not be removed");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,93 @@
+//! What the agent says of itself.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::Agent;
+use crate::{
+    kernel::Kernel,
+    model::Source,
+    status::{ReconcileStatus, SourceStatus, Status},
+};
+
+impl<K: Kernel> Agent<K> {
+    pub(super) fn is_ready(&self) -> bool {
+        self.state.unsynced().is_empty() && self.rounds.loaded
+    }
+
+    /// Wakes the readers only if something is different.
+    pub(super) fn publish(&self) {
+        let status = self.describe();
+        self.status.send_if_modified(|last| {
+            let changed = **last != status;
+            if changed {
+                *last = Arc::new(status);
+            }
+            changed
+        });
+    }
+
+    fn describe(&self) -> Status {
+        let failing: Vec<String> = self.reconciler.retry().errors().map(str::to_owned).collect();
+        let source = |source: &Source| SourceStatus {
+            synced: self.state.is_synced(*source),
+            problems: self.state.problems(*source).to_vec(),
+        };
+        let sources: BTreeMap<Source, SourceStatus> =
+            Source::ALL.iter().map(|kind| (*kind, source(kind))).collect();
+        Status {
+            node: self.config.node_name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ready: self.is_ready(),
+            reconcile: ReconcileStatus {
+                rounds: self.rounds.count,
+                changes: self.rounds.changes,
+                failures: self.rounds.failures,
+                failing: failing.clone(),
+            },
+            pools: self.pool.status(),
+            endpoints: self.state.endpoints.values().cloned().collect(),
+            devices: self.rounds.devices.clone(),
+            node_addresses: self.rounds.node_addresses.clone(),
+            problems: self.problems(&sources, failing),
+            sources,
+        }
+    }
+
+    fn problems(&self, sources: &BTreeMap<Source, SourceStatus>, failing: Vec<String>) -> Vec<String> {
+        let mut problems = Vec::new();
+        for (source, status) in sources {
+            if !status.synced {
+                problems.push(format!(
+                    "{source}: not everything has been heard yet; nothing is changed before"
+                ));
+            }
+            problems.extend(status.problems.iter().cloned());
+        }
+        problems.extend(self.ledger_problems.iter().cloned());
+        problems.extend(self.rounds.problems.iter().cloned());
+        problems.extend(self.rounds.error.iter().cloned());
+        problems.extend(
+            failing
+                .into_iter()
+                .filter(|error| Some(error) != self.rounds.error.as_ref()),
+        );
+        problems.extend(self.exhausted());
+        problems
+    }
+
+    /// Families that have ranges and no address left.
+    pub(super) fn exhausted(&self) -> Option<String> {
+        let pools = self.pool.status();
+        [true, false].into_iter().find_map(|v4| {
+            let of_family = || pools.iter().filter(move |pool| pool.range.is_ipv4() == v4);
+            let empty = of_family().next().is_some() && of_family().all(|pool| pool.free == 0);
+            empty.then(|| {
+                let ranges: Vec<String> = of_family().map(|pool| pool.range.to_string()).collect();
+                format!(
+                    "no address is left in {}; delete pods or add a range",
+                    ranges.join(", ")
+                )
+            })
+        })
+    }
+}

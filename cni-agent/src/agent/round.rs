@@ -1,0 +1,163 @@
+//! A look at everything: when it is due, and what it does.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::Agent;
+use crate::{
+    compile::{self, Compiled},
+    desired::Observed,
+    kernel::{Kernel, Scope},
+    model::Phase,
+    reconcile::{Change, Outcome, Removals, Retry},
+};
+
+/// Even if nobody says anything: others change the kernel too.
+pub(super) const AUDIT: Duration = Duration::from_secs(60);
+/// Between rounds over everything, so that a stream of events does not become a stream of rounds.
+const PAUSE: Duration = Duration::from_millis(50);
+/// After a kernel that could not even be looked at.
+const BLIND: Duration = Duration::from_secs(1);
+
+/// What rounds have been, and when the next one is.
+#[derive(Debug, Default)]
+pub(super) struct Rounds {
+    dirty: bool,
+    last: Option<Instant>,
+    /// The last round over everything ended with programs loaded and maps written.
+    pub(super) loaded: bool,
+    /// The kernel could not even be looked at.
+    blind: bool,
+    /// Why programs are not loaded.
+    pub(super) error: Option<String>,
+    pub(super) problems: Vec<String>,
+    pub(super) devices: Vec<String>,
+    pub(super) node_addresses: Vec<std::net::IpAddr>,
+    pub(super) count: u64,
+    pub(super) changes: u64,
+    pub(super) failures: u64,
+}
+
+impl Rounds {
+    pub(super) fn mark_dirty(&mut self) {
+        self.dirty = true;
+    }
+
+    /// `None` while sources have not synced: then there is nothing to do at all.
+    pub(super) fn next(&self, retry: &Retry, synced: bool) -> Option<Instant> {
+        if !synced {
+            return None;
+        }
+        let last = self.last?;
+        let audit = Some(last + AUDIT);
+        let dirty = self.dirty.then_some(last + PAUSE);
+        let blind = self.blind.then_some(last + BLIND);
+        let retry = retry.next().map(|at| at.max(last + PAUSE));
+        [audit, dirty, blind, retry].into_iter().flatten().min()
+    }
+
+    fn is_due(&self, retry: &Retry, now: Instant) -> bool {
+        self.last.is_none() || self.next(retry, true).is_some_and(|at| at <= now)
+    }
+
+    pub(super) fn add(&mut self, outcome: &Outcome) {
+        self.changes += outcome.applied;
+        self.failures += outcome.failures.len() as u64;
+    }
+}
+
+impl<K: Kernel> Agent<K> {
+    pub(super) async fn round_if_due(&mut self) {
+        if !self.state.unsynced().is_empty() || !self.rounds.is_due(self.reconciler.retry(), Instant::now()) {
+            return;
+        }
+        self.rounds.dirty = false;
+        self.round().await;
+        self.rounds.count += 1;
+        self.rounds.last = Some(Instant::now());
+    }
+
+    async fn round(&mut self) {
+        let mut compiled = self.compile();
+        let observed = match self.reconciler.observe(&compiled.desired, Scope::Whole).await {
+            Ok(observed) => observed,
+            Err(error) => {
+                tracing::error!(%error, "the kernel could not be read");
+                self.rounds.blind = true;
+                self.rounds.loaded = false;
+                self.rounds.error = Some(error.to_string());
+                return;
+            }
+        };
+        self.rounds.blind = false;
+        if self.collect(&observed) {
+            compiled = self.compile();
+        }
+        let removals = if compiled.complete {
+            Removals::Allowed
+        } else {
+            Removals::Held
+        };
+        let outcome = self
+            .reconciler
+            .converge(&compiled.desired, &observed, removals)
+            .await;
+        self.rounds.add(&outcome);
+        let failed = outcome
+            .failures
+            .iter()
+            .find(|failure| matches!(failure.change, Change::Load(_) | Change::SetVxlan(_)));
+        // A load that waits for its next attempt is no load either, and fails for the reason it failed of before.
+        let loads = outcome.postponed == 0 || observed.config == compiled.desired.config;
+        self.rounds.loaded = compiled.complete && failed.is_none() && loads;
+        if let Some(failure) = failed {
+            self.rounds.error = Some(failure.error.clone());
+        } else if loads {
+            self.rounds.error = None;
+        }
+    }
+
+    fn compile(&mut self) -> Compiled {
+        let config = Arc::clone(&self.config);
+        let (topology, _) = compile::Topology::new(&config, &self.state);
+        self.pool.set_ranges(&topology.pod_cidrs);
+        self.rounds.devices = topology
+            .devices
+            .iter()
+            .map(|device| device.name.clone())
+            .collect();
+        self.rounds.node_addresses = [true, false]
+            .iter()
+            .filter_map(|v4| topology.node_address(*v4))
+            .collect();
+        drop(topology);
+        let compiled = compile::compile(&config, &self.state);
+        self.rounds.problems.clone_from(&compiled.problems);
+        compiled
+    }
+
+    /// Gives up endpoints whose device is gone: a reboot, a namespace that was deleted, a DEL that nobody heard of. The
+    /// look came after they were programmed, so it would have seen the device.
+    fn collect(&mut self, observed: &Observed) -> bool {
+        let gone: Vec<u32> = self
+            .state
+            .endpoints
+            .values()
+            .filter(|endpoint| match endpoint.phase {
+                Phase::Reserved => false,
+                Phase::Programmed { ifindex } => observed
+                    .veths
+                    .get(&endpoint.host_ifname())
+                    .is_none_or(|veth| veth.ifindex != ifindex),
+            })
+            .map(|endpoint| endpoint.id)
+            .collect();
+        for id in &gone {
+            tracing::info!(endpoint = id, "its device is gone, and so is the endpoint");
+            self.forget(*id);
+        }
+        !gone.is_empty()
+    }
+}

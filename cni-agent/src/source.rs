@@ -1,0 +1,4 @@
+//! Inputs. Each translates what it hears into the agent's vocabulary and decides nothing.
+
+pub mod file;
+pub mod plugin;
