@@ -136,19 +136,27 @@ fn check(command: &Command, status: ExitStatus) -> Result<()> {
     bail!("`{}` ended with {status}", shown(command))
 }
 
-/// The first place where a program of this name lies: this tree's tools, `PATH`, the cargo home, the `sbin` folders.
+/// The first place where a program of this name lies.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
-    let mut folders = vec![workspace::tools().join("bin")];
-    folders.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
-    if let Some(home) = cargo_home() {
-        folders.push(home.join("bin"));
-    }
-    // A plain user's PATH often lacks them.
-    folders.extend(["/usr/sbin", "/sbin"].map(PathBuf::from));
-    folders
+    folders()
         .into_iter()
         .map(|folder| folder.join(program))
         .find(|path| is_program(path))
+}
+
+/// `PATH` for programs that look for others as `find` does.
+pub(crate) fn path() -> OsString {
+    // A folder with a colon in its name cannot stand in PATH.
+    env::join_paths(folders()).unwrap_or_else(|_| env::var_os("PATH").unwrap_or_default())
+}
+
+/// This tree's tools, `PATH`, the cargo home, and the `sbin` folders that a plain user's PATH often lacks.
+fn folders() -> Vec<PathBuf> {
+    let mut folders = vec![workspace::tools().join("bin")];
+    folders.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
+    folders.extend(cargo_home().map(|home| home.join("bin")));
+    folders.extend(["/usr/sbin", "/sbin"].map(PathBuf::from));
+    folders
 }
 
 fn cargo_home() -> Option<PathBuf> {

@@ -1,15 +1,16 @@
 //! `cargo xtask setup`: what this machine lacks, and its installation by package name.
 
 pub(crate) mod apt;
+mod from_source;
 mod package;
 
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 
+use crate::build;
 use crate::process::{cargo, command, find, output, run, step};
 use crate::toolchain::{Origin, Toolchain};
-use crate::{build, workspace};
 
 pub(crate) use package::Group;
 use package::{PACKAGES, Package, Suite};
@@ -45,6 +46,9 @@ impl Setup {
         if let Some(why) = &missing.toolchain {
             println!("missing: {why}");
         }
+        if missing.cnitool {
+            println!("missing: {}", from_source::CNITOOL);
+        }
         if let Ok(toolchain) = Toolchain::find() {
             println!("BPF toolchain: {toolchain}");
         }
@@ -61,6 +65,7 @@ struct Missing {
     packages: Vec<&'static Package>,
     /// Why there is no BPF toolchain, if one is needed.
     toolchain: Option<String>,
+    cnitool: bool,
 }
 
 impl Missing {
@@ -78,11 +83,16 @@ impl Missing {
                 packages.retain(|package| package.name != package::OBJCOPY);
             }
         }
-        Self { packages, toolchain }
+        let cnitool = groups.contains(&Group::Test) && find("cnitool").is_none();
+        Self {
+            packages,
+            toolchain,
+            cnitool,
+        }
     }
 
     fn is_empty(&self) -> bool {
-        self.packages.is_empty() && self.toolchain.is_none()
+        self.packages.is_empty() && self.toolchain.is_none() && !self.cnitool
     }
 }
 
@@ -94,7 +104,10 @@ pub(crate) fn ensure(groups: &[Group]) -> Result<()> {
     let missing = Missing::on_this_machine(groups);
     install_packages(&missing.packages)?;
     if missing.toolchain.is_some() {
-        install_bpf_linker()?;
+        from_source::bpf_linker()?;
+    }
+    if missing.cnitool {
+        from_source::cnitool()?;
     }
     if groups.contains(&Group::Lint) {
         install_host_lints()?;
@@ -131,36 +144,10 @@ fn install_packages(packages: &[&Package]) -> Result<()> {
         apt::add_backports()?;
     }
     apt::install(None, &suite(Suite::Release).collect::<Vec<_>>())?;
+    if backports.is_empty() {
+        return Ok(());
+    }
     apt::install(Some(&apt::backports_name()?), &backports)
-}
-
-/// Builds the linker for the compiler that is here.
-fn install_bpf_linker() -> Result<()> {
-    step("bpf-linker: links the BPF programs; compiling it takes a minute or two");
-    let root = workspace::tools();
-    let mut install = match Origin::installed()? {
-        Origin::Debian => {
-            let mut install = cargo();
-            install.env("LLVM_PREFIX", "/usr/lib/llvm-22");
-            install.args([
-                "install",
-                "bpf-linker",
-                "--no-default-features",
-                "--features",
-                "llvm-22",
-            ]);
-            install
-        }
-        Origin::Nightly => {
-            let mut install = command("rustup");
-            install.args(["run", "nightly", "cargo", "install", "bpf-linker"]);
-            install
-        }
-    };
-    install
-        .args(["--version", "0.13.0", "--locked", "--force", "--root"])
-        .arg(root);
-    run(&mut install)
 }
 
 /// rustfmt and clippy of the host's compiler; rustup's minimal profile has neither.

@@ -23,6 +23,14 @@ pub(crate) use report::Tally;
 /// `N passed, N failed`. The exit status is 0 only if nothing failed. Layers that touch the kernel need root; they work
 /// inside network namespaces of their own and leave nothing behind.
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  cargo xtask test
+          Everything that CI runs
+  cargo xtask test lint unit
+          What needs no privilege
+  cargo xtask test netns -- --nocapture cni_02
+          The tests whose name contains cni_02, with their output")]
 pub(crate) struct Test {
     /// Layers to run, in the order of their cost
     #[arg(value_enum, value_name = "LAYER")]

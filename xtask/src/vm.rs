@@ -14,7 +14,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use clap::{Args, Subcommand};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Subcommand, ValueEnum};
 
 use crate::build::Build;
 use crate::process::step;
@@ -28,9 +29,15 @@ use machine::Machine;
 
 /// Run layers on other kernels, in virtual machines
 ///
-/// Debian's kernels are fetched by package name into target/vm and never installed. Without KVM the processor is
-/// emulated: a machine is up in some ten seconds.
+/// Debian's kernels are fetched by package name into target/vm and never installed. The processor is emulated, so it works
+/// where virtualisation does not; a machine is up in some ten seconds.
 #[derive(Debug, Subcommand)]
+#[command(after_long_help = "\
+Examples:
+  cargo xtask vm run --kernel 6.1 verifier
+          Load every program in every configuration on Debian 12's kernel
+  cargo xtask vm debug --kernel 6.12 netns -- cni_02
+          Some tests with the kernel's messages, then a shell in the same machine")]
 pub(crate) enum Vm {
     /// Show the supported kernels and which of Debian's packages each one is
     List,
@@ -55,7 +62,7 @@ pub(crate) struct Run {
     #[arg(long = "kernel", value_name = "SERIES")]
     kernels: Vec<Series>,
     /// Which tests
-    #[arg(value_enum, default_value = "verifier")]
+    #[arg(default_value = "verifier", value_parser = in_machines())]
     layer: Layer,
     /// End a machine that has not finished after this many seconds
     #[arg(long, default_value_t = 300, value_name = "SECONDS")]
@@ -107,6 +114,11 @@ impl Vm {
             }
         }
     }
+}
+
+/// The layers that are a test program, which is all that a machine gets.
+fn in_machines() -> impl TypedValueParser<Value = Layer> {
+    PossibleValuesParser::new(["verifier", "packets", "netns"]).try_map(|name| Layer::from_str(&name, false))
 }
 
 fn list() -> Result<()> {

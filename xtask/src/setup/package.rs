@@ -36,6 +36,8 @@ pub(super) enum Suite {
 /// How presence is seen.
 enum Probe {
     Tool(&'static str),
+    /// One tool, or what it is made with.
+    Either(&'static str, &'static str),
     File(&'static str),
     /// A QEMU of at least this major version.
     Qemu(u32),
@@ -167,6 +169,14 @@ pub(super) const PACKAGES: &[Package] = &[
         "runc",
         "containerd starts containers with it",
     ),
+    Package {
+        name: "golang-go",
+        group: Group::Test,
+        suite: Suite::Backports,
+        probe: Probe::Either("cnitool", "go"),
+        why: "compiles cnitool, which calls plugins as a container runtime does",
+        only_for_toolchain: false,
+    },
     tool(Group::Bench, "iperf3", "iperf3", "streams between pods"),
     Package {
         name: "qemu-system-x86",
@@ -191,6 +201,7 @@ impl Package {
     pub(super) fn is_present(&self) -> bool {
         match self.probe {
             Probe::Tool(tool) => find(tool).is_some(),
+            Probe::Either(tool, other) => find(tool).is_some() || find(other).is_some(),
             Probe::File(file) => Path::new(file).exists(),
             Probe::Qemu(oldest) => output(command("qemu-system-x86_64").arg("--version"))
                 .is_ok_and(|text| qemu_major(&text).is_some_and(|major| major >= oldest)),

@@ -9,7 +9,7 @@ use clap::ValueEnum;
 
 use super::lint;
 use super::report::Tally;
-use crate::process::{cargo, output, stream};
+use crate::process::{self, cargo, output, stream};
 use crate::setup::Group;
 use crate::{vm, workspace};
 
@@ -144,7 +144,7 @@ pub(crate) fn environment() -> [(&'static str, PathBuf); 3] {
 fn cargo_test() -> Command {
     let mut command = cargo();
     command.args(["test", "--no-fail-fast"]);
-    command.envs(environment());
+    command.envs(environment()).env("PATH", process::path());
     command
 }
 
