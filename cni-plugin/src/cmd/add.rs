@@ -74,7 +74,11 @@ fn attach(
     delegated: Option<&AddResult>,
 ) -> Result<Allocated, CniError> {
     fault::at("ipam")?;
-    request.delegated_ips = delegated.map(outcome::addresses).transpose()?.unwrap_or_default();
+    if let Some(delegated) = delegated {
+        request.delegated_ips = outcome::addresses(delegated)?;
+        // The delegated plugin has seen the runtime's wishes and has granted what it could.
+        request.requested_ips.clear();
+    }
     let network = request.network.clone();
     let mut endpoint = agent.allocate(request)?;
     let wired = fault::at("allocated")

@@ -83,7 +83,7 @@ impl Findings {
         let host_mac = self.compare_host(attachment, &addresses)?;
         let mut pod = Pod::open(netns)?;
         self.compare_pod(&mut pod, &expected.interfaces[index], &addresses, host_mac)?;
-        self.compare_routes(&mut pod, expected, ifname)
+        self.compare_routes(&mut pod, expected)
     }
 
     fn compare_host(
@@ -149,11 +149,9 @@ impl Findings {
         Ok(())
     }
 
-    fn compare_routes(&mut self, pod: &mut Pod, expected: &AddResult, ifname: &str) -> Result<(), CniError> {
-        let Some(link) = pod.link(ifname)? else {
-            return Ok(());
-        };
-        let present = inspect::routes(&mut pod.netlink, link.header.index)?;
+    /// By whichever interface: where two attachments of a pod want one route, the first has it.
+    fn compare_routes(&mut self, pod: &mut Pod, expected: &AddResult) -> Result<(), CniError> {
+        let present = inspect::routes(&mut pod.netlink)?;
         for route in &expected.routes {
             let gateway: Option<IpAddr> = route.gw.as_deref().and_then(|gateway| gateway.parse().ok());
             let Some(gateway) = gateway.filter(|gateway| is_ours(*gateway)) else {

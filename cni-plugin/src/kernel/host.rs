@@ -55,13 +55,15 @@ pub(crate) fn already_there(ifname: &str) -> CniError {
 }
 
 /// Opens the endpoint to traffic. Its programs are attached by now.
+///
+/// Reverse path filtering may stay as strict as it is: the pod's addresses are routed to the link they come from.
 pub(crate) fn bring_up(host: &mut Netlink, ifindex: u32, endpoint: &Allocated) -> Result<(), CniError> {
     let has_ipv6 = endpoint.addresses.iter().any(|address| address.is_ipv6());
     sysctl::prepare_ipv6(&endpoint.host_ifname, has_ipv6)?;
     let mut changes = vec![message::no_link_local(ifindex), message::set_up(ifindex)];
     for address in &endpoint.addresses {
         changes.push(message::permanent_neighbour(ifindex, address.ip(), endpoint.mac));
-        changes.push(message::link_route(ifindex, address.ip()));
+        changes.push(message::only_link_route(ifindex, address.ip()));
     }
     host.apply(changes)
 }

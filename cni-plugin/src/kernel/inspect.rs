@@ -74,11 +74,8 @@ fn neighbour(message: NeighbourMessage) -> Option<(IpAddr, Mac)> {
     Some((address, mac))
 }
 
-/// The destinations that are routed through a link, with their gateways.
-pub(crate) fn routes(
-    netlink: &mut Netlink,
-    ifindex: u32,
-) -> Result<Vec<(IpNetwork, Option<IpAddr>)>, CniError> {
+/// The destinations that are routed, with their gateways.
+pub(crate) fn routes(netlink: &mut Netlink) -> Result<Vec<(IpNetwork, Option<IpAddr>)>, CniError> {
     let mut routes = Vec::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut wanted = RouteMessage::default();
@@ -87,7 +84,7 @@ pub(crate) fn routes(
             .dump(RouteNetlinkMessage::GetRoute(wanted))
             .map_err(|error| failed("cannot list the routes", error))?;
         routes.extend(dump.into_iter().filter_map(|object| match object {
-            RouteNetlinkMessage::NewRoute(route) if outgoing(&route) == Some(ifindex) => destination(&route),
+            RouteNetlinkMessage::NewRoute(route) => destination(&route),
             _ => None,
         }));
     }

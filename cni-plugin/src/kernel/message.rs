@@ -160,6 +160,15 @@ pub(crate) fn permanent_neighbour(ifindex: u32, address: IpAddr, mac: Mac) -> Ch
     }
 }
 
+/// A route to one address on the link itself, instead of any other to that address.
+pub(crate) fn only_link_route(ifindex: u32, address: IpAddr) -> Change {
+    Change {
+        flags: NLM_F_CREATE | NLM_F_REPLACE,
+        tolerated: &[],
+        ..link_route(ifindex, address)
+    }
+}
+
 /// A route to one address on the link itself.
 pub(crate) fn link_route(ifindex: u32, address: IpAddr) -> Change {
     let mut message = route(ifindex, IpNetwork::from(address));
@@ -168,7 +177,7 @@ pub(crate) fn link_route(ifindex: u32, address: IpAddr) -> Change {
     } else {
         RouteScope::Universe
     };
-    replace_route(format!("{address} on link {ifindex}"), message)
+    new_route(format!("{address} on link {ifindex}"), message)
 }
 
 pub(crate) fn gateway_route(ifindex: u32, wanted: &Route, gateway: IpAddr) -> Change {
@@ -187,7 +196,7 @@ pub(crate) fn gateway_route(ifindex: u32, wanted: &Route, gateway: IpAddr) -> Ch
     if !metrics.is_empty() {
         message.attributes.push(RouteAttribute::Metrics(metrics));
     }
-    replace_route(format!("{} via {gateway}", wanted.dst), message)
+    new_route(format!("{} via {gateway}", wanted.dst), message)
 }
 
 fn route(ifindex: u32, dst: IpNetwork) -> RouteMessage {
@@ -204,11 +213,12 @@ fn route(ifindex: u32, dst: IpNetwork) -> RouteMessage {
     message
 }
 
-fn replace_route(what: String, message: RouteMessage) -> Change {
+fn new_route(what: String, message: RouteMessage) -> Change {
     Change {
         what: format!("set the route {what}"),
         message: RouteNetlinkMessage::NewRoute(message),
-        flags: NLM_F_CREATE | NLM_F_REPLACE,
-        tolerated: &[],
+        flags: NLM_F_CREATE | NLM_F_EXCL,
+        // The pod's interface is new, so a route that exists is another interface's, and keeps its place.
+        tolerated: &[libc::EEXIST],
     }
 }

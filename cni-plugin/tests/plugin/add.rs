@@ -359,3 +359,23 @@ fn ipv6_is_enabled_for_a_pod_with_an_ipv6_address_only() {
     assert_eq!(node.host.list("-6 route show proto 77").len(), 1);
     assert_eq!(node.host.list("route show proto 77").len(), 0);
 }
+
+#[test]
+fn a_second_attachment_of_a_pod_leaves_the_first_its_routes() {
+    let Some(node) = Node::new() else { return };
+    let first = node.add();
+    let second = node.call("ADD").set("CNI_IFNAME", "net1").run().ok();
+    for family in ["-4", "-6"] {
+        let defaults = node.pod.list(&format!("{family} route show default"));
+        assert_eq!(defaults.len(), 1, "{defaults:?}");
+        assert_eq!(defaults[0]["dev"], "eth0");
+    }
+    node.call("CHECK").with(json!({"prevResult": first})).run().ok();
+    node.call("CHECK")
+        .set("CNI_IFNAME", "net1")
+        .with(json!({"prevResult": second}))
+        .run()
+        .ok();
+    node.call("DEL").set("CNI_IFNAME", "net1").run().ok();
+    node.call("CHECK").with(json!({"prevResult": first})).run().ok();
+}

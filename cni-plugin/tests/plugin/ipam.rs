@@ -44,6 +44,15 @@ fn its_addresses_routes_and_dns_are_used() {
 }
 
 #[test]
+fn addresses_that_the_runtime_asks_for_are_its_affair() {
+    let Some(node) = Node::new() else { return };
+    node.install_ipam(RESULT, "");
+    let wish = json!({"runtimeConfig": {"ips": ["10.77.0.5/24"]}});
+    node.call("ADD").with(section()).with(wish).run().ok();
+    assert_eq!(node.agent().allocation().requested_ips, []);
+}
+
+#[test]
 fn it_gets_the_whole_configuration() {
     let Some(node) = Node::new() else { return };
     node.install_ipam(RESULT, "");

@@ -7,4 +7,5 @@ mod del;
 mod interrupted;
 mod ipam;
 mod node;
+mod reference;
 mod verbs;

@@ -205,6 +205,7 @@ impl Node {
     pub(crate) fn call<'a>(&'a self, verb: &'a str) -> Call<'a> {
         Call {
             node: self,
+            program: env!("CARGO_BIN_EXE_millrace-cni").into(),
             config: self.config(json!({})),
             variables: vec![
                 ("CNI_COMMAND", verb.to_owned()),
@@ -235,11 +236,18 @@ impl Node {
 /// One run of the binary, to be varied.
 pub(crate) struct Call<'a> {
     node: &'a Node,
+    program: PathBuf,
     config: Value,
     variables: Vec<(&'a str, String)>,
 }
 
 impl<'a> Call<'a> {
+    /// Another plugin instead of ours.
+    pub(crate) fn program(mut self, program: PathBuf) -> Self {
+        self.program = program;
+        self
+    }
+
     pub(crate) fn set(mut self, name: &'a str, value: impl Into<String>) -> Self {
         self.variables.retain(|(known, _)| *known != name);
         self.variables.push((name, value.into()));
@@ -271,7 +279,7 @@ impl<'a> Call<'a> {
 
     pub(crate) fn run_with(self, stdin: &[u8]) -> Answer {
         let output = self.node.host.run(|| {
-            let mut child = Command::new(env!("CARGO_BIN_EXE_millrace-cni"))
+            let mut child = Command::new(&self.program)
                 .env_clear()
                 .envs(self.variables.iter().map(|(name, value)| (*name, value.as_str())))
                 .env("PATH", std::env::var_os("PATH").unwrap_or_default())
