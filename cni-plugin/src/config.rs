@@ -12,6 +12,10 @@
 //! | `ipam` | an IPAM plugin to delegate to; without it the agent allocates | |
 //! | `logLevel` | `error`, `warn`, `info`, `debug` or `trace`, on stderr | `warn` |
 //!
+//! Of the capabilities, `ips`, `mac` and `bandwidth` are served. `portMappings` is refused with its remedy: the
+//! `portmap` plugin after us, and `viaStack`. An Ethernet address is to be set by `mac`: where a later plugin changes
+//! it, the kernel forgets the permanent neighbours of the interface, which are the pod's gateways, and CHECK says so.
+//!
 //! Unknown keys are not an error, because the specification lets a runtime or a user add some, and plugins in the
 //! field ignore them. A key that is nearly one of ours is refused at ADD all the same: `viastack` would lose its
 //! effect in silence. DEL reads only what it needs, so that no edit can keep a container from being removed.
