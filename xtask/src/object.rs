@@ -51,24 +51,58 @@ fn panics(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use object::write::{Object as Writer, StandardSection, Symbol, SymbolSection};
+    use object::{Architecture, BinaryFormat, Endianness, SectionKind, SymbolFlags, SymbolKind, SymbolScope};
 
-    #[test]
-    fn panic_machinery_is_known_by_name() {
-        assert!(panics(
-            "_ZN4core9panicking18panic_bounds_check17h0123456789abcdefE"
-        ));
-        assert!(!panics("from_pod"));
+    /// A BPF object with one symbol, defined or not, and BTF of some length.
+    fn with(name: &str, is_defined: bool, btf: &[u8]) -> Vec<u8> {
+        let mut object = Writer::new(BinaryFormat::Elf, Architecture::Bpf, Endianness::Little);
+        let text = object.section_id(StandardSection::Text);
+        let section = if is_defined {
+            SymbolSection::Section(text)
+        } else {
+            SymbolSection::Undefined
+        };
+        object.add_symbol(Symbol {
+            name: name.into(),
+            value: 0,
+            size: 0,
+            kind: SymbolKind::Text,
+            scope: SymbolScope::Linkage,
+            weak: false,
+            section,
+            flags: SymbolFlags::None,
+        });
+        let section = object.add_section(Vec::new(), b".BTF".to_vec(), SectionKind::Debug);
+        object.append_section_data(section, btf, 4);
+        object.write().unwrap()
     }
 
     #[test]
-    fn an_object_without_btf_is_refused_and_a_text_file_is_no_object() {
-        let own = std::fs::read(std::env::current_exe().unwrap()).unwrap();
-        assert!(
-            faults(&own)
-                .unwrap()
-                .iter()
-                .any(|fault| fault.starts_with("no BTF"))
-        );
+    fn a_sound_object_passes() {
+        assert_eq!(faults(&with("from_pod", true, b"btf")).unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn undefined_symbols_panics_and_missing_btf_are_refused() {
+        let panic = "_ZN4core9panicking18panic_bounds_check17h0123456789abcdefE";
+        let objects = [
+            (
+                with("memset_of_somewhere", false, b"btf"),
+                "undefined symbol `memset_of_somewhere`",
+            ),
+            (with(panic, true, b"btf"), "bounds or overflow check can panic"),
+            (with("from_pod", true, b""), "no BTF"),
+        ];
+        for (object, expected) in objects {
+            let faults = faults(&object).unwrap();
+            assert_eq!(faults.len(), 1, "{faults:?}");
+            assert!(faults[0].contains(expected), "{faults:?}");
+        }
+    }
+
+    #[test]
+    fn a_text_file_is_no_object() {
         assert!(faults(b"text").is_err());
     }
 }
