@@ -2,3 +2,4 @@
 #![cfg_attr(not(any(test, feature = "std")), no_std)]
 
 pub mod abi;
+pub mod datapath;

@@ -72,3 +72,36 @@ crate::abi! {
         pub reserved: [u64; 7],
     }
 }
+
+macro_rules! globals {
+    ($($(#[$meta:meta])* $name:ident: $field:ident;)*) => {
+        /// One field each. Volatile, because the compiler knows what the object file says of a global and not what the
+        /// loader wrote there.
+        impl Config {
+            $(
+                $(#[$meta])*
+                #[inline(always)]
+                pub fn $name(&self) -> u32 {
+                    // SAFETY: a field of a live value.
+                    unsafe { (&raw const self.$field).read_volatile() }
+                }
+            )*
+        }
+    };
+}
+
+globals! {
+    serves_ipv4: ipv4;
+    serves_ipv6: ipv6;
+    masquerades: masquerade;
+    tells_events: events;
+    has_services: services;
+    has_policy: policy;
+    tunnel_device: tunnel_ifindex;
+    tunnel_number: vni;
+    own_mark: mark;
+    own_mark_mask: mark_mask;
+    first_port: snat_first;
+    last_port: snat_last;
+    limits_bandwidth: bandwidth;
+}

@@ -1,0 +1,280 @@
+//! [`Packet`] over a socket buffer: the one place that reads and writes packet memory.
+
+use core::ffi::c_void;
+
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, BPF_F_TUNINFO_IPV6, bpf_fib_lookup as FibParams,
+    bpf_sock_tuple, bpf_tunnel_key,
+};
+use aya_ebpf::helpers::generated as helper;
+use cni_ebpf::abi::{Addr, Plain, Tuple};
+use cni_ebpf::datapath::headers::proto;
+use cni_ebpf::datapath::{Fib, NotRewritten, Packet};
+
+/// Bytes that must be readable without asking, if the packet has them.
+const LINEAR: u32 = 128;
+/// Reads happen in the first kilobyte; a constant mask lets the verifier bound the offset.
+const REACH: u32 = 0x3ff;
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+/// `BPF_F_MARK_MANGLED_0`: a UDP checksum of zero means "none" and stays so.
+const MARK_MANGLED_0: u64 = 1 << 5;
+/// Up to here the structure is the same on every kernel from 6.1 on.
+const TUNNEL_KEY: u32 = core::mem::offset_of!(bpf_tunnel_key, __bindgen_anon_2) as u32;
+
+pub(super) struct Skb {
+    skb: *mut __sk_buff,
+}
+
+impl Skb {
+    /// Takes the program's context, and makes the headers readable where they stand in pages.
+    #[inline(always)]
+    pub(super) fn new(skb: *mut __sk_buff) -> Self {
+        let this = Self { skb };
+        let linear = (this.data_end() - this.data()) as u32;
+        if linear < LINEAR && linear < this.len() {
+            // SAFETY: the context is valid. On failure reads find the packet too short.
+            unsafe { helper::bpf_skb_pull_data(skb, LINEAR) };
+        }
+        this
+    }
+
+    #[inline(always)]
+    fn data(&self) -> usize {
+        // SAFETY: the context is valid. Volatile: each use must reload it after helpers that move the packet.
+        unsafe { (&raw const (*self.skb).data).read_volatile() as usize }
+    }
+
+    #[inline(always)]
+    fn data_end(&self) -> usize {
+        // SAFETY: as in `data`.
+        unsafe { (&raw const (*self.skb).data_end).read_volatile() as usize }
+    }
+
+    #[inline(always)]
+    pub(super) fn set_mark(&self, mark: u32, mask: u32) {
+        // SAFETY: the context is valid; the mark may be written.
+        unsafe { (*self.skb).mark = ((*self.skb).mark & !mask) | mark };
+    }
+
+    /// Names the tunnel's remote end for the tunnel device.
+    #[inline(always)]
+    pub(super) fn set_tunnel(&self, remote: &Addr, number: u32) -> Result<(), NotRewritten> {
+        // SAFETY: integers; zero is a value of each.
+        let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+        key.tunnel_id = number;
+        key.tunnel_ttl = 64;
+        let flags = if remote.is_v4() {
+            key.__bindgen_anon_1.remote_ipv4 = u32::from_be(remote.word_v4());
+            0
+        } else {
+            key.__bindgen_anon_1.remote_ipv6 = remote.words();
+            u64::from(BPF_F_TUNINFO_IPV6)
+        };
+        // SAFETY: `key` is at least `TUNNEL_KEY` bytes.
+        let failed = unsafe { helper::bpf_skb_set_tunnel_key(self.skb, &raw mut key, TUNNEL_KEY, flags) };
+        if failed == 0 { Ok(()) } else { Err(NotRewritten) }
+    }
+}
+
+#[inline(always)]
+fn done(failed: i64) -> Result<(), NotRewritten> {
+    if failed == 0 { Ok(()) } else { Err(NotRewritten) }
+}
+
+impl Packet for Skb {
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        // SAFETY: the context is valid.
+        unsafe { (*self.skb).len }
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: the context is valid.
+        unsafe { (*self.skb).ifindex }
+    }
+
+    #[inline(always)]
+    fn ingress_ifindex(&self) -> u32 {
+        // SAFETY: the context is valid.
+        unsafe { (*self.skb).ingress_ifindex }
+    }
+
+    #[inline(always)]
+    fn mark(&self) -> u32 {
+        // SAFETY: the context is valid.
+        unsafe { (*self.skb).mark }
+    }
+
+    #[inline(always)]
+    fn vlan(&self) -> bool {
+        // SAFETY: the context is valid.
+        unsafe { (*self.skb).vlan_present != 0 }
+    }
+
+    #[inline(always)]
+    fn segment_size(&self) -> u32 {
+        // SAFETY: the context is valid.
+        unsafe { (*self.skb).gso_size }
+    }
+
+    #[inline(always)]
+    fn tunnel_source(&self) -> Option<(Addr, u32)> {
+        // SAFETY: integers; zero is a value of each.
+        let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+        // SAFETY: `key` is at least `TUNNEL_KEY` bytes; the helper writes no more.
+        let failed = unsafe { helper::bpf_skb_get_tunnel_key(self.skb, &raw mut key, TUNNEL_KEY, 0) };
+        if failed == 0 {
+            // SAFETY: without the IPv6 flag the helper fills the IPv4 half.
+            let word = unsafe { key.__bindgen_anon_1.remote_ipv4 };
+            return Some((Addr::v4_word(word.to_be()), key.tunnel_id));
+        }
+        let v6 = u64::from(BPF_F_TUNINFO_IPV6);
+        // SAFETY: as above.
+        let failed = unsafe { helper::bpf_skb_get_tunnel_key(self.skb, &raw mut key, TUNNEL_KEY, v6) };
+        if failed != 0 {
+            return None;
+        }
+        // SAFETY: with the flag it fills the IPv6 half.
+        let [a, b, c, d] = unsafe { key.__bindgen_anon_1.remote_ipv6 };
+        let hi = u64::from(a) | u64::from(b) << 32;
+        let lo = u64::from(c) | u64::from(d) << 32;
+        Some((Addr { hi, lo }, key.tunnel_id))
+    }
+
+    #[inline(always)]
+    fn load<T: Plain + Copy>(&self, offset: u32) -> Option<T> {
+        let start = self.data() + (offset & REACH) as usize;
+        if offset > REACH || start + size_of::<T>() > self.data_end() {
+            return None;
+        }
+        // SAFETY: the bytes lie inside of the packet (checked), `T` takes any bit pattern. BPF loads need no alignment on
+        // the architectures that are served.
+        Some(unsafe { *(start as *const T) })
+    }
+
+    #[inline(always)]
+    fn store<T: Plain>(&mut self, offset: u32, value: &T, checksum: bool) -> Result<(), NotRewritten> {
+        let flags = if checksum { u64::from(BPF_F_RECOMPUTE_CSUM) } else { 0 };
+        let from = core::ptr::from_ref(value).cast::<c_void>();
+        // SAFETY: `value` is `size_of::<T>()` initialised bytes.
+        done(unsafe { helper::bpf_skb_store_bytes(self.skb, offset, from, size_of::<T>() as u32, flags) })
+    }
+
+    #[inline(always)]
+    fn replace_l3_checksum(&mut self, offset: u32, from: u32, to: u32, size: u32) -> Result<(), NotRewritten> {
+        // SAFETY: the context is valid.
+        done(unsafe { helper::bpf_l3_csum_replace(self.skb, offset, u64::from(from), u64::from(to), u64::from(size)) })
+    }
+
+    #[inline(always)]
+    fn replace_l4_checksum(
+        &mut self,
+        offset: u32,
+        from: u32,
+        to: u32,
+        size: u32,
+        pseudo: bool,
+        zero_is_none: bool,
+    ) -> Result<(), NotRewritten> {
+        let flags = u64::from(size) | flags(pseudo, zero_is_none);
+        // SAFETY: the context is valid.
+        done(unsafe { helper::bpf_l4_csum_replace(self.skb, offset, u64::from(from), u64::from(to), flags) })
+    }
+
+    #[inline(always)]
+    fn add_l4_checksum(
+        &mut self,
+        offset: u32,
+        sum: u32,
+        pseudo: bool,
+        zero_is_none: bool,
+    ) -> Result<(), NotRewritten> {
+        let flags = flags(pseudo, zero_is_none);
+        // SAFETY: the context is valid; a size of 0 takes the sum as it is.
+        done(unsafe { helper::bpf_l4_csum_replace(self.skb, offset, 0, u64::from(sum), flags) })
+    }
+
+    #[inline(always)]
+    fn fib(&self, src: &Addr, dst: &Addr, length: u32) -> Fib {
+        // SAFETY: integers; zero is a value of each.
+        let mut params: FibParams = unsafe { core::mem::zeroed() };
+        params.ifindex = self.ifindex();
+        // Segments are cut to fit later on.
+        params.__bindgen_anon_1.tot_len = if self.segment_size() == 0 { length as u16 } else { 0 };
+        let v4 = dst.is_v4();
+        if v4 {
+            params.family = AF_INET;
+            params.__bindgen_anon_3.ipv4_src = src.word_v4();
+            params.__bindgen_anon_4.ipv4_dst = dst.word_v4();
+        } else {
+            params.family = AF_INET6;
+            params.__bindgen_anon_3.ipv6_src = src.words();
+            params.__bindgen_anon_4.ipv6_dst = dst.words();
+        }
+        // SAFETY: `params` is a whole structure of the size given.
+        let result = unsafe {
+            helper::bpf_fib_lookup(self.skb.cast(), &raw mut params, size_of::<FibParams>() as i32, 0)
+        };
+        match result {
+            // Found, with or without a neighbour entry.
+            0 | 7 => {}
+            // Blackhole, unreachable and prohibited routes, forwarding off, too big: the stack says it properly.
+            1..=3 | 5 | 8 => return Fib::Stack,
+            // Not forwarded: a local or multicast destination, or no route at all.
+            4 => return Fib::Stack,
+            _ => return Fib::Unroutable,
+        }
+        // SAFETY: the helper left the gateway, or the destination itself, in the half of the family.
+        let gateway = unsafe {
+            if params.family == AF_INET {
+                Addr::v4_word(params.__bindgen_anon_4.ipv4_dst)
+            } else {
+                let [a, b, c, d] = params.__bindgen_anon_4.ipv6_dst;
+                Addr { hi: u64::from(a) | u64::from(b) << 32, lo: u64::from(c) | u64::from(d) << 32 }
+            }
+        };
+        Fib::Device { ifindex: params.ifindex, gateway }
+    }
+
+    #[inline(always)]
+    fn socket(&self, tuple: &Tuple) -> bool {
+        // SAFETY: integers; zero is a value of each.
+        let mut key: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+        let size = if tuple.src.is_v4() {
+            key.__bindgen_anon_1.ipv4.saddr = tuple.src.word_v4();
+            key.__bindgen_anon_1.ipv4.daddr = tuple.dst.word_v4();
+            key.__bindgen_anon_1.ipv4.sport = tuple.src_port.wire();
+            key.__bindgen_anon_1.ipv4.dport = tuple.dst_port.wire();
+            12
+        } else {
+            key.__bindgen_anon_1.ipv6.saddr = tuple.src.words();
+            key.__bindgen_anon_1.ipv6.daddr = tuple.dst.words();
+            key.__bindgen_anon_1.ipv6.sport = tuple.src_port.wire();
+            key.__bindgen_anon_1.ipv6.dport = tuple.dst_port.wire();
+            36
+        };
+        const CURRENT_NETNS: u64 = u64::MAX;
+        // SAFETY: `key` holds at least `size` bytes.
+        let socket = unsafe {
+            match tuple.proto {
+                proto::TCP => helper::bpf_skc_lookup_tcp(self.skb.cast(), &raw mut key, size, CURRENT_NETNS, 0).cast(),
+                proto::UDP => helper::bpf_sk_lookup_udp(self.skb.cast(), &raw mut key, size, CURRENT_NETNS, 0),
+                _ => return false,
+            }
+        };
+        if socket.is_null() {
+            return false;
+        }
+        // SAFETY: a socket that a look-up gave must be released, once.
+        unsafe { helper::bpf_sk_release(socket.cast()) };
+        true
+    }
+}
+
+#[inline(always)]
+fn flags(pseudo: bool, zero_is_none: bool) -> u64 {
+    let pseudo = if pseudo { u64::from(BPF_F_PSEUDO_HDR) } else { 0 };
+    pseudo | if zero_is_none { MARK_MANGLED_0 } else { 0 }
+}

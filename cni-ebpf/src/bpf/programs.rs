@@ -1,0 +1,103 @@
+//! The programs: each calls the pipeline and carries out its verdict.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh};
+use aya_ebpf::helpers::generated as helper;
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use cni_ebpf::abi::{Addr, Reason};
+use cni_ebpf::datapath::{self, Outcome, Tables, Verdict, Work};
+
+use super::maps::WORK;
+use super::packet::Skb;
+use super::tables::Maps;
+
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
+
+#[inline(always)]
+fn run(context: &TcContext, hook: impl FnOnce(&Maps, &mut Skb, &mut Work) -> Outcome) -> i32 {
+    let Some(work) = WORK.get_ptr_mut(0) else { return TC_ACT_SHOT };
+    // SAFETY: a value of this CPU alone; programs of one CPU do not interrupt each other, because all run with bottom
+    // halves off.
+    let work = unsafe { &mut *work };
+    let mut packet = Skb::new(context.as_ptr().cast());
+    let outcome = hook(&Maps, &mut packet, work);
+    datapath::finish(&Maps, &packet, work, &outcome);
+    match outcome {
+        Ok(verdict) => carry_out(&packet, verdict, &work.out.dst),
+        Err(_) => TC_ACT_SHOT,
+    }
+}
+
+#[inline(always)]
+fn carry_out(packet: &Skb, verdict: Verdict, destination: &Addr) -> i32 {
+    let config = Maps.config();
+    match verdict {
+        Verdict::Pass => TC_ACT_UNSPEC,
+        Verdict::Handled => {
+            packet.set_mark(config.own_mark(), config.own_mark_mask());
+            TC_ACT_UNSPEC
+        }
+        // SAFETY: the helper takes any index; one that is gone drops the packet.
+        Verdict::Peer { ifindex } => unsafe { helper::bpf_redirect_peer(ifindex, 0) as i32 },
+        Verdict::Neighbour { ifindex, gateway } => {
+            packet.set_mark(config.own_mark(), config.own_mark_mask());
+            neighbour(ifindex, if gateway == Addr::UNSPECIFIED { destination } else { &gateway })
+        }
+        Verdict::Tunnel { remote } => {
+            if packet.set_tunnel(&remote, config.tunnel_number()).is_err() {
+                return lost();
+            }
+            packet.set_mark(config.own_mark(), config.own_mark_mask());
+            // SAFETY: as for `redirect_peer`.
+            unsafe { helper::bpf_redirect(config.tunnel_device(), 0) as i32 }
+        }
+        Verdict::TunnelKey { remote } => match packet.set_tunnel(&remote, config.tunnel_number()) {
+            Ok(()) => TC_ACT_UNSPEC,
+            Err(_) => lost(),
+        },
+    }
+}
+
+/// A packet that was counted as passed and then could not be sent.
+#[inline(always)]
+fn lost() -> i32 {
+    Maps.count(Reason::TunnelKey as u8, 0, 0);
+    TC_ACT_SHOT
+}
+
+#[inline(always)]
+fn neighbour(ifindex: u32, next_hop: &Addr) -> i32 {
+    // SAFETY: integers; zero is a value of each.
+    let mut params: bpf_redir_neigh = unsafe { core::mem::zeroed() };
+    if next_hop.is_v4() {
+        params.nh_family = AF_INET;
+        params.__bindgen_anon_1.ipv4_nh = next_hop.word_v4();
+    } else {
+        params.nh_family = AF_INET6;
+        params.__bindgen_anon_1.ipv6_nh = next_hop.words();
+    }
+    // SAFETY: `params` is a whole structure of the size given.
+    unsafe { helper::bpf_redirect_neigh(ifindex, &raw mut params, size_of::<bpf_redir_neigh>() as i32, 0) as i32 }
+}
+
+#[classifier]
+pub(crate) fn from_pod(context: TcContext) -> i32 {
+    run(&context, #[inline(always)] |maps, packet, work| datapath::from_pod(maps, packet, work))
+}
+
+#[classifier]
+pub(crate) fn to_pod(context: TcContext) -> i32 {
+    run(&context, #[inline(always)] |maps, packet, work| datapath::to_pod(maps, packet, work))
+}
+
+#[classifier]
+pub(crate) fn from_netdev(context: TcContext) -> i32 {
+    run(&context, #[inline(always)] |maps, packet, work| datapath::from_netdev(maps, packet, work))
+}
+
+#[classifier]
+pub(crate) fn to_netdev(context: TcContext) -> i32 {
+    run(&context, #[inline(always)] |maps, packet, work| datapath::to_netdev(maps, packet, work))
+}

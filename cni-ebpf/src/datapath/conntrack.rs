@@ -1,0 +1,262 @@
+//! Connections: finding them, aging them, moving them on.
+//!
+//! Nothing here waits for the agent. Both tables are LRU maps, so a table that is full gives up what was used least;
+//! a connection enters the first table only when its other side has answered, so that a flood of unanswered packets
+//! fills the second and evicts nobody who is talking. An entry whose idle time is over counts as absent wherever it is
+//! found, and the timestamp is looked at in that moment and not by a collector.
+
+use super::headers::{proto, tcp};
+use super::{Packet, Table, Tables, Work};
+use crate::abi::{Flow, FlowKey, Port, Tuple, event_kind, flow_flags, tcp_state};
+
+pub const SECOND: u64 = 1_000_000_000;
+
+/// How long a flow may be silent, in seconds.
+pub mod timeout {
+    pub const TCP_NEW: u64 = 60;
+    pub const TCP_ESTABLISHED: u64 = 6 * 3600;
+    pub const TCP_FIN_WAIT: u64 = 120;
+    pub const TCP_TIME_WAIT: u64 = 30;
+    pub const TCP_CLOSED: u64 = 10;
+    pub const DATAGRAM_NEW: u64 = 60;
+    pub const DATAGRAM_ESTABLISHED: u64 = 180;
+    pub const SCTP_ESTABLISHED: u64 = 6 * 3600;
+    pub const ICMP: u64 = 30;
+}
+
+/// The idle time after which a flow in this state is over, in seconds.
+#[inline(always)]
+pub fn idle_timeout(protocol: u8, state: u8) -> u64 {
+    match (protocol, state) {
+        (proto::TCP, tcp_state::NEW) => timeout::TCP_NEW,
+        (proto::TCP, tcp_state::ESTABLISHED) => timeout::TCP_ESTABLISHED,
+        (proto::TCP, tcp_state::FIN_WAIT) => timeout::TCP_FIN_WAIT,
+        (proto::TCP, tcp_state::TIME_WAIT) => timeout::TCP_TIME_WAIT,
+        (proto::TCP, _) => timeout::TCP_CLOSED,
+        (proto::ICMP | proto::ICMPV6, _) => timeout::ICMP,
+        (proto::SCTP, tcp_state::ESTABLISHED) => timeout::SCTP_ESTABLISHED,
+        (_, tcp_state::ESTABLISHED) => timeout::DATAGRAM_ESTABLISHED,
+        _ => timeout::DATAGRAM_NEW,
+    }
+}
+
+/// Whether the flow's idle time is over.
+#[inline(always)]
+pub fn expired(protocol: u8, flow: &Flow, now: u64) -> bool {
+    now.saturating_sub(flow.seen.get()) > idle_timeout(protocol, flow.state.get()) * SECOND
+}
+
+/// Whether (`a`, `a_port`) is the smaller side.
+#[inline(always)]
+fn ordered(tuple: &Tuple) -> bool {
+    let Tuple { src, dst, src_port, dst_port, .. } = tuple;
+    if src.hi != dst.hi {
+        src.hi < dst.hi
+    } else if src.lo != dst.lo {
+        src.lo < dst.lo
+    } else {
+        src_port.wire() <= dst_port.wire()
+    }
+}
+
+/// Writes the key of `tuple`'s flow; true if the sender is side `a`.
+#[inline(always)]
+pub fn key_of(tuple: &Tuple, key: &mut FlowKey) -> bool {
+    let from_a = ordered(tuple);
+    if from_a {
+        key.a = tuple.src;
+        key.b = tuple.dst;
+        key.a_port = tuple.src_port;
+        key.b_port = tuple.dst_port;
+    } else {
+        key.a = tuple.dst;
+        key.b = tuple.src;
+        key.a_port = tuple.dst_port;
+        key.b_port = tuple.src_port;
+    }
+    key.proto = tuple.proto;
+    key.pad = [0; 3];
+    from_a
+}
+
+/// The flow's tuple in the originator's direction, as policy sees it.
+#[inline(always)]
+pub fn forward_tuple(key: &FlowKey, flow: &Flow, out: &mut Tuple) {
+    let origin_a = flow.flags.get() & flow_flags::ORIGIN_A != 0;
+    oriented(key, origin_a, out);
+}
+
+/// The key as a tuple that side `a` (or `b`) sends.
+#[inline(always)]
+pub fn oriented(key: &FlowKey, from_a: bool, out: &mut Tuple) {
+    if from_a {
+        out.src = key.a;
+        out.dst = key.b;
+        out.src_port = key.a_port;
+        out.dst_port = key.b_port;
+    } else {
+        out.src = key.b;
+        out.dst = key.a;
+        out.src_port = key.b_port;
+        out.dst_port = key.a_port;
+    }
+    out.proto = key.proto;
+    out.pad = [0; 3];
+}
+
+/// A flow that a packet belongs to.
+pub struct Found<'t> {
+    pub flow: &'t Flow,
+    pub table: Table,
+}
+
+/// Looks `key` up in both tables. What is over is not found.
+#[inline(always)]
+pub(super) fn by_key<'t, T: Tables>(tables: &'t T, key: &FlowKey, now: u64) -> Option<Found<'t>> {
+    if let Some(flow) = tables.flow(Table::Established, key)
+        && !expired(key.proto, flow, now)
+    {
+        return Some(Found { flow, table: Table::Established });
+    }
+    let flow = tables.flow(Table::New, key)?;
+    (!expired(key.proto, flow, now)).then_some(Found { flow, table: Table::New })
+}
+
+/// Finds the flow of `work.tuple`: by its own key, then by an alias. Sets `work.key` and `work.reply`.
+#[inline(always)]
+pub(super) fn find<'t, T: Tables>(tables: &'t T, work: &mut Work) -> Option<Found<'t>> {
+    let from_a = key_of(&work.tuple, &mut work.key);
+    if let Some(found) = by_key(tables, &work.key, work.now) {
+        let origin_a = found.flow.flags.get() & flow_flags::ORIGIN_A != 0;
+        work.reply = u8::from(origin_a != from_a);
+        return usable(work, found);
+    }
+    let alias = by_alias(tables, &work.tuple)?;
+    work.key = alias.flow;
+    work.reply = alias.reply;
+    let found = by_key(tables, &work.key, work.now)?;
+    usable(work, found)
+}
+
+#[inline(always)]
+pub(super) fn by_alias<'t, T: Tables>(tables: &'t T, tuple: &Tuple) -> Option<&'t crate::abi::Alias> {
+    tables.alias(Table::Established, tuple).or_else(|| tables.alias(Table::New, tuple))
+}
+
+/// A new connection may begin where an old one with the same tuple has ended; and an ICMP query is never an answer,
+/// whatever its id.
+#[inline(always)]
+fn usable<'t>(work: &Work, found: Found<'t>) -> Option<Found<'t>> {
+    let flags = work.headers.tcp_flags;
+    let begins = work.tuple.proto == proto::TCP && flags & tcp::SYN != 0 && flags & tcp::ACK == 0;
+    if begins && found.flow.state.get() >= tcp_state::FIN_WAIT {
+        return None;
+    }
+    Some(found)
+}
+
+/// Notes the packet on its flow: time, counters, state.
+#[inline(always)]
+pub(super) fn advance<T: Tables, P: Packet>(_: &T, packet: &P, work: &mut Work, flow: &Flow) {
+    let bytes = u64::from(packet.len());
+    flow.seen.set(work.now);
+    let seen = if work.reply == 0 {
+        flow.packets_forward.add(1);
+        flow.bytes_forward.add(bytes);
+        &flow.tcp_forward
+    } else {
+        flow.packets_reply.add(1);
+        flow.bytes_reply.add(bytes);
+        &flow.tcp_reply
+    };
+    let before = flow.state.get();
+    let mut state = before;
+    if work.tuple.proto == proto::TCP && work.headers.tcp_flags & !seen.get() != 0 {
+        seen.set(seen.get() | work.headers.tcp_flags);
+        work.tell = event_kind::FLAGS;
+        let both = flow.tcp_forward.get() & flow.tcp_reply.get();
+        let any = flow.tcp_forward.get() | flow.tcp_reply.get();
+        if any & tcp::RST != 0 {
+            state = tcp_state::CLOSED;
+        } else if both & tcp::FIN != 0 {
+            state = tcp_state::TIME_WAIT;
+        } else if any & tcp::FIN != 0 {
+            state = tcp_state::FIN_WAIT;
+        }
+    }
+    if work.reply != 0 && state == tcp_state::NEW {
+        state = tcp_state::ESTABLISHED;
+    }
+    if state != before {
+        flow.state.set(state);
+        if state >= tcp_state::TIME_WAIT {
+            work.tell = event_kind::CLOSE;
+        }
+    }
+    work.state = state;
+    if work.reply != 0 && flow.flags.get() & flow_flags::REPLIED == 0 {
+        flow.flags.set(flow.flags.get() | flow_flags::REPLIED);
+    }
+}
+
+/// Moves a flow whose other side has answered to the table that floods do not reach. ICMP stays: a query ends with its
+/// answer, and pings of a scan must not evict connections. So does what was answered by a reset.
+#[inline(always)]
+pub(super) fn promote<T: Tables>(tables: &T, work: &mut Work, found: &Found<'_>) {
+    let icmp = work.key.proto == proto::ICMP || work.key.proto == proto::ICMPV6;
+    if found.table == Table::Established || work.reply == 0 || icmp || work.state != tcp_state::ESTABLISHED {
+        return;
+    }
+    // On failure the flow stays where it is: it works there too.
+    if tables.insert_flow(Table::Established, &work.key, found.flow).is_err() {
+        return;
+    }
+    let flags = found.flow.flags.get();
+    if flags & (flow_flags::SNAT | flow_flags::DNAT) != 0 {
+        super::nat::promote_aliases(tables, work, found.flow, flags);
+    }
+    tables.remove_flow(Table::New, &work.key);
+}
+
+/// Enters `work.flow` as a new connection with the tuple `work.out` in the originator's direction.
+#[inline(always)]
+pub(super) fn begin<P: Packet>(packet: &P, work: &mut Work) {
+    let from_a = key_of(&work.out, &mut work.key);
+    let Work { flow, .. } = work;
+    flow.seen.set(work.now);
+    flow.created = work.now;
+    flow.packets_forward.set(1);
+    flow.packets_reply.set(0);
+    flow.bytes_forward.set(u64::from(packet.len()));
+    flow.bytes_reply.set(0);
+    flow.dnat = crate::abi::Addr::UNSPECIFIED;
+    flow.snat = crate::abi::Addr::UNSPECIFIED;
+    flow.dnat_port = Port::ZERO;
+    flow.snat_port = Port::ZERO;
+    flow.egress_bits.set(0);
+    flow.ingress_bits.set(0);
+    flow.egress_word.set(0);
+    flow.ingress_word.set(0);
+    flow.egress_generation.set(0);
+    flow.ingress_generation.set(0);
+    flow.egress_rule.set(0);
+    flow.ingress_rule.set(0);
+    flow.class_epoch.set(0);
+    flow.ingress_ifindex = packet.ifindex();
+    flow.service = 0;
+    flow.backend = 0;
+    flow.alias_seen.set((work.now / SECOND) as u32);
+    flow.flags.set(if from_a { flow_flags::ORIGIN_A } else { 0 });
+    flow.state.set(tcp_state::NEW);
+    flow.tcp_forward.set(work.headers.tcp_flags);
+    flow.tcp_reply.set(0);
+    flow.via_forward = 0;
+    flow.via_reply = 0;
+    flow.pad = 0;
+    flow.source_endpoint = 0;
+    flow.destination_endpoint = 0;
+    flow.reserved = [0; 4];
+    work.reply = 0;
+    work.state = tcp_state::NEW;
+    work.tell = event_kind::NEW;
+}

@@ -1,0 +1,432 @@
+//! From bytes to a tuple.
+//!
+//! Everything that later stages read of the packet is read here, so that malformed packets end here. The function is a
+//! subprogram of its own (`inline(never)`): the verifier then looks at the loop over extension headers once instead of
+//! once for every path that leads to it.
+
+use super::work::fragment;
+use super::{Headers, Packet, Work};
+use crate::abi::{Addr, Plain, Port, Reason, Tuple};
+
+pub mod proto {
+    pub const ICMP: u8 = 1;
+    pub const TCP: u8 = 6;
+    pub const UDP: u8 = 17;
+    pub const ICMPV6: u8 = 58;
+    pub const SCTP: u8 = 132;
+
+    pub const HOP_BY_HOP: u8 = 0;
+    pub const ROUTING: u8 = 43;
+    pub const FRAGMENT: u8 = 44;
+    pub const AUTHENTICATION: u8 = 51;
+    pub const DESTINATION: u8 = 60;
+}
+
+pub mod tcp {
+    pub const FIN: u8 = 0x01;
+    pub const SYN: u8 = 0x02;
+    pub const RST: u8 = 0x04;
+    pub const ACK: u8 = 0x10;
+}
+
+pub mod icmp {
+    pub const ECHO_REPLY: u8 = 0;
+    pub const UNREACHABLE: u8 = 3;
+    pub const SOURCE_QUENCH: u8 = 4;
+    pub const REDIRECT: u8 = 5;
+    pub const ECHO: u8 = 8;
+    pub const TIME_EXCEEDED: u8 = 11;
+    pub const PARAMETER: u8 = 12;
+}
+
+pub mod icmpv6 {
+    /// Types below are errors.
+    pub const FIRST_QUERY: u8 = 128;
+    pub const ECHO: u8 = 128;
+    pub const ECHO_REPLY: u8 = 129;
+    pub const ROUTER_SOLICITATION: u8 = 133;
+    pub const REDIRECT: u8 = 137;
+}
+
+/// Where the network header stands: behind the Ethernet header.
+pub const L3: u32 = 14;
+const ETHERTYPE: u32 = 12;
+const IPV4: u16 = 0x0800;
+const IPV6: u16 = 0x86dd;
+const ARP: u16 = 0x0806;
+
+/// The port that stands for the side that answers an ICMP query; the side that asks has the query's id.
+const ICMP_ANSWERER: Port = Port::new(0xffff);
+/// More extension headers than this are refused.
+const EXTENSION_HEADERS: u32 = 8;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Ipv4 {
+    version_ihl: u8,
+    tos: u8,
+    total: u16,
+    id: u16,
+    fragment: u16,
+    ttl: u8,
+    proto: u8,
+    checksum: u16,
+    src: u32,
+    dst: u32,
+}
+// SAFETY: integers without padding (20 bytes).
+unsafe impl Plain for Ipv4 {}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Ipv6 {
+    version: u32,
+    payload: u16,
+    next: u8,
+    hops: u8,
+    src: [u32; 4],
+    dst: [u32; 4],
+}
+// SAFETY: integers without padding (40 bytes).
+unsafe impl Plain for Ipv6 {}
+
+/// What a network header said.
+struct Network {
+    l4: u32,
+    proto: u8,
+}
+
+#[inline(always)]
+fn join(words: [u32; 4]) -> Addr {
+    let [a, b, c, d] = words;
+    #[cfg(target_endian = "little")]
+    let (hi, lo) = (u64::from(a) | u64::from(b) << 32, u64::from(c) | u64::from(d) << 32);
+    #[cfg(target_endian = "big")]
+    let (hi, lo) = (u64::from(b) | u64::from(a) << 32, u64::from(d) | u64::from(c) << 32);
+    Addr { hi, lo }
+}
+
+/// What is above the Ethernet header.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ethertype {
+    Ip,
+    Arp,
+    Other,
+}
+
+#[inline(always)]
+pub fn ethertype<P: Packet>(packet: &P) -> Ethertype {
+    let Some(wire) = packet.load::<u16>(ETHERTYPE) else { return Ethertype::Other };
+    match u16::from_be(wire) {
+        IPV4 | IPV6 if !packet.vlan() => Ethertype::Ip,
+        ARP => Ethertype::Arp,
+        _ => Ethertype::Other,
+    }
+}
+
+/// Reads the headers into `work`. 0, or the number of a [`Reason`]: a subprogram returns a scalar.
+#[inline(never)]
+pub fn parse<P: Packet>(packet: &P, work: &mut Work) -> u32 {
+    match parse_packet(packet, work) {
+        Ok(()) => 0,
+        Err(reason) => reason as u32,
+    }
+}
+
+#[inline(always)]
+fn parse_packet<P: Packet>(packet: &P, work: &mut Work) -> Result<(), Reason> {
+    let ethertype = u16::from_be(packet.load::<u16>(ETHERTYPE).ok_or(Reason::Truncated)?);
+    let Work { headers, tuple, inner, .. } = work;
+    clear(headers);
+    let network = if ethertype == IPV4 {
+        ipv4(packet, headers, tuple)?
+    } else if ethertype == IPV6 {
+        ipv6(packet, headers, tuple)?
+    } else if ethertype == ARP {
+        return Err(Reason::Arp);
+    } else {
+        return Err(Reason::UnknownEthertype);
+    };
+    tuple.proto = network.proto;
+    tuple.pad = [0; 3];
+    headers.l4 = network.l4;
+    if headers.fragment == fragment::LATER {
+        // Ports come from what the first fragment said.
+        tuple.src_port = Port::ZERO;
+        tuple.dst_port = Port::ZERO;
+        return match network.proto {
+            proto::TCP | proto::UDP | proto::SCTP | proto::ICMP | proto::ICMPV6 => Ok(()),
+            _ => Err(Reason::UnknownProtocol),
+        };
+    }
+    transport(packet, headers, tuple, inner)
+}
+
+#[inline(always)]
+fn clear(headers: &mut Headers) {
+    headers.fragment_id = 0;
+    headers.tcp_flags = 0;
+    headers.icmp_type = 0;
+    headers.fragment = fragment::WHOLE;
+    headers.icmp_error = 0;
+    headers.no_checksum = 0;
+    headers.icmp_reply = 0;
+    headers.inner_l3 = 0;
+    headers.inner_l4 = 0;
+    headers.inner_room = 0;
+}
+
+#[inline(always)]
+fn ipv4<P: Packet>(packet: &P, headers: &mut Headers, tuple: &mut Tuple) -> Result<Network, Reason> {
+    let ip: Ipv4 = packet.load(L3).ok_or(Reason::Truncated)?;
+    let header = u32::from(ip.version_ihl & 0xf) * 4;
+    let total = u32::from(u16::from_be(ip.total));
+    if ip.version_ihl >> 4 != 4 || header < 20 || total < header || L3 + total > packet.len() {
+        return Err(Reason::Malformed);
+    }
+    headers.v6 = 0;
+    headers.ttl = ip.ttl;
+    headers.length = total;
+    tuple.src = Addr::v4_word(ip.src);
+    tuple.dst = Addr::v4_word(ip.dst);
+    let fragment = u16::from_be(ip.fragment);
+    let (offset, more) = (fragment & 0x1fff, fragment & 0x2000 != 0);
+    note_fragment(headers, u32::from(ip.id), offset, more, ip.proto)?;
+    // With options and without, the transport must begin inside of the datagram.
+    Ok(Network { l4: L3 + header, proto: ip.proto })
+}
+
+/// `offset` counts units of eight bytes.
+#[inline(always)]
+fn note_fragment(headers: &mut Headers, id: u32, offset: u16, more: bool, proto: u8) -> Result<(), Reason> {
+    if offset == 0 && !more {
+        return Ok(());
+    }
+    // RFC 3128: a second fragment at offset 1 rewrites the flags of the TCP header that was judged.
+    if offset == 1 && proto == proto::TCP {
+        return Err(Reason::Malformed);
+    }
+    headers.fragment = if offset == 0 { fragment::FIRST } else { fragment::LATER };
+    headers.fragment_id = id;
+    Ok(())
+}
+
+#[inline(always)]
+fn ipv6<P: Packet>(packet: &P, headers: &mut Headers, tuple: &mut Tuple) -> Result<Network, Reason> {
+    let ip: Ipv6 = packet.load(L3).ok_or(Reason::Truncated)?;
+    let total = 40 + u32::from(u16::from_be(ip.payload));
+    if u32::from_be(ip.version) >> 28 != 6 || L3 + total > packet.len() {
+        return Err(Reason::Malformed);
+    }
+    headers.v6 = 1;
+    headers.ttl = ip.hops;
+    headers.length = total;
+    tuple.src = join(ip.src);
+    tuple.dst = join(ip.dst);
+    if tuple.src.is_v4() || tuple.dst.is_v4() {
+        return Err(Reason::MappedAddress);
+    }
+    extensions(packet, headers, ip.next)
+}
+
+/// Walks the extension headers (RFC 8200 section 4).
+#[inline(always)]
+fn extensions<P: Packet>(packet: &P, headers: &mut Headers, first: u8) -> Result<Network, Reason> {
+    let mut next = first;
+    let mut offset = L3 + 40;
+    let mut left = EXTENSION_HEADERS;
+    loop {
+        match next {
+            proto::HOP_BY_HOP | proto::ROUTING | proto::DESTINATION | proto::AUTHENTICATION | proto::FRAGMENT => {}
+            _ => return Ok(Network { l4: offset, proto: next }),
+        }
+        if left == 0 {
+            return Err(Reason::ExtensionHeader);
+        }
+        left -= 1;
+        let head: [u8; 4] = packet.load(offset).ok_or(Reason::Truncated)?;
+        let [following, length, kind, _] = head;
+        if next == proto::FRAGMENT {
+            let word: u16 = packet.load(offset + 2).ok_or(Reason::Truncated)?;
+            let id: u32 = packet.load(offset + 4).ok_or(Reason::Truncated)?;
+            let word = u16::from_be(word);
+            note_fragment(headers, id, word >> 3, word & 1 != 0, following)?;
+            offset += 8;
+            if headers.fragment == fragment::LATER {
+                return Ok(Network { l4: offset, proto: following });
+            }
+        } else if next == proto::AUTHENTICATION {
+            offset += (u32::from(length) + 2) * 4;
+        } else {
+            // RFC 5095: routing header type 0 is not to be followed by anybody.
+            if next == proto::ROUTING && kind == 0 {
+                return Err(Reason::ExtensionHeader);
+            }
+            offset += (u32::from(length) + 1) * 8;
+        }
+        if offset > L3 + headers.length {
+            return Err(Reason::Malformed);
+        }
+        next = following;
+    }
+}
+
+#[inline(always)]
+fn transport<P: Packet>(
+    packet: &P,
+    headers: &mut Headers,
+    tuple: &mut Tuple,
+    inner: &mut Tuple,
+) -> Result<(), Reason> {
+    let l4 = headers.l4;
+    let least = match tuple.proto {
+        proto::TCP => 20,
+        proto::SCTP => 12,
+        proto::UDP => 8,
+        proto::ICMP if headers.v6 == 0 => 8,
+        proto::ICMPV6 if headers.v6 == 1 => 8,
+        _ => return Err(Reason::UnknownProtocol),
+    };
+    if l4 + least > L3 + headers.length {
+        return Err(Reason::Truncated);
+    }
+    if tuple.proto == proto::ICMP || tuple.proto == proto::ICMPV6 {
+        return icmp_message(packet, headers, tuple, inner);
+    }
+    let [src, dst]: [u16; 2] = packet.load(l4).ok_or(Reason::Truncated)?;
+    tuple.src_port = Port::from_wire(src);
+    tuple.dst_port = Port::from_wire(dst);
+    if tuple.proto == proto::TCP {
+        let [offset, flags]: [u8; 2] = packet.load(l4 + 12).ok_or(Reason::Truncated)?;
+        let header = u32::from(offset >> 4) * 4;
+        if header < 20 || (headers.fragment == fragment::WHOLE && l4 + header > L3 + headers.length) {
+            return Err(Reason::Malformed);
+        }
+        headers.tcp_flags = flags & 0x3f;
+    } else if tuple.proto == proto::UDP {
+        let [length, checksum]: [u16; 2] = packet.load(l4 + 4).ok_or(Reason::Truncated)?;
+        let length = u32::from(u16::from_be(length));
+        if length < 8 || (headers.fragment == fragment::WHOLE && l4 + length > L3 + headers.length) {
+            return Err(Reason::Malformed);
+        }
+        headers.no_checksum = u8::from(checksum == 0);
+        if checksum == 0 && headers.v6 == 1 {
+            return Err(Reason::Malformed);
+        }
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn icmp_message<P: Packet>(
+    packet: &P,
+    headers: &mut Headers,
+    tuple: &mut Tuple,
+    inner: &mut Tuple,
+) -> Result<(), Reason> {
+    let [kind, code]: [u8; 2] = packet.load(headers.l4).ok_or(Reason::Truncated)?;
+    headers.icmp_type = kind;
+    tuple.src_port = Port::ZERO;
+    tuple.dst_port = Port::ZERO;
+    let v6 = headers.v6 == 1;
+    let (error, query, answer) = if v6 {
+        (kind < icmpv6::FIRST_QUERY, kind == icmpv6::ECHO, kind == icmpv6::ECHO_REPLY)
+    } else {
+        let error = matches!(
+            kind,
+            icmp::UNREACHABLE | icmp::SOURCE_QUENCH | icmp::REDIRECT | icmp::TIME_EXCEEDED | icmp::PARAMETER
+        );
+        (error, kind == icmp::ECHO, kind == icmp::ECHO_REPLY)
+    };
+    if error {
+        headers.icmp_error = 1;
+        return inner_packet(packet, headers, tuple.proto, inner);
+    }
+    if query || answer {
+        let id: u16 = packet.load(headers.l4 + 4).ok_or(Reason::Truncated)?;
+        // The ports tell the asking side from the answering one, so that a query never passes as an answer.
+        let (src, dst) = if query { (Port::from_wire(id), ICMP_ANSWERER) } else { (ICMP_ANSWERER, Port::from_wire(id)) };
+        tuple.src_port = src;
+        tuple.dst_port = dst;
+        headers.icmp_reply = u8::from(answer);
+    } else {
+        tuple.src_port = Port::new(u16::from(kind) << 8 | u16::from(code));
+    }
+    Ok(())
+}
+
+/// The packet that an ICMP error is about: as much of it as there is must hold the ports.
+#[inline(always)]
+fn inner_packet<P: Packet>(packet: &P, headers: &mut Headers, proto: u8, inner: &mut Tuple) -> Result<(), Reason> {
+    let l3 = headers.l4 + 8;
+    headers.inner_l3 = l3;
+    let end = L3 + headers.length;
+    inner.pad = [0; 3];
+    let (l4, inner_proto) = if proto == proto::ICMP {
+        let ip: Ipv4 = packet.load(l3).ok_or(Reason::Truncated)?;
+        let header = u32::from(ip.version_ihl & 0xf) * 4;
+        // Only a first fragment holds the ports.
+        if ip.version_ihl >> 4 != 4 || header < 20 || u16::from_be(ip.fragment) & 0x1fff != 0 {
+            return Err(Reason::Malformed);
+        }
+        inner.src = Addr::v4_word(ip.src);
+        inner.dst = Addr::v4_word(ip.dst);
+        (l3 + header, ip.proto)
+    } else {
+        let ip: Ipv6 = packet.load(l3).ok_or(Reason::Truncated)?;
+        if u32::from_be(ip.version) >> 28 != 6 {
+            return Err(Reason::Malformed);
+        }
+        inner.src = join(ip.src);
+        inner.dst = join(ip.dst);
+        if inner.src.is_v4() || inner.dst.is_v4() {
+            return Err(Reason::MappedAddress);
+        }
+        // One fragment header in front of the transport is usual in a "packet too big".
+        if ip.next == proto::FRAGMENT {
+            let next: u8 = packet.load(l3 + 40).ok_or(Reason::Truncated)?;
+            let word: u16 = packet.load(l3 + 42).ok_or(Reason::Truncated)?;
+            if u16::from_be(word) >> 3 != 0 {
+                return Err(Reason::Malformed);
+            }
+            (l3 + 48, next)
+        } else {
+            (l3 + 40, ip.next)
+        }
+    };
+    if l4 + 8 > end {
+        return Err(Reason::Truncated);
+    }
+    inner.proto = inner_proto;
+    headers.inner_l4 = l4;
+    headers.inner_room = end - l4;
+    inner_ports(packet, l4, inner)
+}
+
+#[inline(always)]
+fn inner_ports<P: Packet>(packet: &P, l4: u32, inner: &mut Tuple) -> Result<(), Reason> {
+    match inner.proto {
+        proto::TCP | proto::UDP | proto::SCTP => {
+            let [src, dst]: [u16; 2] = packet.load(l4).ok_or(Reason::Truncated)?;
+            inner.src_port = Port::from_wire(src);
+            inner.dst_port = Port::from_wire(dst);
+            Ok(())
+        }
+        proto::ICMP | proto::ICMPV6 => {
+            let kind: u8 = packet.load(l4).ok_or(Reason::Truncated)?;
+            let id: u16 = packet.load(l4 + 4).ok_or(Reason::Truncated)?;
+            let (query, answer) = if inner.proto == proto::ICMP {
+                (kind == icmp::ECHO, kind == icmp::ECHO_REPLY)
+            } else {
+                (kind == icmpv6::ECHO, kind == icmpv6::ECHO_REPLY)
+            };
+            if !query && !answer {
+                return Err(Reason::RelatedUnknown);
+            }
+            let id = Port::from_wire(id);
+            (inner.src_port, inner.dst_port) = if query { (id, ICMP_ANSWERER) } else { (ICMP_ANSWERER, id) };
+            Ok(())
+        }
+        _ => Err(Reason::UnknownProtocol),
+    }
+}

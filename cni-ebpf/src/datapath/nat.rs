@@ -1,0 +1,244 @@
+//! Source translation, and the aliases under which translated tuples find their flow.
+//!
+//! A flow and its aliases live and die together. The direction that does not pass through an alias looks after it once
+//! a second and enters it again if it went missing; an alias whose flow is gone is free for whoever needs the tuple.
+//! So there is no collector and nothing that it could delete too early.
+
+use super::conntrack::{self, SECOND};
+use super::headers::proto;
+use super::{Packet, Table, Tables, Work};
+use crate::abi::{Addr, Flow, FlowKey, Port, Reason, Tuple, flow_flags, tcp_state};
+
+/// How many ports are tried. They are tried in the order of a random stride, so even with one port in a hundred free
+/// all tries fail once in thirty thousand.
+const TRIES: u32 = 1024;
+
+/// The tuple in which a reply to a source-translated flow arrives. `forward` is the flow's own.
+#[inline(always)]
+fn reply_tuple(forward: &Tuple, snat: &Addr, snat_port: Port, out: &mut Tuple) {
+    out.src = forward.dst;
+    out.dst = *snat;
+    out.src_port = forward.dst_port;
+    out.dst_port = snat_port;
+    out.proto = forward.proto;
+    out.pad = [0; 3];
+}
+
+/// The tuple that the originator of a destination-translated flow dialled.
+#[inline(always)]
+fn dialled_tuple(forward: &Tuple, dnat: &Addr, dnat_port: Port, out: &mut Tuple) {
+    out.src = forward.src;
+    out.dst = *dnat;
+    out.src_port = forward.src_port;
+    out.dst_port = dnat_port;
+    out.proto = forward.proto;
+    out.pad = [0; 3];
+}
+
+#[inline(always)]
+fn fill_alias(work: &mut Work, reply: u8) {
+    work.alias.flow = work.key;
+    work.alias.created = work.now;
+    work.alias.reply = reply;
+    work.alias.pad = [0; 7];
+}
+
+/// Whether the alias that stands under this tuple belongs to a flow that lives.
+#[inline(always)]
+fn alive<T: Tables>(tables: &T, table: Table, tuple: &Tuple, now: u64) -> Option<bool> {
+    let alias = tables.alias(table, tuple)?;
+    Some(conntrack::by_key(tables, &alias.flow, now).is_some())
+}
+
+/// Takes `work.alias_tuple` for `work.key`. False if another living flow has it.
+#[inline(always)]
+fn take<T: Tables>(tables: &T, work: &Work, table: Table) -> bool {
+    // Both tables count: a tuple must not stand in one for one flow and in the other for another.
+    if alive(tables, Table::Established, &work.alias_tuple, work.now) == Some(true) {
+        return false;
+    }
+    if table == Table::New {
+        tables.remove_alias(Table::Established, &work.alias_tuple);
+    }
+    if tables.insert_alias(table, &work.alias_tuple, &work.alias).is_ok() {
+        return true;
+    }
+    if alive(tables, table, &work.alias_tuple, work.now) == Some(true) {
+        return false;
+    }
+    tables.remove_alias(table, &work.alias_tuple);
+    tables.insert_alias(table, &work.alias_tuple, &work.alias).is_ok()
+}
+
+/// Whether this protocol has a port that may be changed: SCTP's checksum is a CRC over the whole packet.
+#[inline(always)]
+fn port_may_change(protocol: u8) -> bool {
+    protocol != proto::SCTP
+}
+
+/// Finds a source port for `work.out` behind `address` and enters the alias. `work.key` must be set. `keep`: try the
+/// port as it is first (the host's own flows, and protocols whose port cannot change).
+#[inline(always)]
+pub(super) fn allocate<T: Tables, P: Packet>(
+    tables: &T,
+    packet: &P,
+    work: &mut Work,
+    address: &Addr,
+    keep: bool,
+) -> Result<(), Reason> {
+    let config = tables.config();
+    let (first, last) = (config.first_port(), config.last_port());
+    let range = last.wrapping_sub(first).wrapping_add(1) & 0xffff;
+    fill_alias(work, 1);
+    let fixed = !port_may_change(work.out.proto);
+    let own = work.out.src_port;
+    // An odd stride visits every port once in a range that is a power of two, and nearly every one in others.
+    let random = tables.random();
+    let stride = (random >> 16) | 1;
+    let mut candidate = random.checked_rem(range).unwrap_or(0);
+    let mut taken = None;
+    let address = *address;
+    tables.repeat(TRIES, |round| {
+        let port = if fixed || (keep && round == 0) {
+            own
+        } else {
+            candidate = (candidate + stride).checked_rem(range).unwrap_or(0);
+            Port::new((first + candidate) as u16)
+        };
+        let Work { out, alias_tuple, .. } = work;
+        reply_tuple(out, &address, port, alias_tuple);
+        // The host's own flow has a socket on its own port: that is what it keeps.
+        let busy = !(keep && round == 0) && packet.socket(&work.alias_tuple);
+        if !busy && take(tables, work, Table::New) {
+            taken = Some(port);
+            return false;
+        }
+        !fixed
+    });
+    let port = taken.ok_or(Reason::NatExhausted)?;
+    work.flow.snat = address;
+    work.flow.snat_port = port;
+    work.flow.flags.set(work.flow.flags.get() | flow_flags::SNAT);
+    Ok(())
+}
+
+/// Enters the alias of a destination-translated flow: `work.tuple` is what was dialled.
+#[inline(always)]
+pub(super) fn enter_dialled<T: Tables>(tables: &T, work: &mut Work) -> Result<(), Reason> {
+    fill_alias(work, 0);
+    work.alias_tuple = work.tuple;
+    work.flow.dnat = work.tuple.dst;
+    work.flow.dnat_port = work.tuple.dst_port;
+    work.flow.flags.set(work.flow.flags.get() | flow_flags::DNAT);
+    if take(tables, work, Table::New) { Ok(()) } else { Err(Reason::ConntrackFull) }
+}
+
+/// Sets `work.alias_tuple` and `work.alias` to the alias that this direction of the flow does not pass through. False
+/// if it has none. `work.out` is overwritten with the flow's forward tuple.
+#[inline(always)]
+fn other_alias(work: &mut Work, flow: &Flow, flags: u16, reply: bool) -> bool {
+    let wanted = if reply { flow_flags::DNAT } else { flow_flags::SNAT };
+    if flags & wanted == 0 {
+        return false;
+    }
+    conntrack::forward_tuple(&work.key, flow, &mut work.out);
+    let Work { out, alias_tuple, .. } = work;
+    if reply {
+        dialled_tuple(out, &flow.dnat, flow.dnat_port, alias_tuple);
+    } else {
+        reply_tuple(out, &flow.snat, flow.snat_port, alias_tuple);
+    }
+    fill_alias(work, u8::from(!reply));
+    true
+}
+
+/// Once a second, sees that the alias which this packet does not pass through still stands; enters it again if not.
+/// False if another flow has taken the tuple: this one is over then.
+#[inline(always)]
+pub(super) fn look_after<T: Tables>(tables: &T, work: &mut Work, flow: &Flow, table: Table) -> bool {
+    let flags = flow.flags.get();
+    if flags & (flow_flags::SNAT | flow_flags::DNAT) == 0 {
+        return true;
+    }
+    let second = (work.now / SECOND) as u32;
+    if flow.alias_seen.get() == second {
+        return true;
+    }
+    let reply = work.reply != 0;
+    if !other_alias(work, flow, flags, reply) {
+        return true;
+    }
+    flow.alias_seen.set(second);
+    match conntrack::by_alias(tables, &work.alias_tuple) {
+        Some(alias) if alias.flow == work.key => true,
+        _ => take(tables, work, table),
+    }
+}
+
+/// The aliases of a flow that was promoted follow it.
+#[inline(always)]
+pub(super) fn promote_aliases<T: Tables>(tables: &T, work: &mut Work, flow: &Flow, flags: u16) {
+    if other_alias(work, flow, flags, false) {
+        promote_alias(tables, work);
+    }
+    if other_alias(work, flow, flags, true) {
+        promote_alias(tables, work);
+    }
+}
+
+#[inline(always)]
+fn promote_alias<T: Tables>(tables: &T, work: &Work) {
+    if tables.insert_alias(Table::Established, &work.alias_tuple, &work.alias).is_ok() {
+        tables.remove_alias(Table::New, &work.alias_tuple);
+    }
+}
+
+/// Builds the flow anew whose alias stands and which is gone: the alias proves that this node opened it. `work.out`
+/// becomes its forward tuple, `work.flow` the entry.
+#[inline(always)]
+pub(super) fn rebuild<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut Work) -> bool {
+    let Some(alias) = conntrack::by_alias(tables, &work.tuple) else { return false };
+    let reply = alias.reply != 0;
+    let key: FlowKey = alias.flow;
+    // The far side's address is in the packet: a reply comes from the flow's destination, a dialled tuple from its
+    // source.
+    let a_is_sender = key.a == work.tuple.src && key.a_port == work.tuple.src_port;
+    conntrack::oriented(&key, a_is_sender != reply, &mut work.out);
+    conntrack::begin(packet, work);
+    if reply {
+        work.flow.snat = work.tuple.dst;
+        work.flow.snat_port = work.tuple.dst_port;
+        work.flow.flags.set(work.flow.flags.get() | flow_flags::SNAT | flow_flags::REPLIED);
+        work.flow.state.set(tcp_state::ESTABLISHED);
+        work.reply = 1;
+    } else {
+        work.flow.dnat = work.tuple.dst;
+        work.flow.dnat_port = work.tuple.dst_port;
+        work.flow.flags.set(work.flow.flags.get() | flow_flags::DNAT);
+    }
+    true
+}
+
+/// Writes into `work.out` the tuple that a packet of this flow and direction leaves with: forward from the translated
+/// source to the policy's destination, in reply from what was dialled to the originator.
+#[inline(always)]
+pub(super) fn leaving(work: &mut Work, flow: &Flow) {
+    let flags = flow.flags.get();
+    conntrack::forward_tuple(&work.key, flow, &mut work.out);
+    if work.reply == 0 {
+        if flags & flow_flags::SNAT != 0 {
+            work.out.src = flow.snat;
+            work.out.src_port = flow.snat_port;
+        }
+        return;
+    }
+    let forward = work.out;
+    work.out.src = forward.dst;
+    work.out.src_port = forward.dst_port;
+    work.out.dst = forward.src;
+    work.out.dst_port = forward.src_port;
+    if flags & flow_flags::DNAT != 0 {
+        work.out.src = flow.dnat;
+        work.out.src_port = flow.dnat_port;
+    }
+}

@@ -1,0 +1,63 @@
+//! ICMP errors: they belong to the connection of the packet inside, and to nothing else.
+
+use super::conntrack::{self, Found};
+use super::{Tables, Work};
+use crate::abi::{FlowKey, Tuple, flow_flags};
+
+/// The flow that an ICMP error is about. Sets `work.key`, and `work.reply` to the direction of the error: it travels
+/// against the packet inside.
+#[inline(always)]
+pub(super) fn find<'t, T: Tables>(tables: &'t T, work: &mut Work) -> Option<Found<'t>> {
+    let from_a = conntrack::key_of(&work.inner, &mut work.key);
+    if let Some(found) = conntrack::by_key(tables, &work.key, work.now) {
+        let origin_a = found.flow.flags.get() & flow_flags::ORIGIN_A != 0;
+        let inner_replies = origin_a != from_a;
+        work.reply = u8::from(!inner_replies);
+        return Some(found);
+    }
+    // The packet inside was dialled to a frontend: the error goes back to the originator.
+    if let Some(alias) = conntrack::by_alias(tables, &work.inner)
+        && alias.reply == 0
+    {
+        return through(tables, work, alias.flow);
+    }
+    // The packet inside left with a translated source: the alias stands under its answer.
+    work.alias_tuple = work.inner.reversed();
+    let alias = conntrack::by_alias(tables, &work.alias_tuple)?;
+    if alias.reply == 0 {
+        return None;
+    }
+    through(tables, work, alias.flow)
+}
+
+#[inline(always)]
+fn through<'t, T: Tables>(tables: &'t T, work: &mut Work, key: FlowKey) -> Option<Found<'t>> {
+    work.key = key;
+    work.reply = 1;
+    conntrack::by_key(tables, &work.key, work.now)
+}
+
+/// Writes into `work.out` how the packet inside must look for the one who sent it; gives the error's own source.
+///
+/// The receiver knows its flow by the tuple it sent: what it dialled, from its own address. The error's source is
+/// translated only if it is the flow's other side itself; a router's stays.
+#[inline(always)]
+pub(super) fn leaving(work: &mut Work, found: &Found<'_>) -> crate::abi::Addr {
+    let flow = found.flow;
+    let flags = flow.flags.get();
+    conntrack::forward_tuple(&work.key, flow, &mut work.out);
+    if work.reply != 0 {
+        if flags & flow_flags::DNAT != 0 {
+            work.out.dst = flow.dnat;
+            work.out.dst_port = flow.dnat_port;
+        }
+    } else {
+        let forward: Tuple = work.out;
+        work.out = forward.reversed();
+        if flags & flow_flags::SNAT != 0 {
+            work.out.dst = flow.snat;
+            work.out.dst_port = flow.snat_port;
+        }
+    }
+    if work.tuple.src == work.inner.dst { work.out.dst } else { work.tuple.src }
+}

@@ -1,0 +1,42 @@
+//! What is told about a packet: counters always, events for what is worth one.
+
+use super::{Outcome, Packet, Tables, Work};
+use crate::abi::event_kind;
+
+/// Counts the packet and tells what happened to it. Every run ends here; nothing is dropped silently.
+#[inline(always)]
+pub fn finish<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut Work, outcome: &Outcome) {
+    let reason = match outcome {
+        Ok(_) => 0,
+        Err(reason) => *reason as u8,
+    };
+    tables.count(reason, work.direction, packet.len());
+    let kind = if reason != 0 { event_kind::DROP } else { work.tell };
+    if kind == 0 || tables.config().tells_events() == 0 {
+        return;
+    }
+    let Work { event, tuple, headers, .. } = work;
+    event.time = work.now;
+    event.src = tuple.src;
+    event.dst = tuple.dst;
+    event.dnat = crate::abi::Addr::UNSPECIFIED;
+    event.endpoint = work.endpoint;
+    event.ifindex = packet.ifindex();
+    event.rule = work.rule;
+    event.length = packet.len();
+    event.src_port = tuple.src_port;
+    event.dst_port = tuple.dst_port;
+    event.dnat_port = crate::abi::Port::ZERO;
+    event.kind = kind;
+    event.reason = reason;
+    event.direction = work.direction;
+    event.proto = tuple.proto;
+    event.tcp_flags = headers.tcp_flags;
+    event.hook = work.hook;
+    event.state = work.state;
+    event.reply = work.reply;
+    event.pad = [0; 2];
+    event.service = work.service;
+    event.reserved = 0;
+    tables.event(event);
+}

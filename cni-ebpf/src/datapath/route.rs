@@ -1,0 +1,62 @@
+//! Where a packet goes.
+
+use super::{Fib, Packet, Tables, Verdict, Work};
+use crate::abi::{Addr, Endpoint, Prefix, Reason, Route, endpoint_flags, route_action};
+
+/// The route to an address.
+#[inline(always)]
+pub(super) fn lookup<'t, T: Tables>(tables: &'t T, work: &mut Work, addr: &Addr) -> Result<&'t Route, Reason> {
+    work.route_key = Prefix::host(*addr);
+    tables.route(&work.route_key).ok_or(Reason::NoRoute)
+}
+
+/// A multicast, broadcast or link-local destination: a pod's link ends at its node.
+#[inline(always)]
+pub(super) fn is_link_local(addr: &Addr) -> bool {
+    if addr.is_v4() {
+        let [first, ..] = addr.word_v4().to_ne_bytes();
+        // 224.0.0.0/4 and above, and "this network"; 169.254.0.0/16 is where clouds keep their metadata and clusters
+        // their DNS caches, and goes by the routes.
+        return first >= 224 || first == 0;
+    }
+    let [first, second, ..] = addr.octets();
+    first == 0xff || (first == 0xfe && second & 0xc0 == 0x80) || (addr.hi == 0 && addr.lo == 0)
+}
+
+/// Hands the packet to a local endpoint: straight into it, or through the stack where plugins behind ours act there.
+#[inline(always)]
+pub(super) fn to_endpoint(endpoint: &Endpoint, through_stack: bool) -> Verdict {
+    if through_stack || endpoint.flags & endpoint_flags::VIA_STACK != 0 {
+        Verdict::Handled
+    } else {
+        Verdict::Peer { ifindex: endpoint.ifindex }
+    }
+}
+
+/// Where a packet that is not for a local endpoint leaves.
+#[inline(always)]
+pub(super) fn leave<P: Packet>(packet: &P, work: &Work, route: &Route) -> Result<Verdict, Reason> {
+    // What the stack can do and redirection cannot, it does: it answers with "time exceeded" or "too big", it cuts
+    // into fragments. What it sends comes by `to_netdev`.
+    if work.headers.ttl <= 1 || exceeds(packet, work, route.mtu) {
+        return Ok(Verdict::Pass);
+    }
+    match route.action {
+        route_action::ENDPOINTS => Err(Reason::NoEndpoint),
+        route_action::HOST | route_action::STACK => Ok(Verdict::Pass),
+        route_action::TUNNEL => Ok(Verdict::Tunnel { remote: route.gateway }),
+        route_action::DIRECT => Ok(Verdict::Neighbour { ifindex: route.ifindex, gateway: route.gateway }),
+        route_action::FIB => match packet.fib(&work.out.src, &work.out.dst, work.headers.length) {
+            Fib::Device { ifindex, gateway } => Ok(Verdict::Neighbour { ifindex, gateway }),
+            Fib::Stack => Ok(Verdict::Pass),
+            Fib::Unroutable => Err(Reason::NoRoute),
+        },
+        _ => Err(Reason::NoRoute),
+    }
+}
+
+/// Whether the packet is larger than `mtu` and will not be cut into segments by the device.
+#[inline(always)]
+pub(super) fn exceeds<P: Packet>(packet: &P, work: &Work, mtu: u32) -> bool {
+    mtu != 0 && work.headers.length > mtu && packet.segment_size() == 0
+}

@@ -1,0 +1,145 @@
+//! The node's own side: masquerade, and the host's flows, which share one range of ports.
+//!
+//! The host's connections to the outside are entered in the same table as those of pods, so that one allocator knows
+//! every port in use. They keep their port; only if a pod's flow has it towards the same destination are they
+//! translated too.
+
+use super::{Outcome, Packet, Tables, Verdict, Work, conntrack, enter, known, nat, related, rewrite, route, translate};
+use crate::abi::{Addr, Reason, flow_flags, route_action, route_flags, via};
+
+/// Gives `work.flow` the address of device `ifindex` as its source, with a port that nobody uses.
+#[inline(always)]
+pub(super) fn masquerade<T: Tables, P: Packet>(
+    tables: &T,
+    packet: &P,
+    work: &mut Work,
+    ifindex: u32,
+) -> Result<(), Reason> {
+    let device = tables.device(ifindex).ok_or(Reason::NatNoAddress)?;
+    let address = if work.headers.v6 != 0 { device.masquerade_v6 } else { device.masquerade_v4 };
+    if address == Addr::UNSPECIFIED {
+        return Err(Reason::NatNoAddress);
+    }
+    nat::allocate(tables, packet, work, &address, false)
+}
+
+/// A packet that arrived for the node itself: a pod's masqueraded connection answers, or it is the stack's.
+#[inline(always)]
+pub(super) fn arriving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
+    if work.headers.icmp_error != 0 {
+        return related_arriving(tables, packet, work);
+    }
+    if conntrack::by_alias(tables, &work.tuple).is_none() {
+        return Ok(Verdict::Pass);
+    }
+    let Some(found) = known(tables, work) else {
+        return rebuilt(tables, packet, work);
+    };
+    conntrack::advance(tables, packet, work, found.flow);
+    conntrack::forward_tuple(&work.key, found.flow, &mut work.out);
+    let origin = work.out.src;
+    let receiver = tables.endpoint(&origin);
+    super::policy::revalidate(tables, work, found.flow, receiver, None)?;
+    conntrack::promote(tables, work, &found);
+    nat::leaving(work, found.flow);
+    let host = found.flow.flags.get() & flow_flags::HOST != 0;
+    if host {
+        translate(packet, work)?;
+        return Ok(Verdict::Pass);
+    }
+    let receiver = receiver.ok_or(Reason::NoEndpoint)?;
+    work.endpoint = receiver.id;
+    super::deliver(tables, packet, work, receiver, false)
+}
+
+/// The alias stands and the flow is gone: it is built again, under the policy of this moment.
+#[inline(always)]
+fn rebuilt<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
+    if !nat::rebuild(tables, packet, work) || work.reply == 0 {
+        return Ok(Verdict::Pass);
+    }
+    let origin = work.out.src;
+    // A host's flow that was not translated needs no entry to be answered.
+    let Some(receiver) = tables.endpoint(&origin) else { return Ok(Verdict::Pass) };
+    work.endpoint = receiver.id;
+    super::policy::admit(tables, work, Some(receiver), None, false)?;
+    work.flow.via_reply = via::PEER;
+    enter(tables, work)?;
+    let forward = work.out;
+    work.out = forward.reversed();
+    super::deliver(tables, packet, work, receiver, false)
+}
+
+/// An ICMP error for the node: about a translated flow, or the stack's own.
+#[inline(always)]
+fn related_arriving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
+    let Some(found) = related::find(tables, work) else { return Ok(Verdict::Pass) };
+    if found.flow.flags.get() & flow_flags::SNAT == 0 || work.reply == 0 {
+        return Ok(Verdict::Pass);
+    }
+    let source = related::leaving(work, &found);
+    let destination = work.out.src;
+    rewrite::translate_error(packet, &work.headers, &work.tuple, &source, &work.inner, &work.out)?;
+    let Some(receiver) = tables.endpoint(&destination) else { return Ok(Verdict::Pass) };
+    work.endpoint = receiver.id;
+    work.tuple.src = source;
+    work.tuple.dst = destination;
+    work.out = work.tuple;
+    super::deliver(tables, packet, work, receiver, false)
+}
+
+/// A packet that the stack sends through a device of the node.
+#[inline(always)]
+pub(super) fn leaving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
+    let destination = work.tuple.dst;
+    let Ok(route) = route::lookup(tables, work, &destination) else { return Ok(Verdict::Pass) };
+    if route.flags & route_flags::MASQUERADE == 0
+        || tables.config().masquerades() == 0
+        || work.headers.icmp_error != 0
+    {
+        return Ok(Verdict::Pass);
+    }
+    let source = work.tuple.src;
+    let pod = tables.endpoint(&source).is_some();
+    if !pod && !host_flow(tables, work, &source) {
+        return Ok(Verdict::Pass);
+    }
+    if let Some(found) = known(tables, work) {
+        if found.flow.flags.get() & flow_flags::SNAT == 0 {
+            return Ok(Verdict::Pass);
+        }
+        // `from_pod` counted a pod's packet already; a host's flow is only kept alive.
+        found.flow.seen.set(work.now);
+        nat::leaving(work, found.flow);
+        translate(packet, work)?;
+        return Ok(Verdict::Pass);
+    }
+    work.out = work.tuple;
+    conntrack::begin(packet, work);
+    work.tell = 0;
+    if pod {
+        let device = packet.ifindex();
+        masquerade(tables, packet, work, device)?;
+    } else {
+        work.flow.flags.set(work.flow.flags.get() | flow_flags::HOST);
+        nat::allocate(tables, packet, work, &source, true)?;
+    }
+    work.flow.via_forward = via::STACK;
+    work.flow.via_reply = via::STACK;
+    enter(tables, work)?;
+    work.out.src = work.flow.snat;
+    work.out.src_port = work.flow.snat_port;
+    translate(packet, work)?;
+    Ok(Verdict::Pass)
+}
+
+/// Whether this is a flow of the host from a port that could be allocated to a pod.
+#[inline(always)]
+fn host_flow<T: Tables>(tables: &T, work: &mut Work, source: &Addr) -> bool {
+    let config = tables.config();
+    let port = u32::from(work.tuple.src_port.get());
+    if port < config.first_port() || port > config.last_port() || work.headers.icmp_reply != 0 {
+        return false;
+    }
+    route::lookup(tables, work, source).is_ok_and(|route| route.action == route_action::HOST)
+}

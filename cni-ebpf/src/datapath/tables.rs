@@ -1,0 +1,123 @@
+//! What the datapath asks of the world: maps, the clock, and what the kernel knows about a packet.
+//!
+//! Two implementations stand behind each trait: the kernel's (`bpf/`, maps and helpers) and the one in memory that
+//! tests use on the host ([`memory`](super::memory)).
+
+use crate::abi::*;
+
+/// The two tables a connection can stand in. A flood of new connections fills the second and evicts nobody from the
+/// first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Table {
+    /// Both sides were heard.
+    Established,
+    /// Only the originator was heard.
+    New,
+}
+
+/// The table had no room, or the key was already there when it had to be new.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NotInserted;
+
+/// Maps and clock. Look-ups give references into map memory; what the kernel may change meanwhile is
+/// [`Racy`](crate::abi::Racy).
+pub trait Tables {
+    fn config(&self) -> &Config;
+    fn settings(&self) -> Option<&Settings>;
+    /// Coarse monotonic nanoseconds.
+    fn now(&self) -> u64;
+    fn random(&self) -> u32;
+
+    fn endpoint(&self, addr: &Addr) -> Option<&Endpoint>;
+    fn peer(&self, addr: &Addr) -> Option<&Peer>;
+    fn route(&self, prefix: &Prefix) -> Option<&Route>;
+    fn device(&self, ifindex: u32) -> Option<&Device>;
+
+    fn flow(&self, table: Table, key: &FlowKey) -> Option<&Flow>;
+    /// Inserts or replaces.
+    fn insert_flow(&self, table: Table, key: &FlowKey, flow: &Flow) -> Result<(), NotInserted>;
+    fn remove_flow(&self, table: Table, key: &FlowKey);
+    fn alias(&self, table: Table, tuple: &Tuple) -> Option<&Alias>;
+    /// Inserts only if the tuple is not there.
+    fn insert_alias(&self, table: Table, tuple: &Tuple, alias: &Alias) -> Result<(), NotInserted>;
+    fn remove_alias(&self, table: Table, tuple: &Tuple);
+    fn fragment(&self, key: &FragmentKey) -> Option<&Fragment>;
+    fn insert_fragment(&self, key: &FragmentKey, fragment: &Fragment) -> Result<(), NotInserted>;
+
+    fn rule_set(&self, id: u32) -> Option<&RuleSet>;
+    fn rules(&self, key: &RuleKey) -> Option<&RuleList>;
+    fn groups(&self, key: &GroupKey) -> Option<&GroupChunk>;
+    fn class_bits(&self, key: &ClassKey) -> Option<&ClassBits>;
+    fn cidr(&self, prefix: &Prefix) -> Option<&u32>;
+    fn grant(&self, key: &GrantKey) -> Option<&Grant>;
+
+    fn service(&self, key: &ServiceKey) -> Option<&Service>;
+    fn slot(&self, key: &SlotKey) -> Option<&u32>;
+    fn backend(&self, id: &u32) -> Option<&Backend>;
+
+    fn bucket(&self, key: u32) -> Option<&Bucket>;
+
+    /// Counts a packet; reason 0 is "passed".
+    fn count(&self, reason: u8, direction: u8, bytes: u32);
+    fn event(&self, event: &Event);
+
+    /// Calls `step` with 0, 1, ... until it returns false, at most `times` times. The verifier looks at `step` once.
+    fn repeat<F: FnMut(u32) -> bool>(&self, times: u32, step: F);
+}
+
+/// What the kernel's routing table says about a destination.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fib {
+    /// Leave through this device, to this neighbour ([`Addr::UNSPECIFIED`]: the destination itself).
+    Device { ifindex: u32, gateway: Addr },
+    /// The packet is the stack's own business (local address, unreachable route with an error to send, ...).
+    Stack,
+    /// No route.
+    Unroutable,
+}
+
+/// The kernel refused to change the packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NotRewritten;
+
+/// The packet, and what the kernel can tell about it.
+pub trait Packet {
+    /// Length with all headers.
+    fn len(&self) -> u32;
+    /// The device on which the program runs.
+    fn ifindex(&self) -> u32;
+    /// The device by which the packet entered the host; 0: the host itself made it.
+    fn ingress_ifindex(&self) -> u32;
+    fn mark(&self) -> u32;
+    /// A VLAN tag stands beside the packet.
+    fn vlan(&self) -> bool;
+    /// Size of the segments that this packet will be cut into; 0: it is sent as it is.
+    fn segment_size(&self) -> u32;
+    /// The remote end and number of the tunnel that the packet came through.
+    fn tunnel_source(&self) -> Option<(Addr, u32)>;
+
+    /// A value out of the first kilobyte; `None` behind the packet's end.
+    fn load<T: Plain + Copy>(&self, offset: u32) -> Option<T>;
+    /// Writes; with `checksum`, a checksum that the device computed over the packet is corrected.
+    fn store<T: Plain>(&mut self, offset: u32, value: &T, checksum: bool) -> Result<(), NotRewritten>;
+    /// Corrects the 16-bit checksum at `offset` for a changed header word of `size` bytes (2 or 4).
+    fn replace_l3_checksum(&mut self, offset: u32, from: u32, to: u32, size: u32) -> Result<(), NotRewritten>;
+    /// The same for the transport's; `pseudo` if the word stands in the pseudo header, `zero_is_none` for UDP.
+    fn replace_l4_checksum(
+        &mut self,
+        offset: u32,
+        from: u32,
+        to: u32,
+        size: u32,
+        pseudo: bool,
+        zero_is_none: bool,
+    ) -> Result<(), NotRewritten>;
+    /// The same for a difference that is already a one's complement sum.
+    fn add_l4_checksum(&mut self, offset: u32, sum: u32, pseudo: bool, zero_is_none: bool)
+    -> Result<(), NotRewritten>;
+
+    /// The kernel's route from `src` to `dst`.
+    fn fib(&self, src: &Addr, dst: &Addr, length: u32) -> Fib;
+    /// A socket of this host receives this tuple.
+    fn socket(&self, tuple: &Tuple) -> bool;
+}

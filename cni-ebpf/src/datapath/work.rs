@@ -1,0 +1,84 @@
+//! What one run carries from stage to stage.
+
+use crate::abi::*;
+
+/// Facts about the packet's headers.
+#[derive(Clone, Default, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Headers {
+    /// Where the transport's header begins.
+    pub l4: u32,
+    /// Length by the network header, without what the link added.
+    pub length: u32,
+    /// Identification of the datagram that this is a fragment of.
+    pub fragment_id: u32,
+    /// The word of the network header that holds TTL (IPv4: with protocol and checksum) or hop limit.
+    pub ttl: u8,
+    pub v6: u8,
+    pub tcp_flags: u8,
+    pub icmp_type: u8,
+    pub fragment: u8,
+    /// An ICMP error: the tuple is that of the packet it is about.
+    pub icmp_error: u8,
+    /// A UDP datagram without checksum (IPv4 only).
+    pub no_checksum: u8,
+    /// For ICMP queries: this is the answer.
+    pub icmp_reply: u8,
+    /// The inner packet of an ICMP error: where its network and transport headers begin.
+    pub inner_l3: u32,
+    pub inner_l4: u32,
+    /// How many bytes of the inner transport header there are.
+    pub inner_room: u32,
+}
+
+/// What [`Headers::fragment`] says.
+pub mod fragment {
+    pub const WHOLE: u8 = 0;
+    pub const FIRST: u8 = 1;
+    pub const LATER: u8 = 2;
+}
+
+/// The state of one run. It stands in a per-CPU map, because the stack has 512 bytes. Every field is set by the stage
+/// that owns it before anybody reads it; nothing is left over from the packet before.
+#[derive(Clone, Default, Debug)]
+#[repr(C)]
+pub struct Work {
+    pub headers: Headers,
+    /// The tuple as it came. Of an ICMP error: its own addresses, no ports.
+    pub tuple: Tuple,
+    /// The tuple inside an ICMP error.
+    pub inner: Tuple,
+    /// The tuple as it leaves.
+    pub out: Tuple,
+    /// The flow's key, and whether this packet travels in the reply direction.
+    pub key: FlowKey,
+    /// The tuple by which an alias is looked for or entered.
+    pub alias_tuple: Tuple,
+    pub alias: Alias,
+    pub flow: Flow,
+    pub fragment_key: FragmentKey,
+    pub fragment: Fragment,
+    pub route_key: Prefix,
+    pub event: Event,
+    pub now: u64,
+    pub reply: u8,
+    /// An [`event_kind`] to tell about a packet that passes; 0: none.
+    pub tell: u8,
+    pub pad: [u8; 2],
+    /// The rule that decided, for the event.
+    pub rule: u32,
+    /// The endpoint that the run is about, and the direction seen from it.
+    pub endpoint: u32,
+    pub direction: u8,
+    pub hook: u8,
+    pub state: u8,
+    pub pad2: u8,
+    pub service: u32,
+}
+
+impl Default for Prefix {
+    fn default() -> Self {
+        Self { len: 128, words: [0; 4] }
+    }
+}
+
