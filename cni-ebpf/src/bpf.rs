@@ -3,4 +3,5 @@
 mod maps;
 mod packet;
 mod programs;
+mod stages;
 mod tables;

@@ -23,6 +23,7 @@ pub mod rewrite;
 mod route;
 mod service;
 mod stack;
+pub mod stage;
 mod tables;
 pub mod work;
 
@@ -36,8 +37,20 @@ use crate::abi::{
 };
 use conntrack::Found;
 use headers::{Ethertype, icmpv6, proto};
+use stage::Stage;
 
-/// What becomes of a packet. A drop is an `Err` with its [`Reason`].
+/// Where a packet goes, as [`Work::way`] holds it. Stages say it in the scratch and return a scalar: a fat enum in
+/// registers is merged by the compiler in ways that the verifier refuses.
+pub mod way {
+    pub const PASS: u8 = 0;
+    pub const HANDLED: u8 = 1;
+    pub const PEER: u8 = 2;
+    pub const NEIGHBOUR: u8 = 3;
+    pub const TUNNEL: u8 = 4;
+    pub const TUNNEL_KEY: u8 = 5;
+}
+
+/// What becomes of a packet that is not dropped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verdict {
     /// On to whatever comes next on this hook, and then the stack.
@@ -46,7 +59,7 @@ pub enum Verdict {
     Handled,
     /// Into the pod behind this host-side device.
     Peer { ifindex: u32 },
-    /// Out through a device, to a neighbour; [`Addr::UNSPECIFIED`]: the destination itself.
+    /// Out through a device, to a neighbour.
     Neighbour { ifindex: u32, gateway: Addr },
     /// Into the tunnel, to the node with this address.
     Tunnel { remote: Addr },
@@ -54,7 +67,36 @@ pub enum Verdict {
     TunnelKey { remote: Addr },
 }
 
-pub type Outcome = Result<Verdict, Reason>;
+/// A run's end: the verdict stands in the [`Work`], or the packet is dropped for a reason.
+pub type Outcome = Result<(), Reason>;
+
+impl Work {
+    /// What the run decided, after it ended with `Ok`.
+    #[inline(always)]
+    pub fn verdict(&self) -> Verdict {
+        match self.way {
+            way::HANDLED => Verdict::Handled,
+            way::PEER => Verdict::Peer { ifindex: self.to_ifindex },
+            way::NEIGHBOUR => Verdict::Neighbour { ifindex: self.to_ifindex, gateway: self.gateway },
+            way::TUNNEL => Verdict::Tunnel { remote: self.gateway },
+            way::TUNNEL_KEY => Verdict::TunnelKey { remote: self.gateway },
+            _ => Verdict::Pass,
+        }
+    }
+
+    #[inline(always)]
+    fn pass(&mut self) -> Outcome {
+        self.way = way::PASS;
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn neighbour(&mut self, ifindex: u32, gateway: Addr) {
+        self.way = way::NEIGHBOUR;
+        self.to_ifindex = ifindex;
+        self.gateway = gateway;
+    }
+}
 
 impl From<NotRewritten> for Reason {
     fn from(_: NotRewritten) -> Self {
@@ -64,7 +106,7 @@ impl From<NotRewritten> for Reason {
 
 /// What every hook begins with.
 #[inline(always)]
-fn open<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut Work, at: u8, towards: u8) -> Result<(), Reason> {
+fn open<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, at: u8, towards: u8) -> Result<(), Reason> {
     work.now = tables.now();
     work.hook = at;
     work.direction = towards;
@@ -74,15 +116,13 @@ fn open<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut Work, at: u8, t
     work.state = 0;
     work.tell = 0;
     work.reply = 0;
+    work.way = way::PASS;
     work.tuple.src = Addr::UNSPECIFIED;
     work.tuple.dst = Addr::UNSPECIFIED;
     work.tuple.src_port = crate::abi::Port::ZERO;
     work.tuple.dst_port = crate::abi::Port::ZERO;
     work.tuple.proto = 0;
-    let number = headers::parse(packet, work);
-    if number != 0 {
-        return Err(Reason::from_number(number as u8).unwrap_or(Reason::Malformed));
-    }
+    stage::call(Stage::Parse, tables, packet, work)?;
     let config = tables.config();
     let served = if work.headers.v6 != 0 { config.serves_ipv6() } else { config.serves_ipv4() };
     if served == 0 {
@@ -96,12 +136,10 @@ fn open<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut Work, at: u8, t
 pub fn from_pod<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
     open(tables, packet, work, hook::FROM_POD, direction::EGRESS)?;
     let sender = sender(tables, packet, work)?;
-    let verdict = if work.headers.icmp_error != 0 {
-        related_from_pod(tables, packet, work)?
-    } else {
-        connection_from_pod(tables, packet, work, sender)?
-    };
-    Ok(verdict)
+    if work.headers.icmp_error != 0 {
+        return related_from_pod(tables, packet, work);
+    }
+    connection_from_pod(tables, packet, work, sender)
 }
 
 /// The endpoint that sent the packet. The source address names it; device and MAC must be its own.
@@ -144,9 +182,9 @@ fn connection_from_pod<T: Tables, P: Packet>(
     work: &mut Work,
     sender: &Endpoint,
 ) -> Outcome {
-    if let Some(found) = known(tables, work) {
-        let receiver = advance_known(tables, packet, work, &found, Some(sender))?;
-        return forward_known(tables, packet, work, found.flow, receiver);
+    if let Some(found) = known(tables, packet, work) {
+        let receiver = advance_known(tables, packet, work, &found, sender, false)?;
+        return forward(tables, packet, work, receiver);
     }
     // A Service is looked for on a miss only: an established connection outlives its Service.
     work.out = work.tuple;
@@ -158,7 +196,7 @@ fn connection_from_pod<T: Tables, P: Packet>(
     }
     let receiver = tables.endpoint(&work.out.dst);
     conntrack::begin(packet, work);
-    policy::admit(tables, work, Some(sender), receiver, false)?;
+    policy::admit(tables, packet, work, Some(sender), receiver, false)?;
     if let Some(chosen) = &chosen {
         work.flow.service = chosen.service;
         work.flow.backend = chosen.backend;
@@ -168,24 +206,25 @@ fn connection_from_pod<T: Tables, P: Packet>(
     if let Some(receiver) = receiver {
         work.flow.via_forward = via::PEER;
         enter(tables, work)?;
-        return deliver(tables, packet, work, receiver, false);
+        work.stack_reply = 0;
+        return deliver(tables, packet, work, receiver);
     }
     let destination = work.out.dst;
     let route = route::lookup(tables, work, &destination)?;
-    let verdict = masquerade_new(tables, packet, work, route)?;
-    work.flow.via_forward = way(verdict);
+    masquerade_new(tables, packet, work, route)?;
+    work.flow.via_forward = via_of(work.way);
     enter(tables, work)?;
-    send(packet, work, verdict)
+    send(tables, packet, work)
 }
 
-/// The way a verdict takes, for the flow.
+/// The way, for the flow.
 #[inline(always)]
-fn way(verdict: Verdict) -> u8 {
-    match verdict {
-        Verdict::Pass | Verdict::Handled => via::STACK,
-        Verdict::Peer { .. } => via::PEER,
-        Verdict::Neighbour { .. } => via::DEVICE,
-        Verdict::Tunnel { .. } | Verdict::TunnelKey { .. } => via::TUNNEL,
+fn via_of(way: u8) -> u8 {
+    match way {
+        way::PEER => via::PEER,
+        way::NEIGHBOUR => via::DEVICE,
+        way::TUNNEL | way::TUNNEL_KEY => via::TUNNEL,
+        _ => via::STACK,
     }
 }
 
@@ -200,113 +239,118 @@ fn enter<T: Tables>(tables: &T, work: &Work) -> Result<(), Reason> {
 
 /// The flow of the packet. `None` too if another flow has taken over its translated tuple.
 #[inline(always)]
-fn known<'t, T: Tables>(tables: &'t T, work: &mut Work) -> Option<Found<'t>> {
+fn known<'t, T: Tables, P: Packet>(tables: &'t T, packet: &mut P, work: &mut Work) -> Option<Found<'t>> {
     let found = conntrack::find(tables, work)?;
-    if nat::look_after(tables, work, found.flow, found.table) {
-        return Some(found);
+    if nat::due(work, found.flow) && stage::call(Stage::LookAfter, tables, packet, work).is_err() {
+        return None;
     }
-    tables.remove_flow(found.table, &work.key);
-    None
+    Some(found)
 }
 
-/// Counts the packet on its flow, asks policy again if anything moved, and works out how it leaves (`work.out`). Gives
-/// the local endpoint it is for.
+/// Counts the packet on its flow, asks policy again if anything moved, and works out how it leaves (`work.out`).
+/// `near` is the endpoint at which this hook stands; the other one is looked up if `far` says that it may be local.
+/// Gives that other one.
 #[inline(always)]
 fn advance_known<'t, T: Tables, P: Packet>(
     tables: &'t T,
-    packet: &P,
+    packet: &mut P,
     work: &mut Work,
     found: &Found<'_>,
-    sender: Option<&'t Endpoint>,
+    near: &Endpoint,
+    receives: bool,
 ) -> Result<Option<&'t Endpoint>, Reason> {
-    conntrack::advance(tables, packet, work, found.flow);
+    conntrack::advance(packet, work, found.flow);
     conntrack::forward_tuple(&work.key, found.flow, &mut work.out);
-    let other = if work.reply == 0 { work.out.dst } else { work.out.src };
-    let receiver = tables.endpoint(&other);
-    let (source, destination) = if work.reply == 0 { (sender, receiver) } else { (receiver, sender) };
-    policy::revalidate(tables, work, found.flow, source, destination)?;
+    let other = if receives {
+        None
+    } else {
+        tables.endpoint(if work.reply == 0 { &work.out.dst } else { &work.out.src })
+    };
+    let near_is_source = (work.reply == 0) != receives;
+    let (source, destination) = if near_is_source { (Some(near), other) } else { (other, Some(near)) };
+    policy::revalidate(tables, packet, work, found.flow, source, destination)?;
     work.service = found.flow.service;
-    conntrack::promote(tables, work, found);
     nat::leaving(work, found.flow);
-    Ok(receiver)
+    work.stack_reply = u8::from(work.reply != 0 && found.flow.via_reply == via::STACK);
+    if conntrack::ripe(work, found.table) {
+        promote(tables, packet, work)?;
+    }
+    Ok(other)
 }
 
+/// Promotes the flow; `work.out` is needed afterwards.
 #[inline(always)]
-fn forward_known<T: Tables, P: Packet>(
+fn promote<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
+    let out = work.out;
+    stage::call(Stage::Promote, tables, packet, work)?;
+    work.out = out;
+    Ok(())
+}
+
+/// Hands on a packet whose way is known: to the local `receiver`, or off this node. Replies go back the way the
+/// connection came.
+#[inline(always)]
+fn forward<T: Tables, P: Packet>(
     tables: &T,
     packet: &mut P,
     work: &mut Work,
-    flow: &Flow,
     receiver: Option<&Endpoint>,
 ) -> Outcome {
-    // Replies go back the way the connection came.
-    let through_stack = work.reply != 0 && flow.via_reply == via::STACK;
     if let Some(receiver) = receiver {
-        return deliver(tables, packet, work, receiver, through_stack);
+        return deliver(tables, packet, work, receiver);
     }
-    if through_stack {
-        return Ok(Verdict::Pass);
+    if work.stack_reply != 0 {
+        return work.pass();
     }
     let destination = work.out.dst;
     let route = route::lookup(tables, work, &destination)?;
-    let verdict = route::leave(packet, work, route)?;
-    send(packet, work, verdict)
+    route::leave(packet, work, route)?;
+    send(tables, packet, work)
 }
 
 /// Deliver-to-endpoint: every packet that reaches a pod through our programs passes here.
 #[inline(always)]
-fn deliver<T: Tables, P: Packet>(
-    _: &T,
-    packet: &mut P,
-    work: &mut Work,
-    receiver: &Endpoint,
-    through_stack: bool,
-) -> Outcome {
+fn deliver<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, receiver: &Endpoint) -> Outcome {
     // The stack answers these with an error, which must show the packet as it was sent.
     if work.headers.ttl <= 1 || route::exceeds(packet, work, receiver.mtu) {
-        return Ok(Verdict::Pass);
+        return work.pass();
     }
-    translate(packet, work)?;
-    let verdict = route::to_endpoint(receiver, through_stack);
-    if verdict != Verdict::Handled {
+    translate(tables, packet, work)?;
+    route::to_endpoint(work, receiver);
+    if work.way == way::PEER {
         rewrite::hop(packet, &work.headers, &receiver.mac, &receiver.host_mac)?;
     }
-    Ok(verdict)
+    Ok(())
 }
 
 #[inline(always)]
-fn translate<P: Packet>(packet: &mut P, work: &Work) -> Result<(), Reason> {
+fn translate<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
     if work.tuple != work.out {
-        rewrite::translate(packet, &work.headers, &work.tuple, &work.out)?;
+        stage::call(Stage::Translate, tables, packet, work)?;
     }
     Ok(())
 }
 
 /// Sends the packet off this node. What the stack gets is left as the pod sent it, `to_netdev` translates it then.
 #[inline(always)]
-fn send<P: Packet>(packet: &mut P, work: &Work, verdict: Verdict) -> Outcome {
-    match verdict {
-        Verdict::Neighbour { .. } => {
-            translate(packet, work)?;
-            // The helper that resolves the neighbour writes the MAC addresses; the hop counts here.
-            let macs: [u8; 12] = packet.load(0).ok_or(Reason::Truncated)?;
-            let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5] = macs;
-            rewrite::hop(packet, &work.headers, &[d0, d1, d2, d3, d4, d5], &[s0, s1, s2, s3, s4, s5])?;
-        }
-        Verdict::Tunnel { .. } => {
-            translate(packet, work)?;
-            rewrite::hop(packet, &work.headers, &Config::TUNNEL_MAC, &Config::TUNNEL_MAC)?;
-        }
-        Verdict::Pass | Verdict::Handled | Verdict::Peer { .. } | Verdict::TunnelKey { .. } => {}
+fn send<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
+    if work.way == way::NEIGHBOUR {
+        translate(tables, packet, work)?;
+        // The helper that resolves the neighbour writes the MAC addresses; the hop counts here.
+        let macs: [u16; 6] = packet.load(0).ok_or(Reason::Truncated)?;
+        rewrite::hop_with(packet, &work.headers, macs)?;
+    } else if work.way == way::TUNNEL {
+        translate(tables, packet, work)?;
+        rewrite::hop(packet, &work.headers, &Config::TUNNEL_MAC, &Config::TUNNEL_MAC)?;
     }
-    Ok(verdict)
+    Ok(())
 }
 
 /// Routes a new connection out of the node, with a translated source if it leaves the cluster.
 #[inline(always)]
 fn masquerade_new<T: Tables, P: Packet>(
     tables: &T,
-    packet: &P,
+    packet: &mut P,
     work: &mut Work,
     route: &crate::abi::Route,
 ) -> Outcome {
@@ -320,36 +364,20 @@ fn masquerade_new<T: Tables, P: Packet>(
     };
     stack::masquerade(tables, packet, work, ifindex)?;
     if work.headers.ttl <= 1 || route::exceeds(packet, work, route.mtu) {
-        return Ok(Verdict::Pass);
+        return work.pass();
     }
     work.out.src = work.flow.snat;
     work.out.src_port = work.flow.snat_port;
-    Ok(Verdict::Neighbour { ifindex, gateway })
+    work.neighbour(ifindex, gateway);
+    Ok(())
 }
 
 /// An ICMP error from a pod.
 #[inline(always)]
 fn related_from_pod<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
-    let found = related::find(tables, work).ok_or(Reason::RelatedUnknown)?;
-    let through_stack = work.reply != 0 && found.flow.via_reply == via::STACK;
-    let source = related::leaving(work, &found);
-    let destination = work.out.src;
-    rewrite::translate_error(packet, &work.headers, &work.tuple, &source, &work.inner, &work.out)?;
-    work.tuple.src = source;
-    work.tuple.dst = destination;
-    work.out.src = source;
-    work.out.dst = destination;
-    if let Some(receiver) = tables.endpoint(&destination) {
-        work.tuple = work.out;
-        return deliver(tables, packet, work, receiver, through_stack);
-    }
-    if through_stack {
-        return Ok(Verdict::Pass);
-    }
-    let route = route::lookup(tables, work, &destination)?;
-    let verdict = route::leave(packet, work, route)?;
-    work.tuple = work.out;
-    send(packet, work, verdict)
+    stage::call(Stage::Related, tables, packet, work)?;
+    let receiver = tables.endpoint(&work.out.dst);
+    forward(tables, packet, work, receiver)
 }
 
 /// What the host's stack hands to a pod: its own packets, and what another proxy or a chained plugin handled.
@@ -357,7 +385,7 @@ fn related_from_pod<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut
 pub fn to_pod<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
     let config = tables.config();
     if packet.mark() & config.own_mark_mask() == config.own_mark() {
-        return Ok(Verdict::Pass);
+        return work.pass();
     }
     open(tables, packet, work, hook::TO_POD, direction::INGRESS)?;
     let receiver = tables.endpoint(&work.tuple.dst).ok_or(Reason::NoEndpoint)?;
@@ -366,42 +394,36 @@ pub fn to_pod<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work)
     }
     work.endpoint = receiver.id;
     if work.headers.icmp_error != 0 {
-        let found = related::find(tables, work).ok_or(Reason::RelatedUnknown)?;
-        let source = related::leaving(work, &found);
-        rewrite::translate_error(packet, &work.headers, &work.tuple, &source, &work.inner, &work.out)?;
-        return Ok(Verdict::Pass);
+        stage::call(Stage::Related, tables, packet, work)?;
+        return work.pass();
     }
-    if let Some(found) = known(tables, work) {
-        conntrack::advance(tables, packet, work, found.flow);
-        conntrack::forward_tuple(&work.key, found.flow, &mut work.out);
-        let (source, destination) = if work.reply == 0 { (None, Some(receiver)) } else { (Some(receiver), None) };
-        policy::revalidate(tables, work, found.flow, source, destination)?;
-        conntrack::promote(tables, work, &found);
-        nat::leaving(work, found.flow);
-        translate(packet, work)?;
-        return Ok(Verdict::Pass);
+    if let Some(found) = known(tables, packet, work) {
+        advance_known(tables, packet, work, &found, receiver, true)?;
+        translate(tables, packet, work)?;
+        return work.pass();
     }
     work.out = work.tuple;
     conntrack::begin(packet, work);
-    policy::admit(tables, work, None, Some(receiver), packet.ingress_ifindex() == 0)?;
+    let from_host = packet.ingress_ifindex() == 0;
+    policy::admit(tables, packet, work, None, Some(receiver), from_host)?;
     work.flow.via_forward = via::STACK;
     work.flow.via_reply = via::STACK;
     enter(tables, work)?;
-    Ok(Verdict::Pass)
+    work.pass()
 }
 
 /// What arrives on a device of the node, or out of the tunnel. What is not for a pod is the stack's.
 #[inline(always)]
 pub fn from_netdev<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
     if headers::ethertype(packet) != Ethertype::Ip {
-        return Ok(Verdict::Pass);
+        return work.pass();
     }
     let tunnel = packet.ifindex() == tables.config().tunnel_device();
     match open(tables, packet, work, hook::FROM_NETDEV, direction::INGRESS) {
         Ok(()) => {}
         // What cannot be read is no pod's business here: the stack judges what is its own, and `to_pod` stands before
         // every pod. Out of the tunnel nothing comes but pods' packets.
-        Err(_) if !tunnel => return Ok(Verdict::Pass),
+        Err(_) if !tunnel => return work.pass(),
         Err(reason) => return Err(reason),
     }
     if tunnel {
@@ -415,7 +437,7 @@ pub fn from_netdev<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut 
         let destination = work.tuple.dst;
         let route = route::lookup(tables, work, &destination)?;
         return match route.action {
-            route_action::HOST => Ok(Verdict::Pass),
+            route_action::HOST => work.pass(),
             route_action::ENDPOINTS => Err(Reason::NoEndpoint),
             _ => Err(Reason::HostAddress),
         };
@@ -445,20 +467,15 @@ fn arriving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, r
         return Err(Reason::Martian);
     }
     if work.headers.icmp_error != 0 {
-        let found = related::find(tables, work).ok_or(Reason::RelatedUnknown)?;
-        let source = related::leaving(work, &found);
-        rewrite::translate_error(packet, &work.headers, &work.tuple, &source, &work.inner, &work.out)?;
-        work.out = work.tuple;
-        return deliver(tables, packet, work, receiver, false);
+        stage::call(Stage::Related, tables, packet, work)?;
+        work.stack_reply = 0;
+        return deliver(tables, packet, work, receiver);
     }
-    if let Some(found) = known(tables, work) {
-        conntrack::advance(tables, packet, work, found.flow);
-        conntrack::forward_tuple(&work.key, found.flow, &mut work.out);
-        let (source, destination) = if work.reply == 0 { (None, Some(receiver)) } else { (Some(receiver), None) };
-        policy::revalidate(tables, work, found.flow, source, destination)?;
-        conntrack::promote(tables, work, &found);
-        nat::leaving(work, found.flow);
-        return deliver(tables, packet, work, receiver, false);
+    if let Some(found) = known(tables, packet, work) {
+        advance_known(tables, packet, work, &found, receiver, true)?;
+        // It came by a device, whatever way the connection's first packet took.
+        work.stack_reply = 0;
+        return deliver(tables, packet, work, receiver);
     }
     let source = work.tuple.src;
     if let Ok(route) = route::lookup(tables, work, &source)
@@ -468,11 +485,12 @@ fn arriving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, r
     }
     work.out = work.tuple;
     conntrack::begin(packet, work);
-    policy::admit(tables, work, None, Some(receiver), false)?;
+    policy::admit(tables, packet, work, None, Some(receiver), false)?;
     work.flow.via_forward = via::PEER;
     work.flow.via_reply = if packet.ifindex() == tables.config().tunnel_device() { via::TUNNEL } else { via::DEVICE };
     enter(tables, work)?;
-    deliver(tables, packet, work, receiver, false)
+    work.stack_reply = 0;
+    deliver(tables, packet, work, receiver)
 }
 
 /// What the host's stack sends through a device of the node, or into the tunnel.
@@ -480,12 +498,12 @@ fn arriving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, r
 pub fn to_netdev<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
     let config = tables.config();
     if packet.mark() & config.own_mark_mask() == config.own_mark() || headers::ethertype(packet) != Ethertype::Ip {
-        return Ok(Verdict::Pass);
+        return work.pass();
     }
     let tunnel = packet.ifindex() == config.tunnel_device();
     match open(tables, packet, work, hook::TO_NETDEV, direction::EGRESS) {
         Ok(()) => {}
-        Err(_) if !tunnel => return Ok(Verdict::Pass),
+        Err(_) if !tunnel => return work.pass(),
         Err(reason) => return Err(reason),
     }
     if tunnel {
@@ -494,7 +512,9 @@ pub fn to_netdev<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Wo
         if route.action != route_action::TUNNEL {
             return Err(Reason::NoRoute);
         }
-        return Ok(Verdict::TunnelKey { remote: route.gateway });
+        work.way = way::TUNNEL_KEY;
+        work.gateway = route.gateway;
+        return Ok(());
     }
     stack::leaving(tables, packet, work)
 }

@@ -9,7 +9,8 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::generated as helper;
 use cni_ebpf::abi::{Addr, Plain, Tuple};
 use cni_ebpf::datapath::headers::proto;
-use cni_ebpf::datapath::{Fib, NotRewritten, Packet};
+use cni_ebpf::datapath::stage::Stage;
+use cni_ebpf::datapath::{Fib, NotRewritten, Packet, Tables, Work};
 
 /// Bytes that must be readable without asking, if the packet has them.
 const LINEAR: u32 = 128;
@@ -27,6 +28,12 @@ pub(super) struct Skb {
 }
 
 impl Skb {
+    /// Takes a program's context whose headers can be read already.
+    #[inline(always)]
+    pub(super) fn over(skb: *mut __sk_buff) -> Self {
+        Self { skb }
+    }
+
     /// Takes the program's context, and makes the headers readable where they stand in pages.
     #[inline(always)]
     pub(super) fn new(skb: *mut __sk_buff) -> Self {
@@ -144,7 +151,20 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
+    fn apart<T: Tables>(&mut self, stage: Stage, _: &T, work: &mut Work) -> u32 {
+        // The stage finds the scratch by itself. Both sides of the call are opaque to the compiler, so that it keeps no
+        // field of `work` in a register across it.
+        let mut work: *mut Work = work;
+        core::hint::black_box(&mut work);
+        let result = super::stages::call(stage, self.skb);
+        core::hint::black_box(&mut work);
+        result
+    }
+
+    #[inline(always)]
     fn load<T: Plain + Copy>(&self, offset: u32) -> Option<T> {
+        // The compiler turns `start + 1 > end` into `start >= end`, of which the verifier learns nothing.
+        const { assert!(size_of::<T>() >= 2) };
         let start = self.data() + (offset & REACH) as usize;
         if offset > REACH || start + size_of::<T>() > self.data_end() {
             return None;

@@ -6,7 +6,7 @@ use aya_ebpf::helpers::generated as helper;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use cni_ebpf::abi::{Addr, Reason};
-use cni_ebpf::datapath::{self, Outcome, Tables, Verdict, Work};
+use cni_ebpf::datapath::{self, Outcome, Tables, Work, way};
 
 use super::maps::WORK;
 use super::packet::Skb;
@@ -25,38 +25,28 @@ fn run(context: &TcContext, hook: impl FnOnce(&Maps, &mut Skb, &mut Work) -> Out
     let outcome = hook(&Maps, &mut packet, work);
     datapath::finish(&Maps, &packet, work, &outcome);
     match outcome {
-        Ok(verdict) => carry_out(&packet, verdict, &work.out.dst),
+        Ok(()) => carry_out(&packet, work),
         Err(_) => TC_ACT_SHOT,
     }
 }
 
 #[inline(always)]
-fn carry_out(packet: &Skb, verdict: Verdict, destination: &Addr) -> i32 {
+fn carry_out(packet: &Skb, work: &Work) -> i32 {
     let config = Maps.config();
-    match verdict {
-        Verdict::Pass => TC_ACT_UNSPEC,
-        Verdict::Handled => {
-            packet.set_mark(config.own_mark(), config.own_mark_mask());
-            TC_ACT_UNSPEC
-        }
+    let number = config.tunnel_number();
+    if matches!(work.way, way::TUNNEL | way::TUNNEL_KEY) && packet.set_tunnel(&work.gateway, number).is_err() {
+        return lost();
+    }
+    if matches!(work.way, way::HANDLED | way::NEIGHBOUR | way::TUNNEL) {
+        packet.set_mark(config.own_mark(), config.own_mark_mask());
+    }
+    match work.way {
         // SAFETY: the helper takes any index; one that is gone drops the packet.
-        Verdict::Peer { ifindex } => unsafe { helper::bpf_redirect_peer(ifindex, 0) as i32 },
-        Verdict::Neighbour { ifindex, gateway } => {
-            packet.set_mark(config.own_mark(), config.own_mark_mask());
-            neighbour(ifindex, if gateway == Addr::UNSPECIFIED { destination } else { &gateway })
-        }
-        Verdict::Tunnel { remote } => {
-            if packet.set_tunnel(&remote, config.tunnel_number()).is_err() {
-                return lost();
-            }
-            packet.set_mark(config.own_mark(), config.own_mark_mask());
-            // SAFETY: as for `redirect_peer`.
-            unsafe { helper::bpf_redirect(config.tunnel_device(), 0) as i32 }
-        }
-        Verdict::TunnelKey { remote } => match packet.set_tunnel(&remote, config.tunnel_number()) {
-            Ok(()) => TC_ACT_UNSPEC,
-            Err(_) => lost(),
-        },
+        way::PEER => unsafe { helper::bpf_redirect_peer(work.to_ifindex, 0) as i32 },
+        way::NEIGHBOUR => neighbour(work.to_ifindex, &work.gateway),
+        // SAFETY: as for `redirect_peer`.
+        way::TUNNEL => unsafe { helper::bpf_redirect(config.tunnel_device(), 0) as i32 },
+        _ => TC_ACT_UNSPEC,
     }
 }
 

@@ -157,7 +157,7 @@ fn usable<'t>(work: &Work, found: Found<'t>) -> Option<Found<'t>> {
 
 /// Notes the packet on its flow: time, counters, state.
 #[inline(always)]
-pub(super) fn advance<T: Tables, P: Packet>(_: &T, packet: &P, work: &mut Work, flow: &Flow) {
+pub(super) fn advance<P: Packet>(packet: &P, work: &mut Work, flow: &Flow) {
     let bytes = u64::from(packet.len());
     flow.seen.set(work.now);
     let seen = if work.reply == 0 {
@@ -199,23 +199,12 @@ pub(super) fn advance<T: Tables, P: Packet>(_: &T, packet: &P, work: &mut Work, 
     }
 }
 
-/// Moves a flow whose other side has answered to the table that floods do not reach. ICMP stays: a query ends with its
-/// answer, and pings of a scan must not evict connections. So does what was answered by a reset.
+/// Whether the flow is to move to the table that floods do not reach: its other side has just answered. ICMP stays: a
+/// query ends with its answer, and pings of a scan must not evict connections. So does what was answered by a reset.
 #[inline(always)]
-pub(super) fn promote<T: Tables>(tables: &T, work: &mut Work, found: &Found<'_>) {
+pub(super) fn ripe(work: &Work, table: Table) -> bool {
     let icmp = work.key.proto == proto::ICMP || work.key.proto == proto::ICMPV6;
-    if found.table == Table::Established || work.reply == 0 || icmp || work.state != tcp_state::ESTABLISHED {
-        return;
-    }
-    // On failure the flow stays where it is: it works there too.
-    if tables.insert_flow(Table::Established, &work.key, found.flow).is_err() {
-        return;
-    }
-    let flags = found.flow.flags.get();
-    if flags & (flow_flags::SNAT | flow_flags::DNAT) != 0 {
-        super::nat::promote_aliases(tables, work, found.flow, flags);
-    }
-    tables.remove_flow(Table::New, &work.key);
+    table == Table::New && work.reply != 0 && !icmp && work.state == tcp_state::ESTABLISHED
 }
 
 /// Enters `work.flow` as a new connection with the tuple `work.out` in the originator's direction.

@@ -1,8 +1,8 @@
 //! From bytes to a tuple.
 //!
-//! Everything that later stages read of the packet is read here, so that malformed packets end here. The function is a
-//! subprogram of its own (`inline(never)`): the verifier then looks at the loop over extension headers once instead of
-//! once for every path that leads to it.
+//! Everything that later stages read of the packet is read here, so that malformed packets end here. In the kernel it is a
+//! global function: the verifier looks at it once, alone, and takes its result as an unknown number; inlined, each of
+//! its many ends would be followed through all that comes after.
 
 use super::work::fragment;
 use super::{Headers, Packet, Work};
@@ -124,17 +124,9 @@ pub fn ethertype<P: Packet>(packet: &P) -> Ethertype {
     }
 }
 
-/// Reads the headers into `work`. 0, or the number of a [`Reason`]: a subprogram returns a scalar.
-#[inline(never)]
-pub fn parse<P: Packet>(packet: &P, work: &mut Work) -> u32 {
-    match parse_packet(packet, work) {
-        Ok(()) => 0,
-        Err(reason) => reason as u32,
-    }
-}
-
+/// Reads the headers into `work`.
 #[inline(always)]
-fn parse_packet<P: Packet>(packet: &P, work: &mut Work) -> Result<(), Reason> {
+pub fn parse<P: Packet>(packet: &P, work: &mut Work) -> Result<(), Reason> {
     let ethertype = u16::from_be(packet.load::<u16>(ETHERTYPE).ok_or(Reason::Truncated)?);
     let Work { headers, tuple, inner, .. } = work;
     clear(headers);
@@ -384,7 +376,7 @@ fn inner_packet<P: Packet>(packet: &P, headers: &mut Headers, proto: u8, inner: 
         }
         // One fragment header in front of the transport is usual in a "packet too big".
         if ip.next == proto::FRAGMENT {
-            let next: u8 = packet.load(l3 + 40).ok_or(Reason::Truncated)?;
+            let [next, _]: [u8; 2] = packet.load(l3 + 40).ok_or(Reason::Truncated)?;
             let word: u16 = packet.load(l3 + 42).ok_or(Reason::Truncated)?;
             if u16::from_be(word) >> 3 != 0 {
                 return Err(Reason::Malformed);
@@ -413,7 +405,7 @@ fn inner_ports<P: Packet>(packet: &P, l4: u32, inner: &mut Tuple) -> Result<(), 
             Ok(())
         }
         proto::ICMP | proto::ICMPV6 => {
-            let kind: u8 = packet.load(l4).ok_or(Reason::Truncated)?;
+            let [kind, _]: [u8; 2] = packet.load(l4).ok_or(Reason::Truncated)?;
             let id: u16 = packet.load(l4 + 4).ok_or(Reason::Truncated)?;
             let (query, answer) = if inner.proto == proto::ICMP {
                 (kind == icmp::ECHO, kind == icmp::ECHO_REPLY)

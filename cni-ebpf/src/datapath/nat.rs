@@ -9,6 +9,8 @@ use super::headers::proto;
 use super::{Packet, Table, Tables, Work};
 use crate::abi::{Addr, Flow, FlowKey, Port, Reason, Tuple, flow_flags, tcp_state};
 
+/// Says that a port was found; 0 is a port, too, on the wire.
+const TAKEN: u32 = 1 << 16;
 /// How many ports are tried. They are tried in the order of a random stride, so even with one port in a hundred free
 /// all tries fail once in thirty thousand.
 const TRIES: u32 = 1024;
@@ -76,16 +78,11 @@ fn port_may_change(protocol: u8) -> bool {
     protocol != proto::SCTP
 }
 
-/// Finds a source port for `work.out` behind `address` and enters the alias. `work.key` must be set. `keep`: try the
-/// port as it is first (the host's own flows, and protocols whose port cannot change).
+/// Finds a source port for `work.out` behind `work.snat` and enters the alias. `work.key` must be set. `keep_port`: the
+/// port as it is comes first (the host's own flows).
 #[inline(always)]
-pub(super) fn allocate<T: Tables, P: Packet>(
-    tables: &T,
-    packet: &P,
-    work: &mut Work,
-    address: &Addr,
-    keep: bool,
-) -> Result<(), Reason> {
+pub(super) fn allocate<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut Work) -> Result<(), Reason> {
+    let keep = work.keep_port != 0;
     let config = tables.config();
     let (first, last) = (config.first_port(), config.last_port());
     let range = last.wrapping_sub(first).wrapping_add(1) & 0xffff;
@@ -96,8 +93,8 @@ pub(super) fn allocate<T: Tables, P: Packet>(
     let random = tables.random();
     let stride = (random >> 16) | 1;
     let mut candidate = random.checked_rem(range).unwrap_or(0);
-    let mut taken = None;
-    let address = *address;
+    let mut taken = 0u32;
+    let address = work.snat;
     tables.repeat(TRIES, |round| {
         let port = if fixed || (keep && round == 0) {
             own
@@ -110,12 +107,15 @@ pub(super) fn allocate<T: Tables, P: Packet>(
         // The host's own flow has a socket on its own port: that is what it keeps.
         let busy = !(keep && round == 0) && packet.socket(&work.alias_tuple);
         if !busy && take(tables, work, Table::New) {
-            taken = Some(port);
+            taken = TAKEN | u32::from(port.wire());
             return false;
         }
         !fixed
     });
-    let port = taken.ok_or(Reason::NatExhausted)?;
+    if taken == 0 {
+        return Err(Reason::NatExhausted);
+    }
+    let port = Port::from_wire(taken as u16);
     work.flow.snat = address;
     work.flow.snat_port = port;
     work.flow.flags.set(work.flow.flags.get() | flow_flags::SNAT);
@@ -152,32 +152,55 @@ fn other_alias(work: &mut Work, flow: &Flow, flags: u16, reply: bool) -> bool {
     true
 }
 
-/// Once a second, sees that the alias which this packet does not pass through still stands; enters it again if not.
-/// False if another flow has taken the tuple: this one is over then.
+/// Whether it is time to look after the alias that this packet does not pass through: once a second.
 #[inline(always)]
-pub(super) fn look_after<T: Tables>(tables: &T, work: &mut Work, flow: &Flow, table: Table) -> bool {
-    let flags = flow.flags.get();
-    if flags & (flow_flags::SNAT | flow_flags::DNAT) == 0 {
-        return true;
-    }
-    let second = (work.now / SECOND) as u32;
-    if flow.alias_seen.get() == second {
-        return true;
-    }
+pub(super) fn due(work: &Work, flow: &Flow) -> bool {
+    let wanted = if work.reply != 0 { flow_flags::DNAT } else { flow_flags::SNAT };
+    flow.flags.get() & wanted != 0 && flow.alias_seen.get() != (work.now / SECOND) as u32
+}
+
+/// Sees that the alias which this packet does not pass through still stands; enters it again if not. An error if
+/// another flow has taken the tuple: this one is over then, and removed.
+#[inline(always)]
+pub(super) fn look_after<T: Tables>(tables: &T, work: &mut Work) -> Result<(), Reason> {
+    let Some(found) = conntrack::by_key(tables, &work.key, work.now) else { return Ok(()) };
+    let (flow, table) = (found.flow, found.table);
     let reply = work.reply != 0;
-    if !other_alias(work, flow, flags, reply) {
-        return true;
+    if !other_alias(work, flow, flow.flags.get(), reply) {
+        return Ok(());
     }
-    flow.alias_seen.set(second);
-    match conntrack::by_alias(tables, &work.alias_tuple) {
-        Some(alias) if alias.flow == work.key => true,
-        _ => take(tables, work, table),
+    flow.alias_seen.set((work.now / SECOND) as u32);
+    if let Some(alias) = conntrack::by_alias(tables, &work.alias_tuple)
+        && alias.flow == work.key
+    {
+        return Ok(());
     }
+    if take(tables, work, table) {
+        return Ok(());
+    }
+    tables.remove_flow(table, &work.key);
+    Err(Reason::InvalidState)
+}
+
+/// Moves the flow of `work.key`, whose other side has answered, to the table that floods do not reach, and its aliases
+/// with it. Where there is no room it stays where it is: it works there too.
+#[inline(always)]
+pub(super) fn promote<T: Tables>(tables: &T, work: &mut Work) -> Result<(), Reason> {
+    let Some(flow) = tables.flow(Table::New, &work.key) else { return Ok(()) };
+    if tables.insert_flow(Table::Established, &work.key, flow).is_err() {
+        return Ok(());
+    }
+    let flags = flow.flags.get();
+    if flags & (flow_flags::SNAT | flow_flags::DNAT) != 0 {
+        promote_aliases(tables, work, flow, flags);
+    }
+    tables.remove_flow(Table::New, &work.key);
+    Ok(())
 }
 
 /// The aliases of a flow that was promoted follow it.
 #[inline(always)]
-pub(super) fn promote_aliases<T: Tables>(tables: &T, work: &mut Work, flow: &Flow, flags: u16) {
+fn promote_aliases<T: Tables>(tables: &T, work: &mut Work, flow: &Flow, flags: u16) {
     if other_alias(work, flow, flags, false) {
         promote_alias(tables, work);
     }

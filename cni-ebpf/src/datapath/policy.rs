@@ -5,38 +5,40 @@
 //! moves; then it is asked with the bits that admitted it still counted, so that a revoked rule cuts it and an expired
 //! grant does not.
 
-use super::{Tables, Work};
+use super::stage::{self, Stage};
+use super::{Packet, Tables, Work};
 use crate::abi::{
-    Addr, ClassKey, Endpoint, Flow, GrantKey, Group, GroupKey, Prefix, Reason, RuleKey, action, policy_direction,
+    Addr, ClassKey, Endpoint, Flow, GrantKey, Group, GroupKey, Port, Prefix, Reason, RuleKey, action, policy_direction,
     rule_set_flags,
 };
 
 /// How many chunks of four groups one port may have.
 const CHUNKS: u32 = 4096;
 
-/// What was asked.
-#[derive(Clone, Copy)]
+/// What is asked.
+#[derive(Clone, Default, Debug)]
+#[repr(C)]
 pub struct Question {
-    pub rule_set: u32,
-    pub direction: u8,
-    pub proto: u8,
-    pub port: crate::abi::Port,
     pub peer: Addr,
-    pub endpoint: u32,
-    pub now: u64,
     /// Bits that admitted the connection before, and the word they stand in.
     pub held_bits: u64,
     pub held_word: u32,
+    pub rule_set: u32,
+    pub endpoint: u32,
+    pub port: Port,
+    pub direction: u8,
+    pub proto: u8,
 }
 
 /// What the answer rests on.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+#[repr(C)]
 pub struct Admission {
     pub bits: u64,
     pub word: u32,
     pub rule: u32,
     pub generation: u32,
-    pub denied: bool,
+    pub denied: u32,
 }
 
 /// The current generation of a rule set; 0 is "no rule set".
@@ -48,20 +50,32 @@ pub fn generation<T: Tables>(tables: &T, rule_set: u32) -> u32 {
     tables.rule_set(rule_set).map_or(0, |set| set.generation)
 }
 
-/// Decides. A rule set that is named but not there denies: the endpoint was written before its rules, which the agent
-/// never does, or the map lost them.
+/// Decides `work.question`. A rule set that is named but not there denies: the endpoint was written before its rules,
+/// which the agent never does, or the map lost them.
 #[inline(always)]
-pub fn decide<T: Tables>(tables: &T, question: &Question) -> Admission {
-    if question.rule_set == 0 {
-        return Admission::default();
+pub(super) fn decide_stage<T: Tables>(tables: &T, work: &mut Work) -> Result<(), Reason> {
+    decide(tables, work);
+    if work.answer.denied == 0 {
+        return Ok(());
     }
-    let mut answer = Admission { denied: true, ..Admission::default() };
-    let Some(set) = tables.rule_set(question.rule_set) else { return answer };
+    Err(if work.question.direction == policy_direction::EGRESS { Reason::PolicyEgress } else { Reason::PolicyIngress })
+}
+
+#[inline(always)]
+fn decide<T: Tables>(tables: &T, work: &mut Work) {
+    let Work { question, answer, now, .. } = work;
+    let now = *now;
+    answer.bits = 0;
+    answer.word = 0;
+    answer.rule = 0;
+    answer.generation = 0;
+    answer.denied = 1;
+    let Some(set) = tables.rule_set(question.rule_set) else { return };
     if set.generation == 0 {
-        return answer;
+        return;
     }
     answer.generation = set.generation;
-    answer.denied = set.flags & rule_set_flags::DEFAULT_DENY != 0;
+    answer.denied = u32::from(set.flags & rule_set_flags::DEFAULT_DENY != 0);
     let mut key = RuleKey {
         prefix_len: RuleKey::ALL_BITS,
         rule_set: question.rule_set,
@@ -75,7 +89,7 @@ pub fn decide<T: Tables>(tables: &T, question: &Question) -> Admission {
         key.proto = 0;
         list = tables.rules(&key);
     }
-    let Some(list) = list else { return answer };
+    let Some(list) = list else { return };
     let classes = Classes::of(tables, &question.peer);
     let (id, chunks) = (list.list, list.chunks.min(CHUNKS));
     tables.repeat(chunks, |chunk| {
@@ -84,9 +98,10 @@ pub fn decide<T: Tables>(tables: &T, question: &Question) -> Admission {
             if group.action == action::NONE {
                 return false;
             }
-            if let Some(bits) = meets(tables, question, &classes, group) {
-                answer.denied = group.action == action::DENY;
-                answer.bits = bits;
+            let met = meets(tables, question, &classes, group, now);
+            if met != 0 {
+                answer.denied = u32::from(group.action == action::DENY);
+                answer.bits = met;
                 answer.word = group.word;
                 answer.rule = group.rule;
                 return false;
@@ -94,7 +109,6 @@ pub fn decide<T: Tables>(tables: &T, question: &Question) -> Admission {
         }
         true
     });
-    answer
 }
 
 /// The classes of a peer: what it is known as, and what its address lies in.
@@ -112,9 +126,9 @@ impl Classes {
     }
 }
 
-/// The bits of the peer that meet the group's mask, if any do.
+/// The bits of the peer that meet the group's mask.
 #[inline(always)]
-fn meets<T: Tables>(tables: &T, question: &Question, classes: &Classes, group: &Group) -> Option<u64> {
+fn meets<T: Tables>(tables: &T, question: &Question, classes: &Classes, group: &Group, now: u64) -> u64 {
     let mut bits = 0;
     if group.word == ClassKey::EVERYBODY_WORD {
         bits = ClassKey::EVERYBODY_BITS;
@@ -134,7 +148,7 @@ fn meets<T: Tables>(tables: &T, question: &Question, classes: &Classes, group: &
         }
         if let Some(grant) =
             tables.grant(&GrantKey { addr: question.peer, endpoint: question.endpoint, word: group.word })
-            && grant.expires > question.now
+            && grant.expires > now
         {
             bits |= grant.bits;
         }
@@ -142,76 +156,80 @@ fn meets<T: Tables>(tables: &T, question: &Question, classes: &Classes, group: &
             bits |= question.held_bits;
         }
     }
-    let met = bits & group.mask;
-    (met != 0).then_some(met)
+    bits & group.mask
+}
+
+/// Writes `work.question` about the connection whose forward tuple is `work.out`.
+#[inline(always)]
+fn ask(work: &mut Work, endpoint: &Endpoint, direction: u8, held_bits: u64, held_word: u32) {
+    let egress = direction == policy_direction::EGRESS;
+    let Work { question, out, .. } = work;
+    question.rule_set = if egress { endpoint.egress_rules } else { endpoint.ingress_rules };
+    question.direction = direction;
+    question.proto = out.proto;
+    question.port = out.dst_port;
+    question.peer = if egress { out.dst } else { out.src };
+    question.endpoint = endpoint.id;
+    question.held_bits = held_bits;
+    question.held_word = held_word;
 }
 
 /// Judges a new connection, `work.flow` with the tuple `work.out`: what the sender may do, then what the receiver
 /// admits. `from_host`: generated on this node, which its own pods always admit (kubelet's probes).
 #[inline(always)]
-pub(super) fn admit<T: Tables>(
+pub(super) fn admit<T: Tables, P: Packet>(
     tables: &T,
+    packet: &mut P,
     work: &mut Work,
     source: Option<&Endpoint>,
     destination: Option<&Endpoint>,
     from_host: bool,
 ) -> Result<(), Reason> {
-    if let Some(epoch) = tables.settings().map(|settings| settings.class_epoch) {
-        work.flow.class_epoch.set(epoch);
+    if let Some(settings) = tables.settings() {
+        work.flow.class_epoch.set(settings.class_epoch);
     }
     if let Some(source) = source {
         work.flow.source_endpoint = source.id;
-        let answer = decide(tables, &question(work, source, policy_direction::EGRESS, 0, 0));
-        work.rule = answer.rule;
-        if answer.denied {
-            return Err(Reason::PolicyEgress);
+        if source.egress_rules != 0 {
+            ask(work, source, policy_direction::EGRESS, 0, 0);
+            judge(tables, packet, work)?;
+            let Work { flow, answer, .. } = work;
+            flow.egress_bits.set(answer.bits);
+            flow.egress_word.set(answer.word);
+            flow.egress_rule.set(answer.rule);
+            flow.egress_generation.set(answer.generation);
         }
-        work.flow.egress_bits.set(answer.bits);
-        work.flow.egress_word.set(answer.word);
-        work.flow.egress_rule.set(answer.rule);
-        work.flow.egress_generation.set(answer.generation);
     }
     if let Some(destination) = destination {
         work.flow.destination_endpoint = destination.id;
         if from_host {
             work.flow.source_endpoint = FROM_HOST;
-            work.flow.ingress_generation.set(generation(tables, destination.ingress_rules));
-            return Ok(());
+        } else if destination.ingress_rules != 0 {
+            ask(work, destination, policy_direction::INGRESS, 0, 0);
+            judge(tables, packet, work)?;
+            let Work { flow, answer, .. } = work;
+            flow.ingress_bits.set(answer.bits);
+            flow.ingress_word.set(answer.word);
+            flow.ingress_rule.set(answer.rule);
+            flow.ingress_generation.set(answer.generation);
         }
-        let answer = decide(tables, &question(work, destination, policy_direction::INGRESS, 0, 0));
-        work.rule = answer.rule;
-        if answer.denied {
-            return Err(Reason::PolicyIngress);
-        }
-        work.flow.ingress_bits.set(answer.bits);
-        work.flow.ingress_word.set(answer.word);
-        work.flow.ingress_rule.set(answer.rule);
-        work.flow.ingress_generation.set(answer.generation);
     }
     Ok(())
 }
 
 #[inline(always)]
-fn question(work: &Work, endpoint: &Endpoint, direction: u8, held_bits: u64, held_word: u32) -> Question {
-    let egress = direction == policy_direction::EGRESS;
-    Question {
-        rule_set: if egress { endpoint.egress_rules } else { endpoint.ingress_rules },
-        direction,
-        proto: work.out.proto,
-        port: work.out.dst_port,
-        peer: if egress { work.out.dst } else { work.out.src },
-        endpoint: endpoint.id,
-        now: work.now,
-        held_bits,
-        held_word,
-    }
+fn judge<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Result<(), Reason> {
+    let outcome = stage::call(Stage::Decide, tables, packet, work);
+    work.rule = work.answer.rule;
+    outcome
 }
 
 /// Asks again about an existing flow, if anything moved since it was admitted. `work.out` is the flow's tuple in the
 /// originator's direction; `source` and `destination` are its endpoints as far as they are local.
 #[inline(always)]
-pub(super) fn revalidate<T: Tables>(
+pub(super) fn revalidate<T: Tables, P: Packet>(
     tables: &T,
+    packet: &mut P,
     work: &mut Work,
     flow: &Flow,
     source: Option<&Endpoint>,
@@ -219,32 +237,29 @@ pub(super) fn revalidate<T: Tables>(
 ) -> Result<(), Reason> {
     let epoch = tables.settings().map_or(0, |settings| settings.class_epoch);
     let moved = epoch != flow.class_epoch.get();
-    if let Some(source) = source
-        && (moved && source.egress_rules != 0
-            || generation(tables, source.egress_rules) != flow.egress_generation.get())
-    {
-        let held = (flow.egress_bits.get(), flow.egress_word.get());
-        let answer = decide(tables, &question(work, source, policy_direction::EGRESS, held.0, held.1));
-        work.rule = answer.rule;
-        if answer.denied {
-            return Err(Reason::PolicyEgress);
+    if let Some(source) = source {
+        let generation = generation(tables, source.egress_rules);
+        if generation != flow.egress_generation.get() || (moved && generation != 0) {
+            if source.egress_rules != 0 {
+                ask(work, source, policy_direction::EGRESS, flow.egress_bits.get(), flow.egress_word.get());
+                judge(tables, packet, work)?;
+                flow.egress_rule.set(work.answer.rule);
+            }
+            flow.egress_generation.set(generation);
         }
-        flow.egress_rule.set(answer.rule);
-        flow.egress_generation.set(answer.generation);
     }
     if let Some(destination) = destination
         && flow.source_endpoint != FROM_HOST
-        && (moved && destination.ingress_rules != 0
-            || generation(tables, destination.ingress_rules) != flow.ingress_generation.get())
     {
-        let held = (flow.ingress_bits.get(), flow.ingress_word.get());
-        let answer = decide(tables, &question(work, destination, policy_direction::INGRESS, held.0, held.1));
-        work.rule = answer.rule;
-        if answer.denied {
-            return Err(Reason::PolicyIngress);
+        let generation = generation(tables, destination.ingress_rules);
+        if generation != flow.ingress_generation.get() || (moved && generation != 0) {
+            if destination.ingress_rules != 0 {
+                ask(work, destination, policy_direction::INGRESS, flow.ingress_bits.get(), flow.ingress_word.get());
+                judge(tables, packet, work)?;
+                flow.ingress_rule.set(work.answer.rule);
+            }
+            flow.ingress_generation.set(generation);
         }
-        flow.ingress_rule.set(answer.rule);
-        flow.ingress_generation.set(answer.generation);
     }
     if moved {
         flow.class_epoch.set(epoch);

@@ -1,13 +1,28 @@
 //! ICMP errors: they belong to the connection of the packet inside, and to nothing else.
 
 use super::conntrack::{self, Found};
-use super::{Tables, Work};
-use crate::abi::{FlowKey, Tuple, flow_flags};
+use super::{Outcome, Packet, Tables, Work, rewrite};
+use crate::abi::{FlowKey, Reason, Tuple, flow_flags, via};
+
+/// Finds the flow that an ICMP error is about and makes the error what its receiver must see. Afterwards `work.tuple`
+/// and `work.out` are the error's own addresses as they are now, `work.stack_reply` says whether the flow returns
+/// through the stack.
+#[inline(always)]
+pub(super) fn stage<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
+    let found = find(tables, work).ok_or(Reason::RelatedUnknown)?;
+    work.stack_reply = u8::from(work.reply != 0 && found.flow.via_reply == via::STACK);
+    let source = leaving(work, &found);
+    rewrite::translate_error(packet, &work.headers, &work.tuple, &source, &work.inner, &work.out)?;
+    work.tuple.dst = work.out.src;
+    work.tuple.src = source;
+    work.out = work.tuple;
+    Ok(())
+}
 
 /// The flow that an ICMP error is about. Sets `work.key`, and `work.reply` to the direction of the error: it travels
 /// against the packet inside.
 #[inline(always)]
-pub(super) fn find<'t, T: Tables>(tables: &'t T, work: &mut Work) -> Option<Found<'t>> {
+fn find<'t, T: Tables>(tables: &'t T, work: &mut Work) -> Option<Found<'t>> {
     let from_a = conntrack::key_of(&work.inner, &mut work.key);
     if let Some(found) = conntrack::by_key(tables, &work.key, work.now) {
         let origin_a = found.flow.flags.get() & flow_flags::ORIGIN_A != 0;
@@ -42,7 +57,7 @@ fn through<'t, T: Tables>(tables: &'t T, work: &mut Work, key: FlowKey) -> Optio
 /// The receiver knows its flow by the tuple it sent: what it dialled, from its own address. The error's source is
 /// translated only if it is the flow's other side itself; a router's stays.
 #[inline(always)]
-pub(super) fn leaving(work: &mut Work, found: &Found<'_>) -> crate::abi::Addr {
+fn leaving(work: &mut Work, found: &Found<'_>) -> crate::abi::Addr {
     let flow = found.flow;
     let flags = flow.flags.get();
     conntrack::forward_tuple(&work.key, flow, &mut work.out);

@@ -237,6 +237,12 @@ pub(super) fn hop<P: Packet>(
         u16::from_ne_bytes([s2, s3]),
         u16::from_ne_bytes([s4, s5]),
     ];
+    hop_with(packet, headers, macs)
+}
+
+/// The same with the MAC addresses as words of the wire, receiver's first.
+#[inline(always)]
+pub(super) fn hop_with<P: Packet>(packet: &mut P, headers: &Headers, macs: [u16; 6]) -> Result<(), NotRewritten> {
     if headers.v6 != 0 {
         packet.store(0, &macs, false)?;
         return packet.store(L3 + 7, &headers.ttl.wrapping_sub(1), true);

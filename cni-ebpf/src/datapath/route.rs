@@ -1,6 +1,6 @@
 //! Where a packet goes.
 
-use super::{Fib, Packet, Tables, Verdict, Work};
+use super::{Fib, Outcome, Packet, Tables, Work, way};
 use crate::abi::{Addr, Endpoint, Prefix, Reason, Route, endpoint_flags, route_action};
 
 /// The route to an address.
@@ -25,34 +25,37 @@ pub(super) fn is_link_local(addr: &Addr) -> bool {
 
 /// Hands the packet to a local endpoint: straight into it, or through the stack where plugins behind ours act there.
 #[inline(always)]
-pub(super) fn to_endpoint(endpoint: &Endpoint, through_stack: bool) -> Verdict {
-    if through_stack || endpoint.flags & endpoint_flags::VIA_STACK != 0 {
-        Verdict::Handled
-    } else {
-        Verdict::Peer { ifindex: endpoint.ifindex }
-    }
+pub(super) fn to_endpoint(work: &mut Work, endpoint: &Endpoint) {
+    work.to_ifindex = endpoint.ifindex;
+    let stack = work.stack_reply != 0 || endpoint.flags & endpoint_flags::VIA_STACK != 0;
+    work.way = if stack { way::HANDLED } else { way::PEER };
 }
 
 /// Where a packet that is not for a local endpoint leaves.
 #[inline(always)]
-pub(super) fn leave<P: Packet>(packet: &P, work: &Work, route: &Route) -> Result<Verdict, Reason> {
+pub(super) fn leave<P: Packet>(packet: &P, work: &mut Work, route: &Route) -> Outcome {
+    work.way = way::PASS;
     // What the stack can do and redirection cannot, it does: it answers with "time exceeded" or "too big", it cuts
     // into fragments. What it sends comes by `to_netdev`.
     if work.headers.ttl <= 1 || exceeds(packet, work, route.mtu) {
-        return Ok(Verdict::Pass);
+        return Ok(());
     }
     match route.action {
-        route_action::ENDPOINTS => Err(Reason::NoEndpoint),
-        route_action::HOST | route_action::STACK => Ok(Verdict::Pass),
-        route_action::TUNNEL => Ok(Verdict::Tunnel { remote: route.gateway }),
-        route_action::DIRECT => Ok(Verdict::Neighbour { ifindex: route.ifindex, gateway: route.gateway }),
+        route_action::ENDPOINTS => return Err(Reason::NoEndpoint),
+        route_action::HOST | route_action::STACK => {}
+        route_action::TUNNEL => {
+            work.way = way::TUNNEL;
+            work.gateway = route.gateway;
+        }
+        route_action::DIRECT => work.neighbour(route.ifindex, route.gateway),
         route_action::FIB => match packet.fib(&work.out.src, &work.out.dst, work.headers.length) {
-            Fib::Device { ifindex, gateway } => Ok(Verdict::Neighbour { ifindex, gateway }),
-            Fib::Stack => Ok(Verdict::Pass),
-            Fib::Unroutable => Err(Reason::NoRoute),
+            Fib::Device { ifindex, gateway } => work.neighbour(ifindex, gateway),
+            Fib::Stack => {}
+            Fib::Unroutable => return Err(Reason::NoRoute),
         },
-        _ => Err(Reason::NoRoute),
+        _ => return Err(Reason::NoRoute),
     }
+    Ok(())
 }
 
 /// Whether the packet is larger than `mtu` and will not be cut into segments by the device.

@@ -4,14 +4,15 @@
 //! every port in use. They keep their port; only if a pod's flow has it towards the same destination are they
 //! translated too.
 
-use super::{Outcome, Packet, Tables, Verdict, Work, conntrack, enter, known, nat, related, rewrite, route, translate};
+use super::stage::{self, Stage};
+use super::{Outcome, Packet, Tables, Work, conntrack, enter, known, nat, route, translate};
 use crate::abi::{Addr, Reason, flow_flags, route_action, route_flags, via};
 
 /// Gives `work.flow` the address of device `ifindex` as its source, with a port that nobody uses.
 #[inline(always)]
 pub(super) fn masquerade<T: Tables, P: Packet>(
     tables: &T,
-    packet: &P,
+    packet: &mut P,
     work: &mut Work,
     ifindex: u32,
 ) -> Result<(), Reason> {
@@ -20,7 +21,9 @@ pub(super) fn masquerade<T: Tables, P: Packet>(
     if address == Addr::UNSPECIFIED {
         return Err(Reason::NatNoAddress);
     }
-    nat::allocate(tables, packet, work, &address, false)
+    work.snat = address;
+    work.keep_port = 0;
+    stage::call(Stage::Allocate, tables, packet, work)
 }
 
 /// A packet that arrived for the node itself: a pod's masqueraded connection answers, or it is the stack's.
@@ -30,89 +33,86 @@ pub(super) fn arriving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &
         return related_arriving(tables, packet, work);
     }
     if conntrack::by_alias(tables, &work.tuple).is_none() {
-        return Ok(Verdict::Pass);
+        return work.pass();
     }
-    let Some(found) = known(tables, work) else {
+    let Some(found) = known(tables, packet, work) else {
         return rebuilt(tables, packet, work);
     };
-    conntrack::advance(tables, packet, work, found.flow);
     conntrack::forward_tuple(&work.key, found.flow, &mut work.out);
     let origin = work.out.src;
-    let receiver = tables.endpoint(&origin);
-    super::policy::revalidate(tables, work, found.flow, receiver, None)?;
-    conntrack::promote(tables, work, &found);
-    nat::leaving(work, found.flow);
-    let host = found.flow.flags.get() & flow_flags::HOST != 0;
-    if host {
-        translate(packet, work)?;
-        return Ok(Verdict::Pass);
+    if found.flow.flags.get() & flow_flags::HOST != 0 {
+        conntrack::advance(packet, work, found.flow);
+        work.tell = 0;
+        nat::leaving(work, found.flow);
+        if conntrack::ripe(work, found.table) {
+            super::promote(tables, packet, work)?;
+        }
+        translate(tables, packet, work)?;
+        return work.pass();
     }
-    let receiver = receiver.ok_or(Reason::NoEndpoint)?;
+    let receiver = tables.endpoint(&origin).ok_or(Reason::NoEndpoint)?;
     work.endpoint = receiver.id;
-    super::deliver(tables, packet, work, receiver, false)
+    super::advance_known(tables, packet, work, &found, receiver, true)?;
+    super::deliver(tables, packet, work, receiver)
 }
 
 /// The alias stands and the flow is gone: it is built again, under the policy of this moment.
 #[inline(always)]
 fn rebuilt<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
     if !nat::rebuild(tables, packet, work) || work.reply == 0 {
-        return Ok(Verdict::Pass);
+        return work.pass();
     }
     let origin = work.out.src;
     // A host's flow that was not translated needs no entry to be answered.
-    let Some(receiver) = tables.endpoint(&origin) else { return Ok(Verdict::Pass) };
+    let Some(receiver) = tables.endpoint(&origin) else { return work.pass() };
     work.endpoint = receiver.id;
-    super::policy::admit(tables, work, Some(receiver), None, false)?;
+    super::policy::admit(tables, packet, work, Some(receiver), None, false)?;
     work.flow.via_reply = via::PEER;
     enter(tables, work)?;
     let forward = work.out;
     work.out = forward.reversed();
-    super::deliver(tables, packet, work, receiver, false)
+    work.stack_reply = 0;
+    super::deliver(tables, packet, work, receiver)
 }
 
-/// An ICMP error for the node: about a translated flow, or the stack's own.
+/// An ICMP error for the node: about a pod's translated flow, or the stack's own.
 #[inline(always)]
 fn related_arriving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
-    let Some(found) = related::find(tables, work) else { return Ok(Verdict::Pass) };
-    if found.flow.flags.get() & flow_flags::SNAT == 0 || work.reply == 0 {
-        return Ok(Verdict::Pass);
+    // Nothing is changed unless the flow is found.
+    if stage::call(Stage::Related, tables, packet, work).is_err() {
+        return work.pass();
     }
-    let source = related::leaving(work, &found);
-    let destination = work.out.src;
-    rewrite::translate_error(packet, &work.headers, &work.tuple, &source, &work.inner, &work.out)?;
-    let Some(receiver) = tables.endpoint(&destination) else { return Ok(Verdict::Pass) };
+    let Some(receiver) = tables.endpoint(&work.out.dst) else { return work.pass() };
     work.endpoint = receiver.id;
-    work.tuple.src = source;
-    work.tuple.dst = destination;
-    work.out = work.tuple;
-    super::deliver(tables, packet, work, receiver, false)
+    work.stack_reply = 0;
+    super::deliver(tables, packet, work, receiver)
 }
 
 /// A packet that the stack sends through a device of the node.
 #[inline(always)]
 pub(super) fn leaving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
     let destination = work.tuple.dst;
-    let Ok(route) = route::lookup(tables, work, &destination) else { return Ok(Verdict::Pass) };
+    let Ok(route) = route::lookup(tables, work, &destination) else { return work.pass() };
     if route.flags & route_flags::MASQUERADE == 0
         || tables.config().masquerades() == 0
         || work.headers.icmp_error != 0
     {
-        return Ok(Verdict::Pass);
+        return work.pass();
     }
     let source = work.tuple.src;
     let pod = tables.endpoint(&source).is_some();
     if !pod && !host_flow(tables, work, &source) {
-        return Ok(Verdict::Pass);
+        return work.pass();
     }
-    if let Some(found) = known(tables, work) {
+    if let Some(found) = known(tables, packet, work) {
         if found.flow.flags.get() & flow_flags::SNAT == 0 {
-            return Ok(Verdict::Pass);
+            return work.pass();
         }
         // `from_pod` counted a pod's packet already; a host's flow is only kept alive.
         found.flow.seen.set(work.now);
         nat::leaving(work, found.flow);
-        translate(packet, work)?;
-        return Ok(Verdict::Pass);
+        translate(tables, packet, work)?;
+        return work.pass();
     }
     work.out = work.tuple;
     conntrack::begin(packet, work);
@@ -122,15 +122,17 @@ pub(super) fn leaving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &m
         masquerade(tables, packet, work, device)?;
     } else {
         work.flow.flags.set(work.flow.flags.get() | flow_flags::HOST);
-        nat::allocate(tables, packet, work, &source, true)?;
+        work.snat = source;
+        work.keep_port = 1;
+        stage::call(Stage::Allocate, tables, packet, work)?;
     }
     work.flow.via_forward = via::STACK;
     work.flow.via_reply = via::STACK;
     enter(tables, work)?;
     work.out.src = work.flow.snat;
     work.out.src_port = work.flow.snat_port;
-    translate(packet, work)?;
-    Ok(Verdict::Pass)
+    translate(tables, packet, work)?;
+    work.pass()
 }
 
 /// Whether this is a flow of the host from a port that could be allocated to a pod.

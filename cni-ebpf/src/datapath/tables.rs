@@ -3,6 +3,8 @@
 //! Two implementations stand behind each trait: the kernel's (`bpf/`, maps and helpers) and the one in memory that
 //! tests use on the host ([`memory`](super::memory)).
 
+use super::Work;
+use super::stage::Stage;
 use crate::abi::*;
 
 /// The two tables a connection can stand in. A flood of new connections fills the second and evicts nobody from the
@@ -96,7 +98,16 @@ pub trait Packet {
     /// The remote end and number of the tunnel that the packet came through.
     fn tunnel_source(&self) -> Option<(Addr, u32)>;
 
-    /// A value out of the first kilobyte; `None` behind the packet's end.
+    /// Runs a stage: in place, or where it is compiled apart. 0, or the number of a [`Reason`].
+    #[inline(always)]
+    fn apart<T: Tables>(&mut self, stage: Stage, tables: &T, work: &mut Work) -> u32
+    where
+        Self: Sized,
+    {
+        super::stage::run(stage, tables, self, work)
+    }
+
+    /// A value of two bytes or more out of the first kilobyte; `None` behind the packet's end.
     fn load<T: Plain + Copy>(&self, offset: u32) -> Option<T>;
     /// Writes; with `checksum`, a checksum that the device computed over the packet is corrected.
     fn store<T: Plain>(&mut self, offset: u32, value: &T, checksum: bool) -> Result<(), NotRewritten>;

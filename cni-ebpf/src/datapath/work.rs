@@ -1,5 +1,6 @@
 //! What one run carries from stage to stage.
 
+use super::policy::{Admission, Question};
 use crate::abi::*;
 
 /// Facts about the packet's headers.
@@ -60,6 +61,20 @@ pub struct Work {
     pub fragment: Fragment,
     pub route_key: Prefix,
     pub event: Event,
+    /// What policy is asked, and what it answered.
+    pub question: Question,
+    pub answer: Admission,
+    /// The address to translate the source to; `keep_port`: with its own port, if nobody else has it.
+    pub snat: Addr,
+    pub keep_port: u8,
+    /// The flow at hand returns through the stack.
+    pub stack_reply: u8,
+    pub pad4: [u8; 6],
+    /// Where the packet goes: see [`way`](super::way); device and neighbour as far as the way needs them.
+    pub gateway: Addr,
+    pub to_ifindex: u32,
+    pub way: u8,
+    pub pad3: [u8; 3],
     pub now: u64,
     pub reply: u8,
     /// An [`event_kind`] to tell about a packet that passes; 0: none.

@@ -1,0 +1,52 @@
+//! The BPF object as the agent loads it, one configuration at a time.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use aya::programs::SchedClassifier;
+use aya::{Ebpf, EbpfLoader};
+use cni_ebpf::abi::{self, Config};
+
+/// The programs of the object.
+pub const PROGRAMS: [&str; 4] = ["from_pod", "to_pod", "from_netdev", "to_netdev"];
+
+/// The object's path: `MILLRACE_BPF_OBJECT`, or where `cargo xtask build` puts it.
+pub fn path() -> PathBuf {
+    std::env::var_os("MILLRACE_BPF_OBJECT").map_or_else(
+        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf/millrace.bpf.o")),
+        PathBuf::from,
+    )
+}
+
+pub fn bytes() -> Result<Vec<u8>> {
+    let path = path();
+    std::fs::read(&path).with_context(|| format!("{}: build it with `cargo xtask build`", path.display()))
+}
+
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct Global(Config);
+// SAFETY: `Config` is plain integers without padding.
+unsafe impl aya::Pod for Global {}
+
+/// Creates the maps, with few entries, and relocates the programs for `config`; nothing is verified yet.
+pub fn open(bytes: &[u8], config: &Config) -> Result<Ebpf> {
+    let mut loader = EbpfLoader::new();
+    let global = Global(*config);
+    loader.override_global("CONFIG", &global, true);
+    for map in abi::MAPS {
+        let small = matches!(map.map_type, abi::MapType::Hash | abi::MapType::LruHash | abi::MapType::Lpm);
+        if small {
+            loader.map_max_entries(map.name, map.entries.min(4096));
+        }
+    }
+    loader.load(bytes).context("creating the object's maps")
+}
+
+/// Has the kernel verify a program.
+pub fn load<'e>(ebpf: &'e mut Ebpf, program: &str) -> Result<&'e mut SchedClassifier> {
+    let program: &mut SchedClassifier =
+        ebpf.program_mut(program).with_context(|| format!("no program {program}"))?.try_into()?;
+    program.load()?;
+    Ok(program)
+}
