@@ -13,8 +13,6 @@
 pub mod conntrack;
 mod fragments;
 pub mod headers;
-#[cfg(any(test, feature = "std"))]
-pub mod memory;
 mod nat;
 pub mod policy;
 mod related;
@@ -31,10 +29,7 @@ pub use report::finish;
 pub use tables::{Fib, NotInserted, NotRewritten, Packet, Table, Tables};
 pub use work::{Headers, Work};
 
-use crate::abi::{
-    Addr, Config, Endpoint, Flow, Reason, direction, hook, route_action,
-    route_flags, via,
-};
+use crate::abi::{Addr, Config, Endpoint, Reason, direction, hook, route_action, route_flags, via};
 use conntrack::Found;
 use headers::{Ethertype, icmpv6, proto};
 use stage::Stage;
@@ -76,8 +71,13 @@ impl Work {
     pub fn verdict(&self) -> Verdict {
         match self.way {
             way::HANDLED => Verdict::Handled,
-            way::PEER => Verdict::Peer { ifindex: self.to_ifindex },
-            way::NEIGHBOUR => Verdict::Neighbour { ifindex: self.to_ifindex, gateway: self.gateway },
+            way::PEER => Verdict::Peer {
+                ifindex: self.to_ifindex,
+            },
+            way::NEIGHBOUR => Verdict::Neighbour {
+                ifindex: self.to_ifindex,
+                gateway: self.gateway,
+            },
             way::TUNNEL => Verdict::Tunnel { remote: self.gateway },
             way::TUNNEL_KEY => Verdict::TunnelKey { remote: self.gateway },
             _ => Verdict::Pass,
@@ -106,7 +106,13 @@ impl From<NotRewritten> for Reason {
 
 /// What every hook begins with.
 #[inline(always)]
-fn open<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, at: u8, towards: u8) -> Result<(), Reason> {
+fn open<T: Tables, P: Packet>(
+    tables: &T,
+    packet: &mut P,
+    work: &mut Work,
+    at: u8,
+    towards: u8,
+) -> Result<(), Reason> {
     work.now = tables.now();
     work.hook = at;
     work.direction = towards;
@@ -123,11 +129,6 @@ fn open<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, at: u
     work.tuple.dst_port = crate::abi::Port::ZERO;
     work.tuple.proto = 0;
     stage::call(Stage::Parse, tables, packet, work)?;
-    let config = tables.config();
-    let served = if work.headers.v6 != 0 { config.serves_ipv6() } else { config.serves_ipv4() };
-    if served == 0 {
-        return Err(Reason::FamilyDisabled);
-    }
     fragments::resolve(tables, work)
 }
 
@@ -144,7 +145,11 @@ pub fn from_pod<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Wor
 
 /// The endpoint that sent the packet. The source address names it; device and MAC must be its own.
 #[inline(always)]
-fn sender<'t, T: Tables, P: Packet>(tables: &'t T, packet: &P, work: &mut Work) -> Result<&'t Endpoint, Reason> {
+fn sender<'t, T: Tables, P: Packet>(
+    tables: &'t T,
+    packet: &P,
+    work: &mut Work,
+) -> Result<&'t Endpoint, Reason> {
     let icmpv6 = work.tuple.proto == proto::ICMPV6
         && (icmpv6::ROUTER_SOLICITATION..=icmpv6::REDIRECT).contains(&work.headers.icmp_type);
     if icmpv6 && work.headers.fragment != work::fragment::LATER {
@@ -234,7 +239,9 @@ fn enter<T: Tables>(tables: &T, work: &Work) -> Result<(), Reason> {
     if tables.flow(Table::Established, &work.key).is_some() {
         tables.remove_flow(Table::Established, &work.key);
     }
-    tables.insert_flow(Table::New, &work.key, &work.flow).map_err(|_| Reason::ConntrackFull)
+    tables
+        .insert_flow(Table::New, &work.key, &work.flow)
+        .map_err(|_| Reason::ConntrackFull)
 }
 
 /// The flow of the packet. `None` too if another flow has taken over its translated tuple.
@@ -264,10 +271,18 @@ fn advance_known<'t, T: Tables, P: Packet>(
     let other = if receives {
         None
     } else {
-        tables.endpoint(if work.reply == 0 { &work.out.dst } else { &work.out.src })
+        tables.endpoint(if work.reply == 0 {
+            &work.out.dst
+        } else {
+            &work.out.src
+        })
     };
     let near_is_source = (work.reply == 0) != receives;
-    let (source, destination) = if near_is_source { (Some(near), other) } else { (other, Some(near)) };
+    let (source, destination) = if near_is_source {
+        (Some(near), other)
+    } else {
+        (other, Some(near))
+    };
     policy::revalidate(tables, packet, work, found.flow, source, destination)?;
     work.service = found.flow.service;
     nat::leaving(work, found.flow);
@@ -310,7 +325,12 @@ fn forward<T: Tables, P: Packet>(
 
 /// Deliver-to-endpoint: every packet that reaches a pod through our programs passes here.
 #[inline(always)]
-fn deliver<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, receiver: &Endpoint) -> Outcome {
+fn deliver<T: Tables, P: Packet>(
+    tables: &T,
+    packet: &mut P,
+    work: &mut Work,
+    receiver: &Endpoint,
+) -> Outcome {
     // The stack answers these with an error, which must show the packet as it was sent.
     if work.headers.ttl <= 1 || route::exceeds(packet, work, receiver.mtu) {
         return work.pass();
@@ -359,7 +379,8 @@ fn masquerade_new<T: Tables, P: Packet>(
     }
     // The address to masquerade with is that of the device by which the packet leaves, so the kernel's route comes
     // first. Where the stack must decide, `to_netdev` does all of it.
-    let Fib::Device { ifindex, gateway } = packet.fib(&work.out.src, &work.out.dst, work.headers.length) else {
+    let Fib::Device { ifindex, gateway } = packet.fib(&work.out.src, &work.out.dst, work.headers.length)
+    else {
         return route::leave(packet, work, route);
     };
     stack::masquerade(tables, packet, work, ifindex)?;
@@ -462,7 +483,12 @@ fn tunnel_source<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut Work) 
 
 /// A packet from another node or from outside for a pod of this one.
 #[inline(always)]
-fn arriving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, receiver: &Endpoint) -> Outcome {
+fn arriving<T: Tables, P: Packet>(
+    tables: &T,
+    packet: &mut P,
+    work: &mut Work,
+    receiver: &Endpoint,
+) -> Outcome {
     if tables.endpoint(&work.tuple.src).is_some() {
         return Err(Reason::Martian);
     }
@@ -487,7 +513,11 @@ fn arriving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, r
     conntrack::begin(packet, work);
     policy::admit(tables, packet, work, None, Some(receiver), false)?;
     work.flow.via_forward = via::PEER;
-    work.flow.via_reply = if packet.ifindex() == tables.config().tunnel_device() { via::TUNNEL } else { via::DEVICE };
+    work.flow.via_reply = if packet.ifindex() == tables.config().tunnel_device() {
+        via::TUNNEL
+    } else {
+        via::DEVICE
+    };
     enter(tables, work)?;
     work.stack_reply = 0;
     deliver(tables, packet, work, receiver)
@@ -497,7 +527,9 @@ fn arriving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, r
 #[inline(always)]
 pub fn to_netdev<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
     let config = tables.config();
-    if packet.mark() & config.own_mark_mask() == config.own_mark() || headers::ethertype(packet) != Ethertype::Ip {
+    if packet.mark() & config.own_mark_mask() == config.own_mark()
+        || headers::ethertype(packet) != Ethertype::Ip
+    {
         return work.pass();
     }
     let tunnel = packet.ifindex() == config.tunnel_device();
@@ -518,4 +550,3 @@ pub fn to_netdev<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Wo
     }
     stack::leaving(tables, packet, work)
 }
-

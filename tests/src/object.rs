@@ -13,7 +13,12 @@ pub const PROGRAMS: [&str; 4] = ["from_pod", "to_pod", "from_netdev", "to_netdev
 /// The object's path: `MILLRACE_BPF_OBJECT`, or where `cargo xtask build` puts it.
 pub fn path() -> PathBuf {
     std::env::var_os("MILLRACE_BPF_OBJECT").map_or_else(
-        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf/millrace.bpf.o")),
+        || {
+            PathBuf::from(concat!(
+                env!("CARGO_MANIFEST_DIR"),
+                "/../target/bpf/millrace.bpf.o"
+            ))
+        },
         PathBuf::from,
     )
 }
@@ -35,7 +40,10 @@ pub fn open(bytes: &[u8], config: &Config) -> Result<Ebpf> {
     let global = Global(*config);
     loader.override_global("CONFIG", &global, true);
     for map in abi::MAPS {
-        let small = matches!(map.map_type, abi::MapType::Hash | abi::MapType::LruHash | abi::MapType::Lpm);
+        let small = matches!(
+            map.map_type,
+            abi::MapType::Hash | abi::MapType::LruHash | abi::MapType::Lpm
+        );
         if small {
             loader.map_max_entries(map.name, map.entries.min(4096));
         }
@@ -45,8 +53,10 @@ pub fn open(bytes: &[u8], config: &Config) -> Result<Ebpf> {
 
 /// Has the kernel verify a program.
 pub fn load<'e>(ebpf: &'e mut Ebpf, program: &str) -> Result<&'e mut SchedClassifier> {
-    let program: &mut SchedClassifier =
-        ebpf.program_mut(program).with_context(|| format!("no program {program}"))?.try_into()?;
+    let program: &mut SchedClassifier = ebpf
+        .program_mut(program)
+        .with_context(|| format!("no program {program}"))?
+        .try_into()?;
     program.load()?;
     Ok(program)
 }

@@ -38,12 +38,19 @@ fn configurations() -> Vec<(String, Config)> {
 }
 
 fn kernel() -> String {
-    let release = nix::sys::utsname::uname().unwrap().release().to_string_lossy().into_owned();
+    let release = nix::sys::utsname::uname()
+        .unwrap()
+        .release()
+        .to_string_lossy()
+        .into_owned();
     release.split('.').take(2).collect::<Vec<_>>().join(".")
 }
 
 fn fixture() -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/verified-instructions.txt"))
+    PathBuf::from(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/fixtures/verified-instructions.txt"
+    ))
 }
 
 type Counts = BTreeMap<(String, String, String), u32>;
@@ -54,7 +61,10 @@ fn recorded() -> Counts {
         .filter(|line| !line.starts_with('#'))
         .filter_map(|line| {
             let mut words = line.split_whitespace().map(str::to_owned);
-            Some(((words.next()?, words.next()?, words.next()?), words.next()?.parse().ok()?))
+            Some((
+                (words.next()?, words.next()?, words.next()?),
+                words.next()?.parse().ok()?,
+            ))
         })
         .collect()
 }
@@ -62,7 +72,9 @@ fn recorded() -> Counts {
 fn bless(mut all: Counts, measured: &Counts, kernel: &str) {
     all.retain(|key, _| key.0 != kernel);
     all.extend(measured.clone());
-    let mut text = String::from("# kernel  configuration  program  verified instructions (MILLRACE_BLESS=1 writes this file)\n");
+    let mut text = String::from(
+        "# kernel  configuration  program  verified instructions (MILLRACE_BLESS=1 writes this file)\n",
+    );
     for ((kernel, configuration, program), count) in &all {
         writeln!(text, "{kernel:<6} {configuration:<24} {program:<12} {count}").unwrap();
     }
@@ -92,7 +104,10 @@ fn every_program_verifies_under_every_configuration() {
     }
     for (key, count) in &measured {
         let (_, name, program) = key;
-        assert!(*count <= MOST, "{program} under {name}: {count} verified instructions, more than {MOST}");
+        assert!(
+            *count <= MOST,
+            "{program} under {name}: {count} verified instructions, more than {MOST}"
+        );
         // A kernel that the file does not know is held to the bound above only.
         if let Some(expected) = before.get(key) {
             let room = expected / 50 + 16;

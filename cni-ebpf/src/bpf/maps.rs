@@ -34,15 +34,18 @@ pub(super) static RULE_SETS: Array<RuleSet> = Array::with_max_entries(16_384, 0)
 #[map(name = "rules")]
 pub(super) static RULES: LpmTrie<[u8; 12], RuleList> = LpmTrie::with_max_entries(65_536, LPM);
 #[map(name = "rule_groups")]
-pub(super) static RULE_GROUPS: HashMap<GroupKey, GroupChunk> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+pub(super) static RULE_GROUPS: HashMap<GroupKey, GroupChunk> =
+    HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 #[map(name = "classes")]
-pub(super) static CLASSES: HashMap<ClassKey, ClassBits> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+pub(super) static CLASSES: HashMap<ClassKey, ClassBits> =
+    HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 #[map(name = "cidrs")]
 pub(super) static CIDRS: LpmTrie<[u32; 4], u32> = LpmTrie::with_max_entries(16_384, LPM);
 #[map(name = "grants")]
 pub(super) static GRANTS: HashMap<GrantKey, Grant> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 #[map(name = "services")]
-pub(super) static SERVICES: HashMap<ServiceKey, Service> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+pub(super) static SERVICES: HashMap<ServiceKey, Service> =
+    HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 #[map(name = "service_slots")]
 pub(super) static SLOTS: HashMap<SlotKey, u32> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
 #[map(name = "backends")]

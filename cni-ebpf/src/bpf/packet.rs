@@ -39,7 +39,7 @@ impl Skb {
     pub(super) fn new(skb: *mut __sk_buff) -> Self {
         let this = Self { skb };
         let linear = (this.data_end() - this.data()) as u32;
-        if linear < LINEAR && linear < this.len() {
+        if linear < LINEAR && linear < this.length() {
             // SAFETY: the context is valid. On failure reads find the packet too short.
             unsafe { helper::bpf_skb_pull_data(skb, LINEAR) };
         }
@@ -91,7 +91,7 @@ fn done(failed: i64) -> Result<(), NotRewritten> {
 
 impl Packet for Skb {
     #[inline(always)]
-    fn len(&self) -> u32 {
+    fn length(&self) -> u32 {
         // SAFETY: the context is valid.
         unsafe { (*self.skb).len }
     }
@@ -176,16 +176,28 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn store<T: Plain>(&mut self, offset: u32, value: &T, checksum: bool) -> Result<(), NotRewritten> {
-        let flags = if checksum { u64::from(BPF_F_RECOMPUTE_CSUM) } else { 0 };
+        let flags = if checksum {
+            u64::from(BPF_F_RECOMPUTE_CSUM)
+        } else {
+            0
+        };
         let from = core::ptr::from_ref(value).cast::<c_void>();
         // SAFETY: `value` is `size_of::<T>()` initialised bytes.
         done(unsafe { helper::bpf_skb_store_bytes(self.skb, offset, from, size_of::<T>() as u32, flags) })
     }
 
     #[inline(always)]
-    fn replace_l3_checksum(&mut self, offset: u32, from: u32, to: u32, size: u32) -> Result<(), NotRewritten> {
+    fn replace_l3_checksum(
+        &mut self,
+        offset: u32,
+        from: u32,
+        to: u32,
+        size: u32,
+    ) -> Result<(), NotRewritten> {
         // SAFETY: the context is valid.
-        done(unsafe { helper::bpf_l3_csum_replace(self.skb, offset, u64::from(from), u64::from(to), u64::from(size)) })
+        done(unsafe {
+            helper::bpf_l3_csum_replace(self.skb, offset, u64::from(from), u64::from(to), u64::from(size))
+        })
     }
 
     #[inline(always)]
@@ -222,7 +234,11 @@ impl Packet for Skb {
         let mut params: FibParams = unsafe { core::mem::zeroed() };
         params.ifindex = self.ifindex();
         // Segments are cut to fit later on.
-        params.__bindgen_anon_1.tot_len = if self.segment_size() == 0 { length as u16 } else { 0 };
+        params.__bindgen_anon_1.tot_len = if self.segment_size() == 0 {
+            length as u16
+        } else {
+            0
+        };
         let v4 = dst.is_v4();
         if v4 {
             params.family = AF_INET;
@@ -252,10 +268,16 @@ impl Packet for Skb {
                 Addr::v4_word(params.__bindgen_anon_4.ipv4_dst)
             } else {
                 let [a, b, c, d] = params.__bindgen_anon_4.ipv6_dst;
-                Addr { hi: u64::from(a) | u64::from(b) << 32, lo: u64::from(c) | u64::from(d) << 32 }
+                Addr {
+                    hi: u64::from(a) | u64::from(b) << 32,
+                    lo: u64::from(c) | u64::from(d) << 32,
+                }
             }
         };
-        Fib::Device { ifindex: params.ifindex, gateway }
+        Fib::Device {
+            ifindex: params.ifindex,
+            gateway,
+        }
     }
 
     #[inline(always)]
@@ -279,8 +301,12 @@ impl Packet for Skb {
         // SAFETY: `key` holds at least `size` bytes.
         let socket = unsafe {
             match tuple.proto {
-                proto::TCP => helper::bpf_skc_lookup_tcp(self.skb.cast(), &raw mut key, size, CURRENT_NETNS, 0).cast(),
-                proto::UDP => helper::bpf_sk_lookup_udp(self.skb.cast(), &raw mut key, size, CURRENT_NETNS, 0),
+                proto::TCP => {
+                    helper::bpf_skc_lookup_tcp(self.skb.cast(), &raw mut key, size, CURRENT_NETNS, 0).cast()
+                }
+                proto::UDP => {
+                    helper::bpf_sk_lookup_udp(self.skb.cast(), &raw mut key, size, CURRENT_NETNS, 0)
+                }
                 _ => return false,
             }
         };

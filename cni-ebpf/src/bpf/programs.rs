@@ -17,7 +17,9 @@ const AF_INET6: u32 = 10;
 
 #[inline(always)]
 fn run(context: &TcContext, hook: impl FnOnce(&Maps, &mut Skb, &mut Work) -> Outcome) -> i32 {
-    let Some(work) = WORK.get_ptr_mut(0) else { return TC_ACT_SHOT };
+    let Some(work) = WORK.get_ptr_mut(0) else {
+        return TC_ACT_SHOT;
+    };
     // SAFETY: a value of this CPU alone; programs of one CPU do not interrupt each other, because all run with bottom
     // halves off.
     let work = unsafe { &mut *work };
@@ -34,7 +36,8 @@ fn run(context: &TcContext, hook: impl FnOnce(&Maps, &mut Skb, &mut Work) -> Out
 fn carry_out(packet: &Skb, work: &Work) -> i32 {
     let config = Maps.config();
     let number = config.tunnel_number();
-    if matches!(work.way, way::TUNNEL | way::TUNNEL_KEY) && packet.set_tunnel(&work.gateway, number).is_err() {
+    if matches!(work.way, way::TUNNEL | way::TUNNEL_KEY) && packet.set_tunnel(&work.gateway, number).is_err()
+    {
         return lost();
     }
     if matches!(work.way, way::HANDLED | way::NEIGHBOUR | way::TUNNEL) {
@@ -69,25 +72,43 @@ fn neighbour(ifindex: u32, next_hop: &Addr) -> i32 {
         params.__bindgen_anon_1.ipv6_nh = next_hop.words();
     }
     // SAFETY: `params` is a whole structure of the size given.
-    unsafe { helper::bpf_redirect_neigh(ifindex, &raw mut params, size_of::<bpf_redir_neigh>() as i32, 0) as i32 }
+    unsafe {
+        helper::bpf_redirect_neigh(ifindex, &raw mut params, size_of::<bpf_redir_neigh>() as i32, 0) as i32
+    }
 }
 
 #[classifier]
 pub(crate) fn from_pod(context: TcContext) -> i32 {
-    run(&context, #[inline(always)] |maps, packet, work| datapath::from_pod(maps, packet, work))
+    run(
+        &context,
+        #[inline(always)]
+        |maps, packet, work| datapath::from_pod(maps, packet, work),
+    )
 }
 
 #[classifier]
 pub(crate) fn to_pod(context: TcContext) -> i32 {
-    run(&context, #[inline(always)] |maps, packet, work| datapath::to_pod(maps, packet, work))
+    run(
+        &context,
+        #[inline(always)]
+        |maps, packet, work| datapath::to_pod(maps, packet, work),
+    )
 }
 
 #[classifier]
 pub(crate) fn from_netdev(context: TcContext) -> i32 {
-    run(&context, #[inline(always)] |maps, packet, work| datapath::from_netdev(maps, packet, work))
+    run(
+        &context,
+        #[inline(always)]
+        |maps, packet, work| datapath::from_netdev(maps, packet, work),
+    )
 }
 
 #[classifier]
 pub(crate) fn to_netdev(context: TcContext) -> i32 {
-    run(&context, #[inline(always)] |maps, packet, work| datapath::to_netdev(maps, packet, work))
+    run(
+        &context,
+        #[inline(always)]
+        |maps, packet, work| datapath::to_netdev(maps, packet, work),
+    )
 }

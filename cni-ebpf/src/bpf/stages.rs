@@ -24,7 +24,9 @@ macro_rules! stages {
         $(
             #[unsafe(no_mangle)]
             #[inline(never)]
-            pub extern "C" fn $name(skb: *mut __sk_buff) -> u32 {
+            pub(crate) extern "C" fn $name(skb: *mut __sk_buff) -> u32 {
+                // An argument that nobody reads is passed as garbage, which the verifier refuses.
+                let skb = core::hint::black_box(skb);
                 let Some(work) = WORK.get_ptr_mut(0) else { return Reason::Rewrite as u32 };
                 // SAFETY: the caller works on the same value and does not look at it during the call.
                 run(Stage::$stage, &Maps, &mut Skb::over(skb), unsafe { &mut *work })

@@ -49,7 +49,13 @@ pub fn expired(protocol: u8, flow: &Flow, now: u64) -> bool {
 /// Whether (`a`, `a_port`) is the smaller side.
 #[inline(always)]
 fn ordered(tuple: &Tuple) -> bool {
-    let Tuple { src, dst, src_port, dst_port, .. } = tuple;
+    let Tuple {
+        src,
+        dst,
+        src_port,
+        dst_port,
+        ..
+    } = tuple;
     if src.hi != dst.hi {
         src.hi < dst.hi
     } else if src.lo != dst.lo {
@@ -116,10 +122,16 @@ pub(super) fn by_key<'t, T: Tables>(tables: &'t T, key: &FlowKey, now: u64) -> O
     if let Some(flow) = tables.flow(Table::Established, key)
         && !expired(key.proto, flow, now)
     {
-        return Some(Found { flow, table: Table::Established });
+        return Some(Found {
+            flow,
+            table: Table::Established,
+        });
     }
     let flow = tables.flow(Table::New, key)?;
-    (!expired(key.proto, flow, now)).then_some(Found { flow, table: Table::New })
+    (!expired(key.proto, flow, now)).then_some(Found {
+        flow,
+        table: Table::New,
+    })
 }
 
 /// Finds the flow of `work.tuple`: by its own key, then by an alias. Sets `work.key` and `work.reply`.
@@ -140,7 +152,9 @@ pub(super) fn find<'t, T: Tables>(tables: &'t T, work: &mut Work) -> Option<Foun
 
 #[inline(always)]
 pub(super) fn by_alias<'t, T: Tables>(tables: &'t T, tuple: &Tuple) -> Option<&'t crate::abi::Alias> {
-    tables.alias(Table::Established, tuple).or_else(|| tables.alias(Table::New, tuple))
+    tables
+        .alias(Table::Established, tuple)
+        .or_else(|| tables.alias(Table::New, tuple))
 }
 
 /// A new connection may begin where an old one with the same tuple has ended; and an ICMP query is never an answer,
@@ -158,7 +172,7 @@ fn usable<'t>(work: &Work, found: Found<'t>) -> Option<Found<'t>> {
 /// Notes the packet on its flow: time, counters, state.
 #[inline(always)]
 pub(super) fn advance<P: Packet>(packet: &P, work: &mut Work, flow: &Flow) {
-    let bytes = u64::from(packet.len());
+    let bytes = u64::from(packet.length());
     flow.seen.set(work.now);
     let seen = if work.reply == 0 {
         flow.packets_forward.add(1);
@@ -216,7 +230,7 @@ pub(super) fn begin<P: Packet>(packet: &P, work: &mut Work) {
     flow.created = work.now;
     flow.packets_forward.set(1);
     flow.packets_reply.set(0);
-    flow.bytes_forward.set(u64::from(packet.len()));
+    flow.bytes_forward.set(u64::from(packet.length()));
     flow.bytes_reply.set(0);
     flow.dnat = crate::abi::Addr::UNSPECIFIED;
     flow.snat = crate::abi::Addr::UNSPECIFIED;

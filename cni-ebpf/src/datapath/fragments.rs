@@ -16,7 +16,13 @@ pub(super) fn resolve<T: Tables>(tables: &T, work: &mut Work) -> Result<(), Reas
     if work.headers.fragment == fragment::WHOLE {
         return Ok(());
     }
-    let Work { fragment_key: key, tuple, headers, fragment: value, .. } = work;
+    let Work {
+        fragment_key: key,
+        tuple,
+        headers,
+        fragment: value,
+        ..
+    } = work;
     key.src = tuple.src;
     key.dst = tuple.dst;
     key.id = headers.fragment_id;
@@ -35,5 +41,7 @@ pub(super) fn resolve<T: Tables>(tables: &T, work: &mut Work) -> Result<(), Reas
     value.src_port = tuple.src_port;
     value.dst_port = tuple.dst_port;
     value.pad = 0;
-    tables.insert_fragment(key, value).map_err(|_| Reason::FragmentTableFull)
+    tables
+        .insert_fragment(key, value)
+        .map_err(|_| Reason::FragmentTableFull)
 }

@@ -5,7 +5,7 @@
 //! its many ends would be followed through all that comes after.
 
 use super::work::fragment;
-use super::{Headers, Packet, Work};
+use super::{Headers, Packet, Tables, Work};
 use crate::abi::{Addr, Plain, Port, Reason, Tuple};
 
 pub mod proto {
@@ -100,9 +100,15 @@ struct Network {
 fn join(words: [u32; 4]) -> Addr {
     let [a, b, c, d] = words;
     #[cfg(target_endian = "little")]
-    let (hi, lo) = (u64::from(a) | u64::from(b) << 32, u64::from(c) | u64::from(d) << 32);
+    let (hi, lo) = (
+        u64::from(a) | u64::from(b) << 32,
+        u64::from(c) | u64::from(d) << 32,
+    );
     #[cfg(target_endian = "big")]
-    let (hi, lo) = (u64::from(b) | u64::from(a) << 32, u64::from(d) | u64::from(c) << 32);
+    let (hi, lo) = (
+        u64::from(b) | u64::from(a) << 32,
+        u64::from(d) | u64::from(c) << 32,
+    );
     Addr { hi, lo }
 }
 
@@ -116,7 +122,9 @@ pub enum Ethertype {
 
 #[inline(always)]
 pub fn ethertype<P: Packet>(packet: &P) -> Ethertype {
-    let Some(wire) = packet.load::<u16>(ETHERTYPE) else { return Ethertype::Other };
+    let Some(wire) = packet.load::<u16>(ETHERTYPE) else {
+        return Ethertype::Other;
+    };
     match u16::from_be(wire) {
         IPV4 | IPV6 if !packet.vlan() => Ethertype::Ip,
         ARP => Ethertype::Arp,
@@ -126,14 +134,26 @@ pub fn ethertype<P: Packet>(packet: &P) -> Ethertype {
 
 /// Reads the headers into `work`.
 #[inline(always)]
-pub fn parse<P: Packet>(packet: &P, work: &mut Work) -> Result<(), Reason> {
+pub fn parse<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut Work) -> Result<(), Reason> {
+    let config = tables.config();
     let ethertype = u16::from_be(packet.load::<u16>(ETHERTYPE).ok_or(Reason::Truncated)?);
-    let Work { headers, tuple, inner, .. } = work;
+    let Work {
+        headers,
+        tuple,
+        inner,
+        ..
+    } = work;
     clear(headers);
     let network = if ethertype == IPV4 {
+        if config.serves_ipv4() == 0 {
+            return Err(Reason::FamilyDisabled);
+        }
         ipv4(packet, headers, tuple)?
     } else if ethertype == IPV6 {
-        ipv6(packet, headers, tuple)?
+        if config.serves_ipv6() == 0 {
+            return Err(Reason::FamilyDisabled);
+        }
+        ipv6(tables, packet, headers, tuple)?
     } else if ethertype == ARP {
         return Err(Reason::Arp);
     } else {
@@ -173,7 +193,7 @@ fn ipv4<P: Packet>(packet: &P, headers: &mut Headers, tuple: &mut Tuple) -> Resu
     let ip: Ipv4 = packet.load(L3).ok_or(Reason::Truncated)?;
     let header = u32::from(ip.version_ihl & 0xf) * 4;
     let total = u32::from(u16::from_be(ip.total));
-    if ip.version_ihl >> 4 != 4 || header < 20 || total < header || L3 + total > packet.len() {
+    if ip.version_ihl >> 4 != 4 || header < 20 || total < header || L3 + total > packet.length() {
         return Err(Reason::Malformed);
     }
     headers.v6 = 0;
@@ -185,7 +205,10 @@ fn ipv4<P: Packet>(packet: &P, headers: &mut Headers, tuple: &mut Tuple) -> Resu
     let (offset, more) = (fragment & 0x1fff, fragment & 0x2000 != 0);
     note_fragment(headers, u32::from(ip.id), offset, more, ip.proto)?;
     // With options and without, the transport must begin inside of the datagram.
-    Ok(Network { l4: L3 + header, proto: ip.proto })
+    Ok(Network {
+        l4: L3 + header,
+        proto: ip.proto,
+    })
 }
 
 /// `offset` counts units of eight bytes.
@@ -198,16 +221,25 @@ fn note_fragment(headers: &mut Headers, id: u32, offset: u16, more: bool, proto:
     if offset == 1 && proto == proto::TCP {
         return Err(Reason::Malformed);
     }
-    headers.fragment = if offset == 0 { fragment::FIRST } else { fragment::LATER };
+    headers.fragment = if offset == 0 {
+        fragment::FIRST
+    } else {
+        fragment::LATER
+    };
     headers.fragment_id = id;
     Ok(())
 }
 
 #[inline(always)]
-fn ipv6<P: Packet>(packet: &P, headers: &mut Headers, tuple: &mut Tuple) -> Result<Network, Reason> {
+fn ipv6<T: Tables, P: Packet>(
+    tables: &T,
+    packet: &P,
+    headers: &mut Headers,
+    tuple: &mut Tuple,
+) -> Result<Network, Reason> {
     let ip: Ipv6 = packet.load(L3).ok_or(Reason::Truncated)?;
     let total = 40 + u32::from(u16::from_be(ip.payload));
-    if u32::from_be(ip.version) >> 28 != 6 || L3 + total > packet.len() {
+    if u32::from_be(ip.version) >> 28 != 6 || L3 + total > packet.length() {
         return Err(Reason::Malformed);
     }
     headers.v6 = 1;
@@ -218,49 +250,81 @@ fn ipv6<P: Packet>(packet: &P, headers: &mut Headers, tuple: &mut Tuple) -> Resu
     if tuple.src.is_v4() || tuple.dst.is_v4() {
         return Err(Reason::MappedAddress);
     }
-    extensions(packet, headers, ip.next)
+    extensions(tables, packet, headers, ip.next)
 }
 
-/// Walks the extension headers (RFC 8200 section 4).
+/// Walks the extension headers (RFC 8200 section 4). `headers.l4` and `headers.next` are where the walk stands.
 #[inline(always)]
-fn extensions<P: Packet>(packet: &P, headers: &mut Headers, first: u8) -> Result<Network, Reason> {
-    let mut next = first;
-    let mut offset = L3 + 40;
-    let mut left = EXTENSION_HEADERS;
-    loop {
-        match next {
-            proto::HOP_BY_HOP | proto::ROUTING | proto::DESTINATION | proto::AUTHENTICATION | proto::FRAGMENT => {}
-            _ => return Ok(Network { l4: offset, proto: next }),
-        }
-        if left == 0 {
+fn extensions<T: Tables, P: Packet>(
+    tables: &T,
+    packet: &P,
+    headers: &mut Headers,
+    first: u8,
+) -> Result<Network, Reason> {
+    headers.next = first;
+    headers.l4 = L3 + 40;
+    headers.wrong = 0;
+    // One round more than headers are allowed: it must find the transport.
+    if is_extension(first) {
+        tables.repeat(EXTENSION_HEADERS + 1, |round| {
+            if !is_extension(headers.next) || headers.fragment == fragment::LATER {
+                return false;
+            }
+            if round == EXTENSION_HEADERS {
+                headers.wrong = Reason::ExtensionHeader as u8;
+                return false;
+            }
+            match extension(packet, headers) {
+                Ok(()) => true,
+                Err(reason) => {
+                    headers.wrong = reason as u8;
+                    false
+                }
+            }
+        });
+    }
+    match Reason::from_number(headers.wrong) {
+        None => Ok(Network {
+            l4: headers.l4,
+            proto: headers.next,
+        }),
+        Some(reason) => Err(reason),
+    }
+}
+
+#[inline(always)]
+fn is_extension(next: u8) -> bool {
+    matches!(
+        next,
+        proto::HOP_BY_HOP | proto::ROUTING | proto::DESTINATION | proto::AUTHENTICATION | proto::FRAGMENT
+    )
+}
+
+/// Steps over one extension header.
+#[inline(always)]
+fn extension<P: Packet>(packet: &P, headers: &mut Headers) -> Result<(), Reason> {
+    let offset = headers.l4;
+    let head: [u8; 8] = packet.load(offset).ok_or(Reason::Truncated)?;
+    let [following, length, kind, flags, i0, i1, i2, i3] = head;
+    headers.l4 = if headers.next == proto::FRAGMENT {
+        let word = u16::from_be_bytes([kind, flags]);
+        let id = u32::from_ne_bytes([i0, i1, i2, i3]);
+        note_fragment(headers, id, word >> 3, word & 1 != 0, following)?;
+        offset + 8
+    } else if headers.next == proto::AUTHENTICATION {
+        offset + (u32::from(length) + 2) * 4
+    } else {
+        // RFC 5095: routing header type 0 is not to be followed by anybody.
+        if headers.next == proto::ROUTING && kind == 0 {
             return Err(Reason::ExtensionHeader);
         }
-        left -= 1;
-        let head: [u8; 4] = packet.load(offset).ok_or(Reason::Truncated)?;
-        let [following, length, kind, _] = head;
-        if next == proto::FRAGMENT {
-            let word: u16 = packet.load(offset + 2).ok_or(Reason::Truncated)?;
-            let id: u32 = packet.load(offset + 4).ok_or(Reason::Truncated)?;
-            let word = u16::from_be(word);
-            note_fragment(headers, id, word >> 3, word & 1 != 0, following)?;
-            offset += 8;
-            if headers.fragment == fragment::LATER {
-                return Ok(Network { l4: offset, proto: following });
-            }
-        } else if next == proto::AUTHENTICATION {
-            offset += (u32::from(length) + 2) * 4;
-        } else {
-            // RFC 5095: routing header type 0 is not to be followed by anybody.
-            if next == proto::ROUTING && kind == 0 {
-                return Err(Reason::ExtensionHeader);
-            }
-            offset += (u32::from(length) + 1) * 8;
-        }
-        if offset > L3 + headers.length {
-            return Err(Reason::Malformed);
-        }
-        next = following;
+        offset + (u32::from(length) + 1) * 8
+    };
+    if headers.l4 > L3 + headers.length {
+        return Err(Reason::Malformed);
     }
+    headers.next = following;
+    Ok(())
 }
 
 #[inline(always)]
@@ -322,7 +386,11 @@ fn icmp_message<P: Packet>(
     tuple.dst_port = Port::ZERO;
     let v6 = headers.v6 == 1;
     let (error, query, answer) = if v6 {
-        (kind < icmpv6::FIRST_QUERY, kind == icmpv6::ECHO, kind == icmpv6::ECHO_REPLY)
+        (
+            kind < icmpv6::FIRST_QUERY,
+            kind == icmpv6::ECHO,
+            kind == icmpv6::ECHO_REPLY,
+        )
     } else {
         let error = matches!(
             kind,
@@ -337,7 +405,11 @@ fn icmp_message<P: Packet>(
     if query || answer {
         let id: u16 = packet.load(headers.l4 + 4).ok_or(Reason::Truncated)?;
         // The ports tell the asking side from the answering one, so that a query never passes as an answer.
-        let (src, dst) = if query { (Port::from_wire(id), ICMP_ANSWERER) } else { (ICMP_ANSWERER, Port::from_wire(id)) };
+        let (src, dst) = if query {
+            (Port::from_wire(id), ICMP_ANSWERER)
+        } else {
+            (ICMP_ANSWERER, Port::from_wire(id))
+        };
         tuple.src_port = src;
         tuple.dst_port = dst;
         headers.icmp_reply = u8::from(answer);
@@ -349,7 +421,12 @@ fn icmp_message<P: Packet>(
 
 /// The packet that an ICMP error is about: as much of it as there is must hold the ports.
 #[inline(always)]
-fn inner_packet<P: Packet>(packet: &P, headers: &mut Headers, proto: u8, inner: &mut Tuple) -> Result<(), Reason> {
+fn inner_packet<P: Packet>(
+    packet: &P,
+    headers: &mut Headers,
+    proto: u8,
+    inner: &mut Tuple,
+) -> Result<(), Reason> {
     let l3 = headers.l4 + 8;
     headers.inner_l3 = l3;
     let end = L3 + headers.length;
@@ -416,7 +493,11 @@ fn inner_ports<P: Packet>(packet: &P, l4: u32, inner: &mut Tuple) -> Result<(), 
                 return Err(Reason::RelatedUnknown);
             }
             let id = Port::from_wire(id);
-            (inner.src_port, inner.dst_port) = if query { (id, ICMP_ANSWERER) } else { (ICMP_ANSWERER, id) };
+            (inner.src_port, inner.dst_port) = if query {
+                (id, ICMP_ANSWERER)
+            } else {
+                (ICMP_ANSWERER, id)
+            };
             Ok(())
         }
         _ => Err(Reason::UnknownProtocol),

@@ -130,7 +130,11 @@ pub(super) fn enter_dialled<T: Tables>(tables: &T, work: &mut Work) -> Result<()
     work.flow.dnat = work.tuple.dst;
     work.flow.dnat_port = work.tuple.dst_port;
     work.flow.flags.set(work.flow.flags.get() | flow_flags::DNAT);
-    if take(tables, work, Table::New) { Ok(()) } else { Err(Reason::ConntrackFull) }
+    if take(tables, work, Table::New) {
+        Ok(())
+    } else {
+        Err(Reason::ConntrackFull)
+    }
 }
 
 /// Sets `work.alias_tuple` and `work.alias` to the alias that this direction of the flow does not pass through. False
@@ -155,7 +159,11 @@ fn other_alias(work: &mut Work, flow: &Flow, flags: u16, reply: bool) -> bool {
 /// Whether it is time to look after the alias that this packet does not pass through: once a second.
 #[inline(always)]
 pub(super) fn due(work: &Work, flow: &Flow) -> bool {
-    let wanted = if work.reply != 0 { flow_flags::DNAT } else { flow_flags::SNAT };
+    let wanted = if work.reply != 0 {
+        flow_flags::DNAT
+    } else {
+        flow_flags::SNAT
+    };
     flow.flags.get() & wanted != 0 && flow.alias_seen.get() != (work.now / SECOND) as u32
 }
 
@@ -163,7 +171,9 @@ pub(super) fn due(work: &Work, flow: &Flow) -> bool {
 /// another flow has taken the tuple: this one is over then, and removed.
 #[inline(always)]
 pub(super) fn look_after<T: Tables>(tables: &T, work: &mut Work) -> Result<(), Reason> {
-    let Some(found) = conntrack::by_key(tables, &work.key, work.now) else { return Ok(()) };
+    let Some(found) = conntrack::by_key(tables, &work.key, work.now) else {
+        return Ok(());
+    };
     let (flow, table) = (found.flow, found.table);
     let reply = work.reply != 0;
     if !other_alias(work, flow, flow.flags.get(), reply) {
@@ -186,7 +196,9 @@ pub(super) fn look_after<T: Tables>(tables: &T, work: &mut Work) -> Result<(), R
 /// with it. Where there is no room it stays where it is: it works there too.
 #[inline(always)]
 pub(super) fn promote<T: Tables>(tables: &T, work: &mut Work) -> Result<(), Reason> {
-    let Some(flow) = tables.flow(Table::New, &work.key) else { return Ok(()) };
+    let Some(flow) = tables.flow(Table::New, &work.key) else {
+        return Ok(());
+    };
     if tables.insert_flow(Table::Established, &work.key, flow).is_err() {
         return Ok(());
     }
@@ -211,7 +223,10 @@ fn promote_aliases<T: Tables>(tables: &T, work: &mut Work, flow: &Flow, flags: u
 
 #[inline(always)]
 fn promote_alias<T: Tables>(tables: &T, work: &Work) {
-    if tables.insert_alias(Table::Established, &work.alias_tuple, &work.alias).is_ok() {
+    if tables
+        .insert_alias(Table::Established, &work.alias_tuple, &work.alias)
+        .is_ok()
+    {
         tables.remove_alias(Table::New, &work.alias_tuple);
     }
 }
@@ -220,7 +235,9 @@ fn promote_alias<T: Tables>(tables: &T, work: &Work) {
 /// becomes its forward tuple, `work.flow` the entry.
 #[inline(always)]
 pub(super) fn rebuild<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut Work) -> bool {
-    let Some(alias) = conntrack::by_alias(tables, &work.tuple) else { return false };
+    let Some(alias) = conntrack::by_alias(tables, &work.tuple) else {
+        return false;
+    };
     let reply = alias.reply != 0;
     let key: FlowKey = alias.flow;
     // The far side's address is in the packet: a reply comes from the flow's destination, a dialled tuple from its
@@ -231,7 +248,9 @@ pub(super) fn rebuild<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut W
     if reply {
         work.flow.snat = work.tuple.dst;
         work.flow.snat_port = work.tuple.dst_port;
-        work.flow.flags.set(work.flow.flags.get() | flow_flags::SNAT | flow_flags::REPLIED);
+        work.flow
+            .flags
+            .set(work.flow.flags.get() | flow_flags::SNAT | flow_flags::REPLIED);
         work.flow.state.set(tcp_state::ESTABLISHED);
         work.reply = 1;
     } else {

@@ -8,8 +8,8 @@
 use super::stage::{self, Stage};
 use super::{Packet, Tables, Work};
 use crate::abi::{
-    Addr, ClassKey, Endpoint, Flow, GrantKey, Group, GroupKey, Port, Prefix, Reason, RuleKey, action, policy_direction,
-    rule_set_flags,
+    Addr, ClassKey, Endpoint, Flow, GrantKey, Group, GroupKey, Port, Prefix, Reason, RuleKey, action,
+    policy_direction, rule_set_flags,
 };
 
 /// How many chunks of four groups one port may have.
@@ -58,19 +58,30 @@ pub(super) fn decide_stage<T: Tables>(tables: &T, work: &mut Work) -> Result<(),
     if work.answer.denied == 0 {
         return Ok(());
     }
-    Err(if work.question.direction == policy_direction::EGRESS { Reason::PolicyEgress } else { Reason::PolicyIngress })
+    Err(if work.question.direction == policy_direction::EGRESS {
+        Reason::PolicyEgress
+    } else {
+        Reason::PolicyIngress
+    })
 }
 
 #[inline(always)]
 fn decide<T: Tables>(tables: &T, work: &mut Work) {
-    let Work { question, answer, now, .. } = work;
+    let Work {
+        question,
+        answer,
+        now,
+        ..
+    } = work;
     let now = *now;
     answer.bits = 0;
     answer.word = 0;
     answer.rule = 0;
     answer.generation = 0;
     answer.denied = 1;
-    let Some(set) = tables.rule_set(question.rule_set) else { return };
+    let Some(set) = tables.rule_set(question.rule_set) else {
+        return;
+    };
     if set.generation == 0 {
         return;
     }
@@ -93,7 +104,9 @@ fn decide<T: Tables>(tables: &T, work: &mut Work) {
     let classes = Classes::of(tables, &question.peer);
     let (id, chunks) = (list.list, list.chunks.min(CHUNKS));
     tables.repeat(chunks, |chunk| {
-        let Some(found) = tables.groups(&GroupKey { list: id, chunk }) else { return false };
+        let Some(found) = tables.groups(&GroupKey { list: id, chunk }) else {
+            return false;
+        };
         for group in &found.groups {
             if group.action == action::NONE {
                 return false;
@@ -134,21 +147,29 @@ fn meets<T: Tables>(tables: &T, question: &Question, classes: &Classes, group: &
         bits = ClassKey::EVERYBODY_BITS;
     } else {
         if classes.exact != 0
-            && let Some(found) = tables.class_bits(&ClassKey { class: classes.exact, word: group.word })
+            && let Some(found) = tables.class_bits(&ClassKey {
+                class: classes.exact,
+                word: group.word,
+            })
         {
             bits |= found.any;
         }
         if classes.cidr != 0
-            && let Some(found) = tables.class_bits(&ClassKey { class: classes.cidr, word: group.word })
+            && let Some(found) = tables.class_bits(&ClassKey {
+                class: classes.cidr,
+                word: group.word,
+            })
         {
             bits |= found.any;
             if classes.exact == 0 {
                 bits |= found.outside;
             }
         }
-        if let Some(grant) =
-            tables.grant(&GrantKey { addr: question.peer, endpoint: question.endpoint, word: group.word })
-            && grant.expires > now
+        if let Some(grant) = tables.grant(&GrantKey {
+            addr: question.peer,
+            endpoint: question.endpoint,
+            word: group.word,
+        }) && grant.expires > now
         {
             bits |= grant.bits;
         }
@@ -164,7 +185,11 @@ fn meets<T: Tables>(tables: &T, question: &Question, classes: &Classes, group: &
 fn ask(work: &mut Work, endpoint: &Endpoint, direction: u8, held_bits: u64, held_word: u32) {
     let egress = direction == policy_direction::EGRESS;
     let Work { question, out, .. } = work;
-    question.rule_set = if egress { endpoint.egress_rules } else { endpoint.ingress_rules };
+    question.rule_set = if egress {
+        endpoint.egress_rules
+    } else {
+        endpoint.ingress_rules
+    };
     question.direction = direction;
     question.proto = out.proto;
     question.port = out.dst_port;
@@ -241,7 +266,13 @@ pub(super) fn revalidate<T: Tables, P: Packet>(
         let generation = generation(tables, source.egress_rules);
         if generation != flow.egress_generation.get() || (moved && generation != 0) {
             if source.egress_rules != 0 {
-                ask(work, source, policy_direction::EGRESS, flow.egress_bits.get(), flow.egress_word.get());
+                ask(
+                    work,
+                    source,
+                    policy_direction::EGRESS,
+                    flow.egress_bits.get(),
+                    flow.egress_word.get(),
+                );
                 judge(tables, packet, work)?;
                 flow.egress_rule.set(work.answer.rule);
             }
@@ -254,7 +285,13 @@ pub(super) fn revalidate<T: Tables, P: Packet>(
         let generation = generation(tables, destination.ingress_rules);
         if generation != flow.ingress_generation.get() || (moved && generation != 0) {
             if destination.ingress_rules != 0 {
-                ask(work, destination, policy_direction::INGRESS, flow.ingress_bits.get(), flow.ingress_word.get());
+                ask(
+                    work,
+                    destination,
+                    policy_direction::INGRESS,
+                    flow.ingress_bits.get(),
+                    flow.ingress_word.get(),
+                );
                 judge(tables, packet, work)?;
                 flow.ingress_rule.set(work.answer.rule);
             }

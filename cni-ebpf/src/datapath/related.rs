@@ -12,7 +12,14 @@ pub(super) fn stage<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut
     let found = find(tables, work).ok_or(Reason::RelatedUnknown)?;
     work.stack_reply = u8::from(work.reply != 0 && found.flow.via_reply == via::STACK);
     let source = leaving(work, &found);
-    rewrite::translate_error(packet, &work.headers, &work.tuple, &source, &work.inner, &work.out)?;
+    rewrite::translate_error(
+        packet,
+        &work.headers,
+        &work.tuple,
+        &source,
+        &work.inner,
+        &work.out,
+    )?;
     work.tuple.dst = work.out.src;
     work.tuple.src = source;
     work.out = work.tuple;
@@ -74,5 +81,9 @@ fn leaving(work: &mut Work, found: &Found<'_>) -> crate::abi::Addr {
             work.out.dst_port = flow.snat_port;
         }
     }
-    if work.tuple.src == work.inner.dst { work.out.dst } else { work.tuple.src }
+    if work.tuple.src == work.inner.dst {
+        work.out.dst
+    } else {
+        work.tuple.src
+    }
 }

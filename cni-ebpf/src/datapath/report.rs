@@ -10,12 +10,17 @@ pub fn finish<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut Work, out
         Ok(_) => 0,
         Err(reason) => *reason as u8,
     };
-    tables.count(reason, work.direction, packet.len());
+    tables.count(reason, work.direction, packet.length());
     let kind = if reason != 0 { event_kind::DROP } else { work.tell };
     if kind == 0 || tables.config().tells_events() == 0 {
         return;
     }
-    let Work { event, tuple, headers, .. } = work;
+    let Work {
+        event,
+        tuple,
+        headers,
+        ..
+    } = work;
     event.time = work.now;
     event.src = tuple.src;
     event.dst = tuple.dst;
@@ -23,7 +28,7 @@ pub fn finish<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut Work, out
     event.endpoint = work.endpoint;
     event.ifindex = packet.ifindex();
     event.rule = work.rule;
-    event.length = packet.len();
+    event.length = packet.length();
     event.src_port = tuple.src_port;
     event.dst_port = tuple.dst_port;
     event.dnat_port = crate::abi::Port::ZERO;

@@ -53,7 +53,11 @@ fn checksum_of(protocol: u8, l4: u32, none: bool) -> Option<Checksum> {
         proto::ICMPV6 => (2, true, false),
         _ => return None,
     };
-    Some(Checksum { offset: l4 + at, pseudo, zero_is_none })
+    Some(Checksum {
+        offset: l4 + at,
+        pseudo,
+        zero_is_none,
+    })
 }
 
 /// Makes the packet's tuple `to` where it is `from`.
@@ -80,10 +84,26 @@ pub(super) fn translate<P: Packet>(
         return Ok(());
     }
     if from.src_port != to.src_port {
-        port(packet, headers, from.proto, false, from.src_port, to.src_port, checksum)?;
+        port(
+            packet,
+            headers,
+            from.proto,
+            false,
+            from.src_port,
+            to.src_port,
+            checksum,
+        )?;
     }
     if from.dst_port != to.dst_port {
-        port(packet, headers, from.proto, true, from.dst_port, to.dst_port, checksum)?;
+        port(
+            packet,
+            headers,
+            from.proto,
+            true,
+            from.dst_port,
+            to.dst_port,
+            checksum,
+        )?;
     }
     Ok(())
 }
@@ -157,7 +177,15 @@ pub(super) fn translate_error<P: Packet>(
     let own = checksum_of(outer.proto, headers.l4, false);
     let Some(own) = own else { return Err(NotRewritten) };
     if from.src_port != to.src_port {
-        inner_port(packet, headers, from.proto, false, from.src_port, to.src_port, own)?;
+        inner_port(
+            packet,
+            headers,
+            from.proto,
+            false,
+            from.src_port,
+            to.src_port,
+            own,
+        )?;
     }
     if from.dst_port != to.dst_port {
         inner_port(packet, headers, from.proto, true, from.dst_port, to.dst_port, own)?;
@@ -242,17 +270,23 @@ pub(super) fn hop<P: Packet>(
 
 /// The same with the MAC addresses as words of the wire, receiver's first.
 #[inline(always)]
-pub(super) fn hop_with<P: Packet>(packet: &mut P, headers: &Headers, macs: [u16; 6]) -> Result<(), NotRewritten> {
+pub(super) fn hop_with<P: Packet>(
+    packet: &mut P,
+    headers: &Headers,
+    macs: [u16; 6],
+) -> Result<(), NotRewritten> {
     if headers.v6 != 0 {
         packet.store(0, &macs, false)?;
         return packet.store(L3 + 7, &headers.ttl.wrapping_sub(1), true);
     }
     let [m0, m1, m2, m3, m4, m5] = macs;
-    let [ethertype, word0, total, id, fragment, ttl, checksum]: [u16; 7] = packet.load(12).ok_or(NotRewritten)?;
+    let [ethertype, word0, total, id, fragment, ttl, checksum]: [u16; 7] =
+        packet.load(12).ok_or(NotRewritten)?;
     let [hops, protocol] = ttl.to_ne_bytes();
     let less = u16::from_ne_bytes([hops.wrapping_sub(1), protocol]);
     let corrected = correct16(checksum, ttl, less);
-    let header: LinkIpv4 =
-        [m0, m1, m2, m3, m4, m5, ethertype, word0, total, id, fragment, less, corrected];
+    let header: LinkIpv4 = [
+        m0, m1, m2, m3, m4, m5, ethertype, word0, total, id, fragment, less, corrected,
+    ];
     packet.store(0, &header, false)
 }

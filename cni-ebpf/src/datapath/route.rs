@@ -5,7 +5,11 @@ use crate::abi::{Addr, Endpoint, Prefix, Reason, Route, endpoint_flags, route_ac
 
 /// The route to an address.
 #[inline(always)]
-pub(super) fn lookup<'t, T: Tables>(tables: &'t T, work: &mut Work, addr: &Addr) -> Result<&'t Route, Reason> {
+pub(super) fn lookup<'t, T: Tables>(
+    tables: &'t T,
+    work: &mut Work,
+    addr: &Addr,
+) -> Result<&'t Route, Reason> {
     work.route_key = Prefix::host(*addr);
     tables.route(&work.route_key).ok_or(Reason::NoRoute)
 }

@@ -16,8 +16,7 @@ pub(super) struct Chosen<'t> {
 pub(super) fn choose<'t, T: Tables>(tables: &'t T, work: &Work) -> Result<Option<Chosen<'t>>, Reason> {
     let config = tables.config();
     let tuple = &work.tuple;
-    if config.has_services() == 0 || !matches!(tuple.proto, proto::TCP | proto::UDP | proto::SCTP)
-    {
+    if config.has_services() == 0 || !matches!(tuple.proto, proto::TCP | proto::UDP | proto::SCTP) {
         return Ok(None);
     }
     let key = ServiceKey {
@@ -27,15 +26,27 @@ pub(super) fn choose<'t, T: Tables>(tables: &'t T, work: &Work) -> Result<Option
         scope: service_scope::CLUSTER,
         pad: 0,
     };
-    let Some(service) = tables.service(&key) else { return Ok(None) };
+    let Some(service) = tables.service(&key) else {
+        return Ok(None);
+    };
     if service.flags & service_flags::DROP != 0 {
         return Err(Reason::ServiceNotLocal);
     }
     // A slot that is gone between two look-ups was just removed; the frontend's count follows.
-    let slot = tables.random().checked_rem(service.slots).ok_or(Reason::ServiceNoBackend)?;
+    let slot = tables
+        .random()
+        .checked_rem(service.slots)
+        .ok_or(Reason::ServiceNoBackend)?;
     let backend = *tables
-        .slot(&SlotKey { service: service.id, slot })
+        .slot(&SlotKey {
+            service: service.id,
+            slot,
+        })
         .ok_or(Reason::ServiceNoBackend)?;
     let target = tables.backend(&backend).ok_or(Reason::ServiceNoBackend)?;
-    Ok(Some(Chosen { service: service.id, backend, target }))
+    Ok(Some(Chosen {
+        service: service.id,
+        backend,
+        target,
+    }))
 }

@@ -17,7 +17,11 @@ pub(super) fn masquerade<T: Tables, P: Packet>(
     ifindex: u32,
 ) -> Result<(), Reason> {
     let device = tables.device(ifindex).ok_or(Reason::NatNoAddress)?;
-    let address = if work.headers.v6 != 0 { device.masquerade_v6 } else { device.masquerade_v4 };
+    let address = if work.headers.v6 != 0 {
+        device.masquerade_v6
+    } else {
+        device.masquerade_v4
+    };
     if address == Addr::UNSPECIFIED {
         return Err(Reason::NatNoAddress);
     }
@@ -64,7 +68,9 @@ fn rebuilt<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) ->
     }
     let origin = work.out.src;
     // A host's flow that was not translated needs no entry to be answered.
-    let Some(receiver) = tables.endpoint(&origin) else { return work.pass() };
+    let Some(receiver) = tables.endpoint(&origin) else {
+        return work.pass();
+    };
     work.endpoint = receiver.id;
     super::policy::admit(tables, packet, work, Some(receiver), None, false)?;
     work.flow.via_reply = via::PEER;
@@ -82,7 +88,9 @@ fn related_arriving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut
     if stage::call(Stage::Related, tables, packet, work).is_err() {
         return work.pass();
     }
-    let Some(receiver) = tables.endpoint(&work.out.dst) else { return work.pass() };
+    let Some(receiver) = tables.endpoint(&work.out.dst) else {
+        return work.pass();
+    };
     work.endpoint = receiver.id;
     work.stack_reply = 0;
     super::deliver(tables, packet, work, receiver)
@@ -92,7 +100,9 @@ fn related_arriving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut
 #[inline(always)]
 pub(super) fn leaving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
     let destination = work.tuple.dst;
-    let Ok(route) = route::lookup(tables, work, &destination) else { return work.pass() };
+    let Ok(route) = route::lookup(tables, work, &destination) else {
+        return work.pass();
+    };
     if route.flags & route_flags::MASQUERADE == 0
         || tables.config().masquerades() == 0
         || work.headers.icmp_error != 0

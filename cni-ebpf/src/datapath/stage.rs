@@ -30,7 +30,7 @@ pub enum Stage {
 #[inline(always)]
 pub fn run<T: Tables, P: Packet>(stage: Stage, tables: &T, packet: &mut P, work: &mut Work) -> u32 {
     let outcome = match stage {
-        Stage::Parse => headers::parse(packet, work),
+        Stage::Parse => headers::parse(tables, packet, work),
         Stage::Decide => policy::decide_stage(tables, work),
         Stage::Translate => {
             rewrite::translate(packet, &work.headers, &work.tuple, &work.out).map_err(Reason::from)
@@ -48,7 +48,12 @@ pub fn run<T: Tables, P: Packet>(stage: Stage, tables: &T, packet: &mut P, work:
 
 /// Calls a stage.
 #[inline(always)]
-pub(super) fn call<T: Tables, P: Packet>(stage: Stage, tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
+pub(super) fn call<T: Tables, P: Packet>(
+    stage: Stage,
+    tables: &T,
+    packet: &mut P,
+    work: &mut Work,
+) -> Outcome {
     match packet.apart(stage, tables, work) {
         0 => Ok(()),
         number => Err(Reason::from_number(number as u8).unwrap_or(Reason::Malformed)),

@@ -85,7 +85,7 @@ pub struct NotRewritten;
 /// The packet, and what the kernel can tell about it.
 pub trait Packet {
     /// Length with all headers.
-    fn len(&self) -> u32;
+    fn length(&self) -> u32;
     /// The device on which the program runs.
     fn ifindex(&self) -> u32;
     /// The device by which the packet entered the host; 0: the host itself made it.
@@ -112,7 +112,8 @@ pub trait Packet {
     /// Writes; with `checksum`, a checksum that the device computed over the packet is corrected.
     fn store<T: Plain>(&mut self, offset: u32, value: &T, checksum: bool) -> Result<(), NotRewritten>;
     /// Corrects the 16-bit checksum at `offset` for a changed header word of `size` bytes (2 or 4).
-    fn replace_l3_checksum(&mut self, offset: u32, from: u32, to: u32, size: u32) -> Result<(), NotRewritten>;
+    fn replace_l3_checksum(&mut self, offset: u32, from: u32, to: u32, size: u32)
+    -> Result<(), NotRewritten>;
     /// The same for the transport's; `pseudo` if the word stands in the pseudo header, `zero_is_none` for UDP.
     fn replace_l4_checksum(
         &mut self,
@@ -124,8 +125,13 @@ pub trait Packet {
         zero_is_none: bool,
     ) -> Result<(), NotRewritten>;
     /// The same for a difference that is already a one's complement sum.
-    fn add_l4_checksum(&mut self, offset: u32, sum: u32, pseudo: bool, zero_is_none: bool)
-    -> Result<(), NotRewritten>;
+    fn add_l4_checksum(
+        &mut self,
+        offset: u32,
+        sum: u32,
+        pseudo: bool,
+        zero_is_none: bool,
+    ) -> Result<(), NotRewritten>;
 
     /// The kernel's route from `src` to `dst`.
     fn fib(&self, src: &Addr, dst: &Addr, length: u32) -> Fib;

@@ -25,6 +25,10 @@ pub struct Headers {
     pub no_checksum: u8,
     /// For ICMP queries: this is the answer.
     pub icmp_reply: u8,
+    /// The walk over extension headers: what comes next, and what was wrong.
+    pub next: u8,
+    pub wrong: u8,
+    pub pad: [u8; 2],
     /// The inner packet of an ICMP error: where its network and transport headers begin.
     pub inner_l3: u32,
     pub inner_l4: u32,
@@ -93,7 +97,9 @@ pub struct Work {
 
 impl Default for Prefix {
     fn default() -> Self {
-        Self { len: 128, words: [0; 4] }
+        Self {
+            len: 128,
+            words: [0; 4],
+        }
     }
 }
-
