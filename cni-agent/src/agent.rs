@@ -66,6 +66,7 @@ pub struct Agent<K> {
     /// ADDs that came before the agent could serve them.
     waiting: Vec<Waiting>,
     ledger_problems: Vec<String>,
+    queue_problems: Vec<String>,
     events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
     status: watch::Sender<Arc<Status>>,
 }
@@ -117,6 +118,7 @@ impl<K: Kernel> Agent<K> {
             last_id: restored.last_id,
             waiting: Vec::new(),
             ledger_problems,
+            queue_problems: Vec::new(),
             events,
             status,
         };
@@ -184,13 +186,16 @@ impl<K: Kernel> Agent<K> {
         }
     }
 
-    /// The deletions that came while nobody listened, before anything else.
+    /// The deletions that came while nobody listened, or that we were too slow to answer.
     async fn replay(&mut self) {
+        self.queue_problems.clear();
         let queued = match queue::list(&self.config.paths.state) {
             Ok(queued) => queued,
             Err(error) => {
-                self.ledger_problems
-                    .push(format!("the queue of deletions cannot be read: {error}"));
+                self.queue_problems.push(format!(
+                    "the queue of deletions cannot be read: {error}; look at {}",
+                    queue::folder(&self.config.paths.state).display()
+                ));
                 return;
             }
         };
@@ -201,11 +206,11 @@ impl<K: Kernel> Agent<K> {
                     if self.release(&[queued.release]).await.is_ok()
                         && let Err(error) = queue::remove(&queued.path)
                     {
-                        self.ledger_problems
+                        self.queue_problems
                             .push(format!("{}: {error}; remove it", queued.path.display()));
                     }
                 }
-                Err(error) => self.ledger_problems.push(error.to_string()),
+                Err(error) => self.queue_problems.push(error.to_string()),
             }
         }
     }

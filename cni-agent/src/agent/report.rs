@@ -64,6 +64,7 @@ impl<K: Kernel> Agent<K> {
             problems.extend(status.problems.iter().cloned());
         }
         problems.extend(self.ledger_problems.iter().cloned());
+        problems.extend(self.queue_problems.iter().cloned());
         problems.extend(self.rounds.problems.iter().cloned());
         problems.extend(self.rounds.error.iter().cloned());
         problems.extend(

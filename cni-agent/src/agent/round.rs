@@ -18,6 +18,8 @@ use crate::{
 pub(super) const AUDIT: Duration = Duration::from_secs(60);
 /// Between rounds over everything, so that a stream of events does not become a stream of rounds.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Between looks into the queue of deletions, which is read before the first round in any case.
+const REPLAY: Duration = Duration::from_secs(10);
 /// After a kernel that could not even be looked at.
 const BLIND: Duration = Duration::from_secs(1);
 
@@ -26,6 +28,7 @@ const BLIND: Duration = Duration::from_secs(1);
 pub(super) struct Rounds {
     dirty: bool,
     last: Option<Instant>,
+    replayed: Option<Instant>,
     /// The last round over everything ended with programs loaded and maps written.
     pub(super) loaded: bool,
     /// The kernel could not even be looked at.
@@ -74,6 +77,10 @@ impl<K: Kernel> Agent<K> {
             return;
         }
         self.rounds.dirty = false;
+        if self.rounds.replayed.is_none_or(|at| at.elapsed() >= REPLAY) {
+            self.rounds.replayed = Some(Instant::now());
+            self.replay().await;
+        }
         self.round().await;
         self.rounds.count += 1;
         self.rounds.last = Some(Instant::now());

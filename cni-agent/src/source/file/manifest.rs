@@ -41,8 +41,14 @@ pub enum Document {
 
 /// All documents of a file. JSON is YAML.
 pub(super) fn parse(text: &str) -> Result<Vec<Document>, ManifestError> {
-    let documents: Vec<Value> =
-        serde_saphyr::from_multiple(text).map_err(|error| ManifestError::Syntax(error.to_string()))?;
+    let options = serde_saphyr::options! {
+        // A namespace may be called `n`, and a label may be `on`.
+        strict_booleans: true,
+        // The size of the file is limited already; a dump of a large cluster must pass.
+        budget: serde_saphyr::budget! { max_nodes: 8_000_000, max_events: 32_000_000, max_documents: 1_000_000 },
+    };
+    let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(text, options)
+        .map_err(|error| ManifestError::Syntax(error.to_string()))?;
     let mut objects = Vec::new();
     for (i, document) in documents.into_iter().enumerate() {
         parse_value(document, i + 1, &mut objects)?;
