@@ -193,7 +193,14 @@ pub(super) fn install(suite: Option<&str>, names: &[&str]) -> Result<()> {
     update.args(["update", "-q"]);
     let mut install = command("apt-get");
     install.env("DEBIAN_FRONTEND", "noninteractive");
-    install.args(["install", "-q", "-y", "--no-install-recommends"]);
+    install.args([
+        "install",
+        "-q",
+        "-y",
+        "--no-install-recommends",
+        "-o",
+        "Dpkg::Use-Pty=0",
+    ]);
     if let Some(suite) = suite {
         install.args(["-t", suite]);
     }
