@@ -133,21 +133,16 @@ fn install_packages(packages: &[&Package]) -> Result<()> {
     for package in packages {
         step(format_args!("missing: {package}"));
     }
-    let suite = |wanted| {
+    let from = |suite| {
         packages
             .iter()
-            .filter(move |package| package.suite == wanted)
+            .filter(move |package| package.suite == suite)
             .map(|package| package.name)
     };
-    let backports: Vec<_> = suite(Suite::Backports).collect();
-    if !backports.is_empty() {
-        apt::add_backports()?;
-    }
-    apt::install(None, &suite(Suite::Release).collect::<Vec<_>>())?;
-    if backports.is_empty() {
-        return Ok(());
-    }
-    apt::install(Some(&apt::backports_name()?), &backports)
+    apt::install(
+        &from(Suite::Release).collect::<Vec<_>>(),
+        &from(Suite::Backports).collect::<Vec<_>>(),
+    )
 }
 
 /// rustfmt and clippy of the host's compiler; rustup's minimal profile has neither.
@@ -164,7 +159,7 @@ fn install_host_lints() -> Result<()> {
             Ok(toolchain) => {
                 run(command("rustup").args(["component", "add", component, "--toolchain", &toolchain]))?;
             }
-            Err(_) => apt::install(None, &[package])?,
+            Err(_) => apt::install(&[package], &[])?,
         }
     }
     let toolchain = Toolchain::find()?;
@@ -173,7 +168,7 @@ fn install_host_lints() -> Result<()> {
     }
     step("missing: clippy for the BPF target");
     match toolchain.origin() {
-        Origin::Debian => apt::install(None, &["rust-web-clippy"]),
+        Origin::Debian => apt::install(&["rust-web-clippy"], &[]),
         Origin::Nightly => {
             let mut add = command("rustup");
             run(add.args(["component", "add", "clippy", "--toolchain", "nightly"]))

@@ -1,7 +1,9 @@
 //! Debian's package manager.
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
@@ -167,57 +169,91 @@ fn codename() -> Result<String> {
         .to_owned())
 }
 
-pub(super) fn backports_name() -> Result<String> {
-    Ok(format!("{}-backports", codename()?))
+/// One thing that only root may do.
+enum Action {
+    Write { path: String, text: String },
+    Run(Command),
 }
 
-/// Makes apt know the backports of this release.
-pub(super) fn add_backports() -> Result<()> {
-    let suite = backports_name()?;
-    if SourceFile::of_this_machine()?.iter().any(|file| file.has(&suite)) {
-        return Ok(());
+impl Action {
+    fn perform(&mut self) -> Result<()> {
+        match self {
+            Self::Write { path, text } => {
+                step(format_args!("writing {path}"));
+                fs::write(&path, text).with_context(|| format!("writing {path}"))
+            }
+            Self::Run(command) => run(command),
+        }
     }
-    let (text, ending) = derived(&suite)?;
-    let path = format!("/etc/apt/sources.list.d/millrace-backports.{ending}");
-    step(format_args!("adding the suite {suite} to apt: {path}"));
-    require_root(&format!("write this to {path} and run `apt-get update`:\n{text}"))?;
-    fs::write(&path, text).with_context(|| format!("writing {path}"))
 }
 
-/// Installs packages; `suite` where the release's own version will not do.
-pub(super) fn install(suite: Option<&str>, names: &[&str]) -> Result<()> {
-    if names.is_empty() {
-        return Ok(());
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Write { path, text } => write!(f, "write this to {path}:\n{text}"),
+            Self::Run(command) => f.write_str(&shown(command)),
+        }
     }
-    let mut update = command("apt-get");
-    update.args(["update", "-q"]);
-    let mut install = command("apt-get");
-    install.env("DEBIAN_FRONTEND", "noninteractive");
-    install.args([
+}
+
+/// Installs packages, those of the second list from the backports because the release's own version will not do.
+///
+/// Without root nothing is done and the error says all that is to be done.
+pub(super) fn install(release: &[&str], backports: &[&str]) -> Result<()> {
+    let mut actions = plan(release, backports)?;
+    if !actions.is_empty() && !is_root()? {
+        let steps: Vec<_> = actions.iter().map(ToString::to_string).collect();
+        bail!("installing packages needs root; as root:\n{}", steps.join("\n"));
+    }
+    actions.iter_mut().try_for_each(Action::perform)
+}
+
+fn plan(release: &[&str], backports: &[&str]) -> Result<Vec<Action>> {
+    let mut actions = Vec::new();
+    let suite = if backports.is_empty() {
+        String::new()
+    } else {
+        format!("{}-backports", codename()?)
+    };
+    if !backports.is_empty() && !SourceFile::of_this_machine()?.iter().any(|file| file.has(&suite)) {
+        let (text, ending) = derived(&suite)?;
+        actions.push(Action::Write {
+            path: format!("/etc/apt/sources.list.d/millrace-backports.{ending}"),
+            text,
+        });
+    }
+    if !release.is_empty() || !backports.is_empty() {
+        actions.push(Action::Run(apt_get(&["update", "-q"])));
+    }
+    const INSTALL: [&str; 6] = [
         "install",
         "-q",
         "-y",
         "--no-install-recommends",
         "-o",
         "Dpkg::Use-Pty=0",
-    ]);
-    if let Some(suite) = suite {
-        install.args(["-t", suite]);
+    ];
+    if !release.is_empty() {
+        actions.push(Action::Run(apt_get(&[&INSTALL[..], release].concat())));
     }
-    install.args(names);
-    require_root(&format!("run as root: {} && {}", shown(&update), shown(&install)))?;
-    run(&mut update)?;
-    run(&mut install)
+    if !backports.is_empty() {
+        actions.push(Action::Run(apt_get(
+            &[&INSTALL[..], &["-t", &suite], backports].concat(),
+        )));
+    }
+    Ok(actions)
 }
 
-fn require_root(otherwise: &str) -> Result<()> {
+fn apt_get(arguments: &[&str]) -> Command {
+    let mut apt = command("apt-get");
+    apt.env("DEBIAN_FRONTEND", "noninteractive").args(arguments);
+    apt
+}
+
+fn is_root() -> Result<bool> {
     use std::os::unix::fs::MetadataExt;
     // The owner of our own entry in /proc is the effective user.
-    let user = fs::metadata("/proc/self").context("/proc is not mounted")?.uid();
-    if user != 0 {
-        bail!("installing packages needs root; {otherwise}");
-    }
-    Ok(())
+    Ok(fs::metadata("/proc/self").context("/proc is not mounted")?.uid() == 0)
 }
 
 #[cfg(test)]
@@ -279,5 +315,21 @@ mod tests {
         )
         .unwrap_err();
         assert!(error.to_string().contains("add a source of `sid`"), "{error}");
+    }
+
+    #[test]
+    fn the_plan_reads_as_what_a_person_would_do() {
+        let shown: Vec<_> = plan(&["jq", "tcpdump"], &[])
+            .unwrap()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(shown[0], "apt-get update -q");
+        assert!(
+            shown[1].starts_with("apt-get install ") && shown[1].ends_with(" jq tcpdump"),
+            "{}",
+            shown[1]
+        );
+        assert!(plan(&[], &[]).unwrap().is_empty());
     }
 }
