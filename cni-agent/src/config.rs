@@ -265,3 +265,6 @@ pub struct Overrides {
     pub log_format: Option<LogFormat>,
     pub log_filter: Option<String>,
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,3 @@
-
+mod dump;
+mod property;
+mod scenario;

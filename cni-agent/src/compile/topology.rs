@@ -50,8 +50,13 @@ impl<'a> Topology<'a> {
         let mut problems = Vec::new();
         let own = state.nodes.get(&config.node_name);
         let devices = device::of_node(config, own, &state.devices, &mut problems);
-        let own_addresses: BTreeSet<IpAddr> =
-            state.devices.iter().flat_map(Device::global_addresses).collect();
+        // Nobody reaches a node's loopback from elsewhere, whatever scope the address was given.
+        let own_addresses: BTreeSet<IpAddr> = state
+            .devices
+            .iter()
+            .flat_map(Device::global_addresses)
+            .filter(|ip| !ip.is_loopback())
+            .collect();
         let pod_cidrs = pod_cidrs(config, own);
         let mut topology = Self {
             config,

@@ -67,7 +67,7 @@ pub async fn watch(path: PathBuf, events: mpsc::Sender<Event>) {
     }
 }
 
-fn start(path: &PathBuf, hint: &mpsc::Sender<()>) -> Option<notify::RecommendedWatcher> {
+fn start(path: &std::path::Path, hint: &mpsc::Sender<()>) -> Option<notify::RecommendedWatcher> {
     let hint = hint.clone();
     let tell = move |result: notify::Result<notify::Event>| {
         // Reading is what we do ourselves.

@@ -1,0 +1,191 @@
+//! Beginning, ending, and what happened in between.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_changed_before_every_source_has_spoken_and_an_early_add_waits() {
+    let mut machine = Machine::new();
+    machine.start().await;
+    let first = machine.add("a", 50).await.unwrap();
+    machine.kill().await;
+    machine.kernel.lock().log.clear();
+    let handle = machine.start_deaf().await;
+    until(&handle, |status| {
+        status
+            .sources
+            .get(&Source::Files)
+            .is_some_and(|source| source.synced)
+    })
+    .await;
+    let error = machine
+        .plugin(|client| client.status(StatusRequest::default()))
+        .await
+        .unwrap_err();
+    assert_eq!(error.code, code::NOT_AVAILABLE);
+    assert!(error.details.contains("devices"), "{error}");
+    assert_eq!(machine.kernel.lock().log, []);
+    let (early, ()) = tokio::join!(machine.add("b", 51), async {
+        handle
+            .events
+            .send(Event::Devices(Machine::devices()))
+            .await
+            .unwrap();
+        handle.events.send(Event::Synced(Source::Devices)).await.unwrap();
+    });
+    let second = early.unwrap();
+    let wanted = first
+        .addresses
+        .iter()
+        .chain(&second.addresses)
+        .map(|net| net.ip())
+        .collect();
+    assert_eq!(machine.pods_in_kernel(), wanted);
+    machine.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rel_28_a_killed_agent_comes_back_and_deletes_nothing() {
+    let mut machine = Machine::new();
+    machine.start().await;
+    for (i, container) in ["a", "b", "c"].into_iter().enumerate() {
+        machine.add(container, 50 + i as u32).await.unwrap();
+    }
+    let tables = machine.kernel.lock().tables.clone();
+    let routes = machine.kernel.lock().routes.clone();
+    machine.kill().await;
+    machine.kernel.lock().log.clear();
+    machine.start().await;
+    let kernel = machine.kernel.lock();
+    assert_eq!(kernel.tables, tables);
+    assert_eq!(kernel.routes, routes);
+    use crate::reconcile::Change;
+    let harmless = |change: &Change| matches!(change, Change::Load(_) | Change::Attach { .. });
+    assert!(kernel.log.iter().all(harmless), "{:?}", kernel.log);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_that_was_queued_while_nobody_ran_is_carried_out_first() {
+    let mut machine = Machine::new();
+    machine.start().await;
+    machine.add("a", 50).await.unwrap();
+    let kept = machine.add("b", 51).await.unwrap();
+    machine.kill().await;
+    queue::push(&machine.config.paths.state, &release("a")).unwrap();
+    machine.start_deaf().await;
+    // Before any source has spoken.
+    let pods: BTreeSet<IpAddr> = kept.addresses.iter().map(|net| net.ip()).collect();
+    machine
+        .plugin(|client| client.status(StatusRequest::default()))
+        .await
+        .unwrap_err();
+    assert_eq!(machine.pods_in_kernel(), pods);
+    assert!(queue::list(&machine.config.paths.state).unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rel_33_after_a_reboot_no_address_is_leaked_or_given_at_once() {
+    let mut machine = Machine::new();
+    machine.config.pod_cidrs = vec!["10.9.0.0/29".parse().unwrap()];
+    machine.config.families = crate::config::Families::V4;
+    machine.start().await;
+    let before = machine.add("a", 50).await.unwrap();
+    machine.kill().await;
+    // Everything that the kernel held is gone.
+    *machine.kernel.lock() = Default::default();
+    let handle = machine.start().await;
+    until(&handle, |status| status.endpoints.is_empty()).await;
+    let pools = handle.status.borrow().pools.clone();
+    assert_eq!((pools[0].used, pools[0].quarantined), (0, 1));
+    let mut given = BTreeSet::new();
+    for i in 0..4 {
+        given.extend(machine.add(&format!("n{i}"), 60 + i).await.unwrap().addresses);
+    }
+    assert!(!given.contains(&before.addresses[0]));
+    let error = machine.add("one-too-many", 70).await.unwrap_err();
+    assert_eq!(error.code, code::NO_ADDRESS);
+    let error = machine
+        .plugin(|client| client.status(StatusRequest::default()))
+        .await
+        .unwrap_err();
+    assert_eq!(error.code, code::NOT_AVAILABLE);
+    assert!(
+        handle
+            .status
+            .borrow()
+            .problems
+            .iter()
+            .any(|problem| problem.contains("no address is left"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_disappears_takes_its_endpoint_with_it() {
+    let mut machine = Machine::new();
+    let handle = machine.start().await;
+    let allocated = machine.add("a", 50).await.unwrap();
+    machine.kernel.remove_veth(&allocated.host_ifname);
+    // Any event leads to a look.
+    let mut devices = Machine::devices();
+    devices[0].mtu = 1400;
+    handle.events.send(Event::Devices(devices)).await.unwrap();
+    until(&handle, |status| status.endpoints.is_empty()).await;
+    machine.stop().await;
+    assert!(machine.pods_in_kernel().is_empty());
+    assert!(
+        machine
+            .kernel
+            .lock()
+            .links
+            .keys()
+            .all(|key| matches!(key.owner, crate::desired::LinkOwner::Netdev(_)))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_tunnel_mode_the_device_comes_first_and_everything_else_when_it_is_there() {
+    let mut machine = Machine::new();
+    machine.config.routing = Routing::Vxlan;
+    let handle = machine.start_deaf().await;
+    handle
+        .events
+        .send(Event::Devices(Machine::devices()))
+        .await
+        .unwrap();
+    handle.events.send(Event::Synced(Source::Devices)).await.unwrap();
+    until(&handle, |status| status.reconcile.rounds > 0).await;
+    assert!(!handle.status.borrow().ready);
+    assert_eq!(machine.kernel.lock().vxlan.as_ref().unwrap().mtu, 1450);
+    assert!(machine.kernel.lock().config.is_none());
+    let mut devices = Machine::devices();
+    devices.push(FakeKernel::tunnel_device());
+    handle.events.send(Event::Devices(devices)).await.unwrap();
+    until(&handle, |status| status.ready).await;
+    let kernel = machine.kernel.lock();
+    assert_eq!(
+        kernel.config.unwrap().tunnel_ifindex,
+        crate::kernel::fake::TUNNEL_IFINDEX
+    );
+    assert_eq!(kernel.routes.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn programs_that_do_not_load_are_said_so_and_refuse_adds_at_once() {
+    let mut machine = Machine::new();
+    machine.kernel.lock().faults.push("load the programs".into());
+    let handle = machine.start_deaf().await;
+    handle
+        .events
+        .send(Event::Devices(Machine::devices()))
+        .await
+        .unwrap();
+    handle.events.send(Event::Synced(Source::Devices)).await.unwrap();
+    until(&handle, |status| {
+        status.problems.iter().any(|problem| problem.contains("injected"))
+    })
+    .await;
+    let error = machine.add("a", 50).await.unwrap_err();
+    assert!(error.details.contains("injected"), "{error}");
+    machine.kernel.lock().faults.clear();
+    until(&handle, |status| status.ready && status.problems.is_empty()).await;
+    machine.add("a", 50).await.unwrap();
+}

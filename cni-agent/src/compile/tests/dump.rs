@@ -1,0 +1,123 @@
+//! What should be in the kernel, as lines that people can read and compare.
+
+use std::{fmt::Write, net::IpAddr};
+
+use cni_ebpf::abi::{Addr, Route, peer_flags, route_action, route_flags};
+
+use crate::{
+    compile::Compiled,
+    desired::{Desired, Tables},
+};
+
+pub(super) fn compiled(compiled: &Compiled) -> String {
+    let mut out = String::new();
+    if !compiled.complete {
+        out.push_str("incomplete\n");
+    }
+    desired(&compiled.desired, &mut out);
+    for problem in &compiled.problems {
+        let _ = writeln!(out, "problem {problem}");
+    }
+    out
+}
+
+fn desired(desired: &Desired, out: &mut String) {
+    if let Some(config) = desired.config {
+        let _ = writeln!(
+            out,
+            "config ipv4 {} ipv6 {} masquerade {} tunnel {} on {} vni {} ports {}-{}",
+            config.ipv4,
+            config.ipv6,
+            config.masquerade,
+            config.tunnel,
+            config.tunnel_ifindex,
+            config.vni,
+            config.snat_first,
+            config.snat_last
+        );
+    }
+    tables(&desired.tables, out);
+    if let Some(vxlan) = &desired.vxlan {
+        let _ = writeln!(out, "vxlan {} port {} mtu {}", vxlan.name, vxlan.port, vxlan.mtu);
+    }
+    for (key, ifindex) in &desired.links {
+        let _ = writeln!(out, "link {key} on {ifindex}");
+    }
+    for (key, route) in &desired.routes {
+        let gateway = route.gateway.map(|ip| format!(" via {ip}")).unwrap_or_default();
+        let source = route.source.map(|ip| format!(" src {ip}")).unwrap_or_default();
+        let _ = writeln!(
+            out,
+            "host-route {}{gateway} dev {}{source}",
+            key.destination, route.ifindex
+        );
+    }
+    for key in desired.neighbours.keys() {
+        let _ = writeln!(out, "neighbour {} dev {}", key.ip, key.ifindex);
+    }
+    for (name, veth) in &desired.veths {
+        let _ = writeln!(out, "veth {name} {veth:?}");
+    }
+    for (path, value) in &desired.sysctls {
+        let _ = writeln!(out, "sysctl {path} = {value}");
+    }
+}
+
+fn tables(tables: &Tables, out: &mut String) {
+    for (index, device) in &tables.devices {
+        let (v4, v6) = (device.masquerade_v4, device.masquerade_v6);
+        let _ = writeln!(out, "device {index} mtu {} masquerade {v4} {v6}", device.mtu);
+    }
+    for (addr, peer) in &tables.peers {
+        let kind = match peer.flags {
+            peer_flags::POD => "pod",
+            peer_flags::HOST => "host",
+            peer_flags::REMOTE_NODE => "node",
+            _ => "?",
+        };
+        let _ = writeln!(out, "peer {addr} {kind}");
+    }
+    for (addr, endpoint) in &tables.endpoints {
+        let _ = writeln!(
+            out,
+            "endpoint {addr} id {} dev {} mtu {} flags {:#x}",
+            endpoint.id, endpoint.ifindex, endpoint.mtu, endpoint.flags
+        );
+    }
+    for (prefix, entry) in &tables.routes {
+        let (ip, length) = prefix.parts();
+        let _ = writeln!(out, "route {ip}/{length} {}", route(entry));
+    }
+    for key in tables.buckets.keys() {
+        let _ = writeln!(out, "bucket {key}");
+    }
+}
+
+fn route(route: &Route) -> String {
+    let mut text = match route.action {
+        route_action::ENDPOINTS => "endpoints",
+        route_action::HOST => "host",
+        route_action::TUNNEL => "tunnel",
+        route_action::DIRECT => "direct",
+        route_action::FIB => "fib",
+        route_action::STACK => "stack",
+        route_action::UNREACHABLE => "unreachable",
+        _ => "?",
+    }
+    .to_owned();
+    if route.gateway != Addr::UNSPECIFIED {
+        let _ = write!(text, " {}", IpAddr::from(route.gateway));
+    }
+    if route.ifindex != 0 {
+        let _ = write!(text, " dev {} mtu {}", route.ifindex, route.mtu);
+    }
+    for (flag, name) in [
+        (route_flags::MASQUERADE, " masquerade"),
+        (route_flags::NODE, " node"),
+    ] {
+        if route.flags & flag != 0 {
+            text.push_str(name);
+        }
+    }
+    text
+}
