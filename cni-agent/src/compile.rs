@@ -14,7 +14,6 @@ use crate::{
     state::State,
 };
 
-pub use device::is_veth_name;
 pub use topology::Topology;
 
 /// What came of it.
@@ -87,11 +86,9 @@ pub fn endpoint_keys<'a>(
     for endpoint in endpoints {
         endpoint::endpoint(&topology, endpoint, &mut gone);
     }
-    let mut kept = Desired::default();
-    address::peers(&topology, state, &mut kept);
-    gone.tables
-        .peers
-        .retain(|addr, _| !kept.tables.peers.contains_key(addr));
+    for addr in address::named_by_pods(state, &gone) {
+        gone.tables.peers.remove(&addr);
+    }
     gone
 }
 

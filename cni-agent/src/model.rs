@@ -6,7 +6,7 @@ mod endpoint;
 mod event;
 mod object;
 
-pub use device::{Device, DeviceAddress, DeviceKind};
+pub use device::{Device, DeviceAddress, DeviceKind, is_pod_device};
 pub use endpoint::{Endpoint, Phase, Rates};
 pub use event::{Event, Object, ObjectKey, Source};
 pub use object::{Labels, Namespace, Node, Pod, PodName};

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use cni_plugin::Attachment;
 
 use crate::model::{
-    Device, Endpoint, Event, Namespace, Node, Object, ObjectKey, Phase, Pod, PodName, Source,
+    Device, Endpoint, Event, Namespace, Node, Object, ObjectKey, Phase, Pod, PodName, Source, is_pod_device,
 };
 
 /// Everything that sources have said, and this node's endpoints.
@@ -14,7 +14,9 @@ pub struct State {
     pub nodes: BTreeMap<String, Node>,
     pub namespaces: BTreeMap<String, Namespace>,
     pub pods: BTreeMap<PodName, Pod>,
+    /// Without those of pods.
     pub devices: Vec<Device>,
+    pod_devices: BTreeSet<String>,
     pub endpoints: BTreeMap<u32, Endpoint>,
     synced: BTreeSet<Source>,
     problems: BTreeMap<Source, Vec<String>>,
@@ -26,11 +28,7 @@ impl State {
         match event {
             Event::Set(object) => self.set(object),
             Event::Gone(key) => self.remove(&key),
-            Event::Devices(devices) => {
-                let changed = self.devices != devices;
-                self.devices = devices;
-                changed
-            }
+            Event::Devices(devices) => self.set_devices(devices),
             // Also when nothing else changed: from now on things may be deleted.
             Event::Synced(source) => self.synced.insert(source),
             Event::Problems(source, problems) => {
@@ -38,6 +36,22 @@ impl State {
                 false
             }
         }
+    }
+
+    /// Pods' own devices come and go all the time, and nothing follows from them, except from the loss of one.
+    fn set_devices(&mut self, devices: Vec<Device>) -> bool {
+        let (pods, devices): (Vec<Device>, Vec<Device>) = devices
+            .into_iter()
+            .partition(|device| is_pod_device(&device.name));
+        let seen: BTreeSet<String> = pods.into_iter().map(|device| device.name).collect();
+        let lost = self.programmed().any(|endpoint| {
+            let name = endpoint.host_ifname();
+            self.pod_devices.contains(&name) && !seen.contains(&name)
+        });
+        let changed = self.devices != devices;
+        self.devices = devices;
+        self.pod_devices = seen;
+        changed || lost
     }
 
     fn set(&mut self, object: Object) -> bool {

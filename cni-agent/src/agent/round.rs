@@ -8,9 +8,9 @@ use std::{
 use super::Agent;
 use crate::{
     compile::{self, Compiled},
-    desired::Observed,
+    desired::{Desired, Observed, Veth},
     kernel::{Kernel, Scope},
-    model::Phase,
+    model::{Endpoint, Phase},
     reconcile::{Change, Outcome, Removals, Retry},
 };
 
@@ -99,7 +99,7 @@ impl<K: Kernel> Agent<K> {
             }
         };
         self.rounds.blind = false;
-        if self.collect(&observed) {
+        if self.collect(&observed).await {
             compiled = self.compile();
         }
         let removals = if compiled.complete {
@@ -146,25 +146,44 @@ impl<K: Kernel> Agent<K> {
     }
 
     /// Gives up endpoints whose device is gone: a reboot, a namespace that was deleted, a DEL that nobody heard of. The
-    /// look came after they were programmed, so it would have seen the device.
-    fn collect(&mut self, observed: &Observed) -> bool {
-        let gone: Vec<u32> = self
-            .state
-            .endpoints
-            .values()
-            .filter(|endpoint| match endpoint.phase {
-                Phase::Reserved => false,
-                Phase::Programmed { ifindex } => observed
-                    .veths
-                    .get(&endpoint.host_ifname())
-                    .is_none_or(|veth| veth.ifindex != ifindex),
-            })
-            .map(|endpoint| endpoint.id)
-            .collect();
-        for id in &gone {
+    /// look came after they were programmed, so it would have seen the device. Still, a list of devices that are being
+    /// changed can lack some, and a mistake would cut a pod off for good: it takes a second look, at each by its name.
+    async fn collect(&mut self, observed: &Observed) -> bool {
+        let mut suspects = self.without_device(
+            &self.state.endpoints.keys().copied().collect::<Vec<_>>(),
+            observed,
+        );
+        if suspects.is_empty() {
+            return false;
+        }
+        let names = suspects.iter().filter_map(|id| self.state.endpoints.get(id));
+        let wanted = Desired {
+            veths: names
+                .map(|endpoint| (endpoint.host_ifname(), Veth::Reserved))
+                .collect(),
+            ..Desired::default()
+        };
+        match self.reconciler.observe(&wanted, Scope::Keys).await {
+            Ok(again) => suspects = self.without_device(&suspects, &again),
+            // Later.
+            Err(_) => suspects.clear(),
+        }
+        for id in &suspects {
             tracing::info!(endpoint = id, "its device is gone, and so is the endpoint");
             self.forget(*id);
         }
-        !gone.is_empty()
+        !suspects.is_empty()
+    }
+
+    fn without_device(&self, ids: &[u32], observed: &Observed) -> Vec<u32> {
+        let is_gone = |endpoint: &&Endpoint| match endpoint.phase {
+            Phase::Reserved => false,
+            Phase::Programmed { ifindex } => observed
+                .veths
+                .get(&endpoint.host_ifname())
+                .is_none_or(|veth| veth.ifindex != ifindex),
+        };
+        let endpoints = ids.iter().filter_map(|id| self.state.endpoints.get(id));
+        endpoints.filter(is_gone).map(|endpoint| endpoint.id).collect()
     }
 }

@@ -45,11 +45,7 @@ pub(super) fn of_node<'a>(
 
 fn faces_others(config: &Config, own: Option<&Node>, device: &Device) -> bool {
     // Parts of a bond or a bridge are heard through the whole.
-    if !device.up
-        || device.master.is_some()
-        || device.name == config.vxlan.device
-        || is_veth_name(&device.name)
-    {
+    if !device.up || device.master.is_some() || device.name == config.vxlan.device {
         return false;
     }
     let named = own.is_some_and(|node| device.global_addresses().any(|ip| node.addresses.contains(&ip)));
@@ -63,16 +59,6 @@ fn faces_others(config: &Config, own: Option<&Node>, device: &Device) -> bool {
         // A default route through WireGuard is a reason to say that it is not handled.
         DeviceKind::Vxlan | DeviceKind::Other => named || (device.mac.is_none() && device.default_route),
     }
-}
-
-/// Whether a device bears the name of a pod's host side.
-pub fn is_veth_name(name: &str) -> bool {
-    name.strip_prefix("mr").is_some_and(|hash| {
-        hash.len() == 11
-            && hash
-                .bytes()
-                .all(|digit| digit.is_ascii_digit() || (b'a'..=b'f').contains(&digit))
-    })
 }
 
 /// The addresses that packets may be given as their source, the best first.

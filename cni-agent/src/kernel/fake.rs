@@ -33,6 +33,8 @@ pub(crate) struct FakeState {
     pub(crate) log: Vec<Change>,
     /// Changes whose text begins so fail.
     pub(crate) faults: Vec<String>,
+    /// Devices that the next list of all lacks, though they are there.
+    pub(crate) overlooked: Vec<String>,
     /// How many rounds looked at everything.
     pub(crate) whole_looks: u32,
 }
@@ -124,6 +126,11 @@ impl Kernel for FakeKernel {
             state.whole_looks += 1;
         }
         let whole = scope == Scope::Whole;
+        let overlooked = if whole {
+            std::mem::take(&mut state.overlooked)
+        } else {
+            Vec::new()
+        };
         let mut tables = Tables::default();
         for table in Table::ALL {
             let keys: Vec<Vec<u8>> = wanted
@@ -146,7 +153,9 @@ impl Kernel for FakeKernel {
             } else {
                 None
             },
-            veths: pick(&state.veths, |name| whole || wanted.veths.contains_key(name)),
+            veths: pick(&state.veths, |name| {
+                !overlooked.contains(name) && (whole || wanted.veths.contains_key(name))
+            }),
             links: pick(&state.links, |key| whole || wanted.links.contains_key(key)),
             routes: pick(&state.routes, |key| whole || wanted.routes.contains_key(key)),
             neighbours: pick(&state.neighbours, |key| wanted.neighbours.contains_key(key)),

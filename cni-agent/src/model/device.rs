@@ -67,6 +67,16 @@ impl Device {
     }
 }
 
+/// Whether a name is that of a pod's host side: `mr` and 11 hex digits, see [`cni_plugin::host_ifname`].
+pub fn is_pod_device(name: &str) -> bool {
+    name.strip_prefix("mr").is_some_and(|hash| {
+        hash.len() == 11
+            && hash
+                .bytes()
+                .all(|digit| digit.is_ascii_digit() || (b'a'..=b'f').contains(&digit))
+    })
+}
+
 fn is_host_prefix(network: &IpNetwork) -> bool {
     match network {
         IpNetwork::V4(network) => network.prefix() == 32,

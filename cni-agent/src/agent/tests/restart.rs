@@ -123,10 +123,11 @@ async fn a_device_that_disappears_takes_its_endpoint_with_it() {
     let mut machine = Machine::new();
     let handle = machine.start().await;
     let allocated = machine.add("a", 50).await.unwrap();
-    machine.kernel.remove_veth(&allocated.host_ifname);
-    // Any event leads to a look.
     let mut devices = Machine::devices();
-    devices[0].mtu = 1400;
+    devices.push(FakeKernel::device(&allocated.host_ifname, 50, &[]));
+    handle.events.send(Event::Devices(devices)).await.unwrap();
+    machine.kernel.remove_veth(&allocated.host_ifname);
+    let devices = Machine::devices();
     handle.events.send(Event::Devices(devices)).await.unwrap();
     until(&handle, |status| status.endpoints.is_empty()).await;
     machine.stop().await;
@@ -188,4 +189,24 @@ async fn programs_that_do_not_load_are_said_so_and_refuse_adds_at_once() {
     machine.kernel.lock().faults.clear();
     until(&handle, |status| status.ready && status.problems.is_empty()).await;
     machine.add("a", 50).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rel_43_a_device_that_one_look_overlooks_costs_no_pod() {
+    let mut machine = Machine::new();
+    let handle = machine.start().await;
+    let allocated = machine.add("a", 50).await.unwrap();
+    machine
+        .kernel
+        .lock()
+        .overlooked
+        .push(allocated.host_ifname.clone());
+    let rounds = handle.status.borrow().reconcile.rounds;
+    let mut devices = Machine::devices();
+    devices[0].mtu = 1400;
+    handle.events.send(Event::Devices(devices)).await.unwrap();
+    until(&handle, |status| status.reconcile.rounds > rounds).await;
+    assert!(machine.kernel.lock().overlooked.is_empty());
+    assert_eq!(handle.status.borrow().endpoints.len(), 1);
+    assert_eq!(machine.pods_in_kernel().len(), 2);
 }

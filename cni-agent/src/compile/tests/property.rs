@@ -11,7 +11,7 @@ use crate::{
     config::{Config, Routing},
     desired::{Desired, Table},
     kernel::{Scope, fake::FakeKernel},
-    model::{Endpoint, Node, Phase, Pod, PodName, Rates},
+    model::{Endpoint, Event, Node, Object, Phase, Pod, PodName, Rates},
     reconcile::{Reconciler, Removals},
     state::State,
 };
@@ -56,7 +56,7 @@ fn endpoint(id: u8) -> Endpoint {
         pod: None,
         // Every third one has an address of another IPAM's range.
         addresses: vec![
-            if id % 3 == 0 {
+            if id.is_multiple_of(3) {
                 format!("172.30.0.{id}")
             } else {
                 format!("10.0.0.{id}")
@@ -64,11 +64,11 @@ fn endpoint(id: u8) -> Endpoint {
             .parse()
             .unwrap(),
         ],
-        delegated: id % 3 == 0,
+        delegated: id.is_multiple_of(3),
         mac: Mac([2, 0, 0, 0, 0, id]),
         host_mac: Mac([2, 0, 0, 0, 1, id]),
         mtu: 1450,
-        via_stack: id % 2 == 0,
+        via_stack: id.is_multiple_of(2),
         rates: Rates {
             egress: u64::from(id % 2) * 1000,
             ingress: 0,
@@ -199,5 +199,30 @@ proptest! {
         prop_assert_eq!(&held.routes, &rest.routes);
         prop_assert!(held.links.keys().eq(rest.links.keys()));
         prop_assert!(held.veths.keys().eq(rest.veths.keys()));
+    }
+
+    /// Objects that come late, in another order, or first in an older version make no difference to the result.
+    #[test]
+    fn rel_02_the_order_of_events_does_not_matter(
+        nodes in 1u8..5, pods in 0u8..6, tunnel: bool,
+        order in proptest::collection::vec(any::<u64>(), 16), stale in any::<u16>(),
+    ) {
+        let (config, state) = cluster(nodes, 3, pods, tunnel);
+        let wanted = compile(&config, &state);
+        let mut events: Vec<Event> = state.nodes.values().cloned().map(|node| Event::Set(Object::Node(node))).collect();
+        events.extend(state.pods.values().cloned().map(|pod| Event::Set(Object::Pod(pod))));
+        events.push(Event::Devices(state.devices.clone()));
+        let mut keyed: Vec<(u64, Event)> = order.into_iter().cycle().zip(events).collect();
+        keyed.sort_by_key(|(key, _)| *key);
+        let mut other = State::default();
+        other.endpoints.clone_from(&state.endpoints);
+        for (i, (_, event)) in keyed.into_iter().enumerate() {
+            if let (Event::Set(Object::Node(node)), true) = (&event, stale & (1 << i) != 0) {
+                let old = Node { pod_cidrs: vec!["10.77.0.0/16".parse().unwrap()], addresses: Vec::new(), ..node.clone() };
+                other.handle(Event::Set(Object::Node(old)));
+            }
+            other.handle(event);
+        }
+        prop_assert_eq!(compile(&config, &other), wanted);
     }
 }

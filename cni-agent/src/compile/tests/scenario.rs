@@ -52,11 +52,12 @@ fn read(text: &str) -> Scenario {
         assert!(!matches!(event, Event::Problems(..)), "{event:?}");
         state.handle(event);
     }
-    state.devices = part("devices")
+    let devices = part("devices")
         .lines()
         .filter(|line| !line.trim().is_empty())
         .map(device)
         .collect();
+    state.handle(Event::Devices(devices));
     for line in part("endpoints").lines().filter(|line| !line.trim().is_empty()) {
         let endpoint = endpoint(line);
         state.endpoints.insert(endpoint.id, endpoint);
