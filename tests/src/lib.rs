@@ -1,9 +1,18 @@
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot go on panics"
+)]
 //! What the tests on real kernels stand on.
 //!
 //! A missing privilege or kernel feature is a failure when `CI=true`; elsewhere the reason is printed and the test
 //! passes without having proved anything ([`require`]).
 
+pub mod frames;
+pub mod memory;
 pub mod object;
+pub mod world;
 
 /// Ends the test if `condition` does not hold: with a failure under `CI=true`, with a message elsewhere.
 #[macro_export]

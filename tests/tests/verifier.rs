@@ -1,3 +1,9 @@
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot go on panics"
+)]
 //! Every program under every configuration, through the verifier of the kernel this runs on.
 //!
 //! The counts of verified instructions are kept in `fixtures/verified-instructions.txt` and compared: they do not

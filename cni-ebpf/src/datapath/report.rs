@@ -10,6 +10,7 @@ pub fn finish<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut Work, out
         Ok(_) => 0,
         Err(reason) => *reason as u8,
     };
+    work.reason = reason;
     tables.count(reason, work.direction, packet.length());
     let kind = if reason != 0 { event_kind::DROP } else { work.tell };
     if kind == 0 || tables.config().tells_events() == 0 {

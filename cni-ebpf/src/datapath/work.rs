@@ -78,7 +78,9 @@ pub struct Work {
     pub gateway: Addr,
     pub to_ifindex: u32,
     pub way: u8,
-    pub pad3: [u8; 3],
+    /// Why it was dropped; 0: it was not.
+    pub reason: u8,
+    pub pad3: [u8; 2],
     pub now: u64,
     pub reply: u8,
     /// An [`event_kind`] to tell about a packet that passes; 0: none.

@@ -1,0 +1,98 @@
+//! The same packets through the host build and through the loaded programs: verdict, reason and bytes are equal.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot go on panics"
+)]
+
+#[path = "packets/fixtures.rs"]
+mod fixtures;
+#[path = "packets/mutation.rs"]
+mod mutation;
+
+use cni_ebpf::abi::Reason;
+use cni_ebpf::datapath::{Verdict, Work};
+use cni_tests::memory::Memory;
+use cni_tests::world::{self, Hook, Kernel};
+
+/// Both worlds.
+struct Pair {
+    memory: Memory,
+    kernel: Kernel,
+    work: Work,
+    out: Vec<u8>,
+}
+
+impl Pair {
+    fn new() -> Self {
+        Self {
+            memory: world::memory(),
+            kernel: Kernel::new().unwrap(),
+            work: Work::default(),
+            out: Vec::new(),
+        }
+    }
+
+    /// Runs the packet through both and compares; gives what became of it, and the packet as it left.
+    fn run(&mut self, hook: Hook, bytes: &[u8], ifindex: u32) -> (Result<Verdict, Reason>, Vec<u8>) {
+        let mut frame = world::frame(bytes.to_vec(), ifindex);
+        self.memory.clock.set(world::monotonic());
+        let host = world::run(&self.memory, hook, &mut frame, &mut self.work);
+        if !runs_in_kernel(bytes) {
+            self.memory.settle();
+            return (host, frame.bytes);
+        }
+        let before = world::frame(bytes.to_vec(), ifindex);
+        let kernel = self.kernel.run(hook, &before, &mut self.out).unwrap();
+        assert_eq!(host, kernel, "{} over {}", hook.name(), hex(bytes));
+        if host.is_err() {
+            assert_eq!(
+                frame.bytes,
+                bytes,
+                "a dropped packet is left as it was: {}",
+                hex(bytes)
+            );
+        }
+        assert_eq!(
+            hex(&frame.bytes),
+            hex(&self.out),
+            "{} ({host:?}) over {}",
+            hook.name(),
+            hex(bytes)
+        );
+        self.memory.settle();
+        (host, frame.bytes)
+    }
+
+    fn forget(&mut self) {
+        self.memory.forget();
+        self.kernel.forget().unwrap();
+    }
+}
+
+/// `BPF_PROG_TEST_RUN` refuses packets that end inside of the header that their Ethertype announces.
+fn runs_in_kernel(bytes: &[u8]) -> bool {
+    match bytes.get(12..14) {
+        Some([0x08, 0x00]) => bytes.len() >= 34,
+        Some([0x86, 0xdd]) => bytes.len() >= 54,
+        _ => bytes.len() > 14,
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").unwrap();
+        text
+    })
+}
+
+/// Runs `test` on a thread of its own, because the world's kernel half moves its thread to another namespace.
+fn with_pair(test: impl FnOnce(&mut Pair) + Send + 'static) {
+    std::thread::spawn(|| test(&mut Pair::new())).join().unwrap();
+}
+
+fn privileged() -> bool {
+    nix::unistd::geteuid().is_root()
+}
