@@ -2,6 +2,7 @@
 
 pub mod bpf;
 pub mod devices;
+pub mod host;
 pub mod links;
 pub mod linux;
 pub mod loader;

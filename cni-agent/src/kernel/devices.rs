@@ -5,7 +5,7 @@ mod own;
 mod watch;
 
 pub use list::list;
-pub use own::{raise, remove, set_vxlan, veths, vxlan};
+pub use own::{is_tunnel, raise, remove, set_vxlan, veths, vxlan};
 pub use watch::Watch;
 
 pub use crate::model::is_pod_device;

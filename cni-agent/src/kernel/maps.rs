@@ -291,21 +291,19 @@ impl Map {
 
     /// The values of all CPUs of a per-CPU map.
     pub fn get_per_cpu<V: Plain>(&self, key: u32) -> Result<Vec<V>, KernelError> {
+        let values = self.get_per_cpu_bytes(key)?;
+        Ok(values.iter().filter_map(|value| abi::from_bytes(value)).collect())
+    }
+
+    pub fn get_per_cpu_bytes(&self, key: u32) -> Result<Vec<Vec<u8>>, KernelError> {
         let error = |error: io::Error| KernelError::new(format!("read map {}", self.spec.name), error);
-        if self.spec.map_type != MapType::PerCpuArray
-            || self.spec.value != size_of::<V>()
-            || self.spec.key != 4
-        {
+        if self.spec.map_type != MapType::PerCpuArray || self.spec.key != 4 {
             return Err(error(io::ErrorKind::InvalidInput.into()));
         }
         let stride = self.spec.value.next_multiple_of(8);
         let cpus = bpf::possible_cpus().map_err(error)?;
-        let values = bpf::lookup(self, &key.to_ne_bytes(), stride * cpus).map_err(error)?;
-        Ok(values
-            .unwrap_or_default()
-            .chunks_exact(stride)
-            .filter_map(|value| abi::from_bytes(value.get(..self.spec.value)?))
-            .collect())
+        let values = bpf::lookup(self, &key.to_ne_bytes(), stride * cpus).map_err(error)?.unwrap_or_default();
+        Ok(values.chunks_exact(stride).filter_map(|value| value.get(..self.spec.value).map(<[u8]>::to_vec)).collect())
     }
 
     fn check(&self, key: &[u8], value: Option<&[u8]>) -> Result<(), KernelError> {

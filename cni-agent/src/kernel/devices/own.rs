@@ -95,6 +95,19 @@ pub fn vxlan(netlink: &mut Netlink, name: &str) -> io::Result<Option<Vxlan>> {
     Ok(get(netlink, name)?.and_then(|link| parse_vxlan(name, &link)))
 }
 
+/// Whether there is an `external` VXLAN device of this name, up or not.
+pub fn is_tunnel(netlink: &mut Netlink, name: &str) -> io::Result<bool> {
+    let infos = |link: &LinkMessage| {
+        link.attributes.iter().any(|attribute| match attribute {
+            LinkAttribute::LinkInfo(infos) => {
+                infos.iter().filter_map(vxlan_data).flatten().any(|data| *data == InfoVxlan::CollectMetadata(true))
+            }
+            _ => false,
+        })
+    };
+    Ok(get(netlink, name)?.is_some_and(|link| infos(&link)))
+}
+
 fn parse_vxlan(name: &str, link: &LinkMessage) -> Option<Vxlan> {
     let mut found = Vxlan {
         name: name.to_owned(),
@@ -158,8 +171,22 @@ pub fn set_vxlan(netlink: &mut Netlink, wanted: &Vxlan) -> Result<(), KernelErro
     let index = get(netlink, &wanted.name)
         .map_err(error)?
         .map(|link| link.header.index);
-    // Up only now: with the generation mode set at creation no link-local address is ever made.
+    without_link_local(netlink, index.unwrap_or_default()).map_err(error)?;
     up(netlink, index.unwrap_or_default()).map_err(error)
+}
+
+/// No link-local address is generated when the device goes up. Not possible at its creation.
+fn without_link_local(netlink: &mut Netlink, ifindex: u32) -> io::Result<()> {
+    let mut message = LinkMessage::default();
+    message.header.index = ifindex;
+    message.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![
+        AfSpecInet6::AddrGenMode(In6AddrGenMode::None),
+    ])]));
+    match netlink.change(RouteNetlinkMessage::SetLink(message), Mode::Change) {
+        // A host without IPv6 generates none anyway.
+        Err(error) if error.raw_os_error() != Some(libc::EAFNOSUPPORT) => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn adjust(netlink: &mut Netlink, ifindex: u32, wanted: &Vxlan) -> io::Result<()> {
@@ -194,9 +221,6 @@ fn new_vxlan(wanted: &Vxlan) -> LinkMessage {
                 InfoVxlan::UDPZeroCsumRX(true),
             ])),
         ]),
-        LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
-            In6AddrGenMode::None,
-        )])]),
     ]);
     message
 }

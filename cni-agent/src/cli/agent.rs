@@ -1,0 +1,148 @@
+//! `millrace agent`.
+
+use std::{process::ExitCode, sync::Arc, time::Duration};
+
+use clap::{Args, ValueEnum};
+use tokio::sync::mpsc;
+
+use super::{AgentSettings, Context, Failure, Outcome};
+use crate::{
+    agent::Agent,
+    capabilities,
+    config::{Config, LogConfig, LogFormat, Overrides},
+    kernel::{Linux, devices::Watch, links::Attachment},
+    model::{Event, Source},
+    observe::{admin, http, ring, tables::Cache},
+};
+
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    settings: AgentSettings,
+    /// How programs are attached; `auto` finds out what the kernel can do
+    #[arg(long, default_value = "auto", env = "MILLRACE_ATTACH")]
+    attach: AttachArgument,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum AttachArgument {
+    Auto,
+    Tcx,
+    Clsact,
+}
+
+impl Options {
+    pub(crate) fn overrides(&self) -> Overrides {
+        self.settings.overrides()
+    }
+
+    fn attachment(&self) -> Option<Attachment> {
+        match self.attach {
+            AttachArgument::Auto => None,
+            AttachArgument::Tcx => Some(Attachment::Tcx),
+            AttachArgument::Clsact => Some(Attachment::Clsact),
+        }
+    }
+}
+
+pub(crate) fn run(context: Context, options: &Options) -> Outcome {
+    let problems = context.config.check();
+    if !problems.is_empty() {
+        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        return Err(format!("the configuration is not good:\n  {}", lines.join("\n  ")).into());
+    }
+    log(&context.config.log)?;
+    // Before there are threads: capabilities belong to each.
+    capabilities::reduce()?;
+    let kernel = Linux::open(&context.config)?.with_attachment(options.attachment());
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(serve(context.config, kernel));
+    // What still reads a map or waits on a socket is not waited for.
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    result.map(|()| ExitCode::SUCCESS)
+}
+
+fn log(config: &LogConfig) -> Result<(), Failure> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.filter)
+        .map_err(|error| format!("log.filter: {error}; write it like `info` or `info,cni_agent=debug`"))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.format {
+        LogFormat::Json => builder.json().try_init(),
+        LogFormat::Text => {
+            let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+            builder.with_ansi(terminal).try_init()
+        }
+    }
+}
+
+async fn serve(config: Config, kernel: Linux) -> Result<(), Failure> {
+    let pins = kernel.pins().clone();
+    let listener = http::bind(config.http).await?;
+    let admin_listener = admin::bind(&config.paths.admin_socket).map_err(|error| {
+        let path = config.paths.admin_socket.display();
+        format!("listen on {path}: {error}; make its folder writable for root, or set paths.adminSocket")
+    })?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), node = config.node_name, "the agent begins");
+    let (agent, handle) = Agent::new(config, kernel)?;
+    let events = ring::channel();
+    let pages = http::Pages { status: handle.status.clone(), pins: pins.clone(), fills: Arc::new(Cache::default()) };
+    let desk = admin::Desk { status: handle.status, events: events.clone() };
+    tokio::spawn(http::serve(listener, pages));
+    tokio::spawn(admin::serve(admin_listener, desk));
+    tokio::spawn(ring::read(pins, events));
+    tokio::spawn(watch_devices(handle.events));
+    agent.run(ended()).await?;
+    tracing::info!("the agent ends; pods keep their network");
+    Ok(())
+}
+
+/// Tells the agent of the host's devices, for ever.
+async fn watch_devices(events: mpsc::Sender<Event>) {
+    let mut synced = false;
+    loop {
+        if let Err(error) = watch_once(&events, &mut synced).await {
+            tracing::warn!(%error, "the host's devices cannot be watched; trying again");
+            let problem = format!("the host's devices cannot be watched: {error}");
+            if events.send(Event::Problems(Source::Devices, vec![problem])).await.is_err() {
+                return;
+            }
+        }
+        if events.is_closed() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+async fn watch_once(events: &mpsc::Sender<Event>, synced: &mut bool) -> std::io::Result<()> {
+    let mut watch = Watch::begin()?;
+    let mut first = true;
+    loop {
+        let devices = watch.next().await?;
+        let mut said = events.send(Event::Devices(devices)).await.is_ok();
+        if first {
+            first = false;
+            said &= events.send(Event::Problems(Source::Devices, Vec::new())).await.is_ok();
+        }
+        if !*synced {
+            *synced = true;
+            said &= events.send(Event::Synced(Source::Devices)).await.is_ok();
+        }
+        if !said {
+            return Ok(());
+        }
+    }
+}
+
+async fn ended() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        // Without handlers a signal ends the process, which is as good: nothing has to be put away.
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}

@@ -1,0 +1,11 @@
+//! What is seen from outside: health, readiness, metrics, events.
+//!
+//! Reads the kernel and the agent's [`Status`](crate::status::Status), writes neither.
+
+pub mod admin;
+pub mod counters;
+pub mod event;
+pub mod http;
+pub mod metrics;
+pub mod ring;
+pub mod tables;

@@ -1,0 +1,152 @@
+//! The admin socket: what the command line asks of a running agent.
+//!
+//! Framed like the plugin's: a big-endian `u32` length and JSON with a protocol version. Only root is served, by the
+//! socket's mode and again by the peer's credentials.
+
+use std::{
+    fs, io,
+    os::unix::fs::{PermissionsExt, chown},
+    path::Path,
+    sync::Arc,
+};
+
+use cni_plugin::{
+    CniError, code,
+    rpc::{Message, receive_async, send_async},
+};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    sync::{broadcast, watch},
+};
+
+use super::event::{Filter, Record};
+use crate::status::Status;
+use cni_ebpf::abi::Event;
+
+/// What is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum Request {
+    Status,
+    /// Events, until the connection ends.
+    Monitor {
+        #[serde(default)]
+        filter: Filter,
+    },
+    #[serde(other)]
+    Unknown,
+}
+
+/// What is answered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "result", rename_all = "snake_case")]
+pub enum Response {
+    Status { status: Box<Status> },
+    Event { event: Box<Record> },
+    /// So many events came faster than they were read.
+    Lost { events: u64 },
+    Failed(CniError),
+    #[serde(other)]
+    Unknown,
+}
+
+/// What the socket serves from.
+#[derive(Clone, Debug)]
+pub struct Desk {
+    pub status: watch::Receiver<Arc<Status>>,
+    pub events: broadcast::Sender<Event>,
+}
+
+/// Binds the socket, for root alone. One that a dead agent left is replaced.
+pub fn bind(path: &Path) -> io::Result<UnixListener> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // Made with no rights for others: there is no moment in which they could connect.
+    let old = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
+    let listener = UnixListener::bind(path);
+    nix::sys::stat::umask(old);
+    let listener = listener?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    if nix::unistd::geteuid().is_root() {
+        chown(path, Some(0), Some(0))?;
+    }
+    Ok(listener)
+}
+
+/// Serves for ever.
+pub async fn serve(listener: UnixListener, desk: Desk) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let desk = desk.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = converse(stream, desk).await {
+                        tracing::debug!(%error, "an admin connection ended");
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "an admin connection could not be accepted");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn converse(mut stream: UnixStream, desk: Desk) -> Result<(), cni_plugin::rpc::CodecError> {
+    let peer = stream.peer_cred()?;
+    // The agent's own user is root, except in tests.
+    if peer.uid() != 0 && peer.uid() != nix::unistd::geteuid().as_raw() {
+        let refused = CniError::new(code::NOT_AVAILABLE, "only root may ask the agent");
+        return send_async(&mut stream, &Message::new(Response::Failed(refused))).await;
+    }
+    while let Some(message) = receive_async::<Message<Request>>(&mut stream).await? {
+        match message.accept() {
+            Ok(Request::Monitor { filter }) => return monitor(stream, desk.events.subscribe(), &filter).await,
+            Ok(Request::Status) => {
+                let status = Box::new(desk.status.borrow().as_ref().clone());
+                send_async(&mut stream, &Message::new(Response::Status { status })).await?;
+            }
+            Ok(Request::Unknown) => {
+                let error = CniError::new(code::PROTOCOL, "the agent does not know this operation")
+                    .with_details("use the command line of the agent's release");
+                send_async(&mut stream, &Message::new(Response::Failed(error))).await?;
+            }
+            Err(error) => send_async(&mut stream, &Message::new(Response::Failed(error))).await?,
+        }
+    }
+    Ok(())
+}
+
+async fn monitor(
+    mut stream: UnixStream,
+    mut events: broadcast::Receiver<Event>,
+    filter: &Filter,
+) -> Result<(), cni_plugin::rpc::CodecError> {
+    let (mut incoming, mut outgoing) = stream.split();
+    let mut nothing = [0];
+    loop {
+        let response = tokio::select! {
+            event = events.recv() => match event {
+                Ok(event) => {
+                    let event = Record::from(&event);
+                    if !filter.wants(&event) {
+                        continue;
+                    }
+                    Response::Event { event: Box::new(event) }
+                }
+                Err(broadcast::error::RecvError::Lagged(events)) => Response::Lost { events },
+                Err(broadcast::error::RecvError::Closed) => return Ok(()),
+            },
+            // The command has gone: nobody would notice on a quiet node otherwise.
+            _ = tokio::io::AsyncReadExt::read(&mut incoming, &mut nothing) => return Ok(()),
+        };
+        send_async(&mut outgoing, &Message::new(response)).await?;
+    }
+}

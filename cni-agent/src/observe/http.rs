@@ -1,0 +1,128 @@
+//! `/healthz`, `/readyz` and `/metrics`.
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+
+use http_body_util::Full;
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header::{CONTENT_TYPE, HeaderValue},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+};
+
+use super::{
+    counters,
+    metrics::{Snapshot, render},
+    tables::Cache,
+};
+use crate::{kernel::Pins, status::Status};
+
+/// What the pages are made from.
+#[derive(Clone, Debug)]
+pub struct Pages {
+    pub status: watch::Receiver<Arc<Status>>,
+    pub pins: Pins,
+    pub fills: Arc<Cache>,
+}
+
+/// A client must have sent its request after this.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Connections at one time: whoever opens more waits, and cannot exhaust the agent.
+const CONNECTIONS: usize = 32;
+
+/// Binds the address; the error names the setting.
+pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| {
+        std::io::Error::new(error.kind(), format!("listen on {address}: {error}; set `http` to an address that is free"))
+    })
+}
+
+/// Serves for ever.
+pub async fn serve(listener: TcpListener, pages: Pages) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "an HTTP connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let pages = pages.clone();
+        tokio::spawn(async move {
+            let service = service_fn(|request| {
+                let pages = pages.clone();
+                async move { Ok::<_, Infallible>(answer(&request, &pages).await) }
+            });
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(PATIENCE)
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(stream), service);
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "an HTTP connection ended early");
+            }
+            drop(slot);
+        });
+    }
+}
+
+async fn answer(request: &Request<Incoming>, pages: &Pages) -> Response<Full<Bytes>> {
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned());
+    }
+    match request.uri().path() {
+        "/healthz" => text(StatusCode::OK, "ok\n".to_owned()),
+        "/readyz" => ready(&pages.status.borrow().clone()),
+        "/metrics" => metrics(pages).await,
+        _ => text(StatusCode::NOT_FOUND, "there is /healthz, /readyz and /metrics\n".to_owned()),
+    }
+}
+
+fn ready(status: &Status) -> Response<Full<Bytes>> {
+    if status.ready {
+        return text(StatusCode::OK, "ok\n".to_owned());
+    }
+    let waiting = status.sources.iter().filter(|(_, source)| !source.synced);
+    let mut reasons: Vec<String> = waiting.map(|(source, _)| format!("{source} have not been read yet")).collect();
+    reasons.extend(status.problems.iter().cloned());
+    if reasons.is_empty() {
+        reasons.push("the agent is starting".to_owned());
+    }
+    text(StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n")
+}
+
+async fn metrics(pages: &Pages) -> Response<Full<Bytes>> {
+    let (pins, fills) = (pages.pins.clone(), Arc::clone(&pages.fills));
+    // Reading a large map takes a while: not on the threads that serve the plugin.
+    let read = tokio::task::spawn_blocking(move || {
+        (counters::read(&pins).ok(), fills.read(&pins).unwrap_or_default())
+    });
+    let (counters, fills) = read.await.unwrap_or_default();
+    let status = pages.status.borrow().clone();
+    match render(&Snapshot { status: &status, counters: counters.as_ref(), fills: &fills }) {
+        Ok(body) => {
+            let mut response = text(StatusCode::OK, body);
+            let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+            response.headers_mut().insert(CONTENT_TYPE, kind);
+            response
+        }
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+    }
+}
+
+fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    let kind = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}

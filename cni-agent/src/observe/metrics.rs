@@ -1,0 +1,157 @@
+//! Prometheus metrics, made anew at each scrape from what the kernel counts and what the agent says of itself.
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
+    registry::Registry,
+};
+
+use super::{counters::Counters, tables::Fill};
+use crate::status::Status;
+use std::collections::BTreeMap;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Drop {
+    reason: String,
+    direction: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Direction {
+    direction: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MapName {
+    map: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SourceName {
+    source: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PoolState {
+    range: String,
+    state: String,
+}
+
+/// What is known at a scrape. The kernel's part is missing while there are no maps.
+pub struct Snapshot<'a> {
+    pub status: &'a Status,
+    pub counters: Option<&'a Counters>,
+    pub fills: &'a BTreeMap<String, Fill>,
+}
+
+/// The text of the exposition format.
+pub fn render(snapshot: &Snapshot<'_>) -> Result<String, std::fmt::Error> {
+    let mut registry = Registry::with_prefix("millrace");
+    let build = vec![("version", env!("CARGO_PKG_VERSION"))];
+    registry.register("build", "The release that runs", Info::new(build));
+    agent(&mut registry, snapshot.status);
+    if let Some(counters) = snapshot.counters {
+        packets(&mut registry, counters);
+    }
+    tables(&mut registry, snapshot.fills);
+    let mut text = String::new();
+    text::encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+fn gauge(registry: &mut Registry, name: &str, help: &str, value: i64) {
+    let gauge = Gauge::<i64>::default();
+    gauge.set(value);
+    registry.register(name, help, gauge);
+}
+
+fn counter(registry: &mut Registry, name: &str, help: &str, value: u64) {
+    let counter = Counter::<u64>::default();
+    counter.inc_by(value);
+    registry.register(name, help, counter);
+}
+
+fn number(value: impl TryInto<i64>) -> i64 {
+    value.try_into().unwrap_or(i64::MAX)
+}
+
+fn agent(registry: &mut Registry, status: &Status) {
+    gauge(registry, "ready", "1 if an ADD can be served", i64::from(status.ready));
+    gauge(registry, "endpoints", "Pods with an address of this node", number(status.endpoints.len()));
+    gauge(registry, "problems", "Things that do not work, as `millrace status` names them", number(status.problems.len()));
+    let reconcile = &status.reconcile;
+    counter(registry, "reconcile_rounds", "Comparisons of everything with the kernel", reconcile.rounds);
+    counter(registry, "reconcile_changes", "Changes made in the kernel", reconcile.changes);
+    counter(registry, "reconcile_errors", "Changes that failed", reconcile.failures);
+    gauge(registry, "reconcile_failing", "Changes that are being tried again", number(reconcile.failing.len()));
+    let synced = Family::<SourceName, Gauge>::default();
+    for (source, state) in &status.sources {
+        let label = SourceName { source: source.to_string() };
+        synced.get_or_create(&label).set(i64::from(state.synced));
+    }
+    registry.register("source_synced", "1 if the source has said everything it knew", synced);
+    let addresses = Family::<PoolState, Gauge>::default();
+    for pool in &status.pools {
+        for (state, value) in [("used", pool.used), ("quarantined", pool.quarantined), ("free", pool.free)] {
+            let label = PoolState { range: pool.range.to_string(), state: state.to_owned() };
+            addresses.get_or_create(&label).set(number(value));
+        }
+    }
+    registry.register("addresses", "Pod addresses of each range", addresses);
+}
+
+fn packets(registry: &mut Registry, counters: &Counters) {
+    let (packets, bytes) = (Family::<Drop, Counter>::default(), Family::<Drop, Counter>::default());
+    for drop in &counters.dropped {
+        let label = Drop { reason: drop.reason.clone(), direction: drop.direction.clone() };
+        packets.get_or_create(&label).inc_by(drop.packets);
+        bytes.get_or_create(&label).inc_by(drop.bytes);
+    }
+    registry.register("drop_packets", "Packets dropped", packets);
+    registry.register("drop_bytes", "Bytes of packets dropped", bytes);
+    let (packets, bytes) = (Family::<Direction, Counter>::default(), Family::<Direction, Counter>::default());
+    for passed in &counters.passed {
+        let label = Direction { direction: passed.direction.clone() };
+        packets.get_or_create(&label).inc_by(passed.packets);
+        bytes.get_or_create(&label).inc_by(passed.bytes);
+    }
+    registry.register("forward_packets", "Packets passed on", packets);
+    registry.register("forward_bytes", "Bytes of packets passed on", bytes);
+    counter(registry, "events_lost", "Events for which the ring had no room", counters.events_lost);
+}
+
+fn tables(registry: &mut Registry, fills: &BTreeMap<String, Fill>) {
+    let (entries, capacity) = (Family::<MapName, Gauge>::default(), Family::<MapName, Gauge>::default());
+    for (map, fill) in fills {
+        let label = MapName { map: map.clone() };
+        entries.get_or_create(&label).set(number(fill.entries));
+        capacity.get_or_create(&label).set(i64::from(fill.capacity));
+    }
+    registry.register("map_entries", "Entries of a map (a reading may be 15 seconds old)", entries);
+    registry.register("map_capacity", "Entries that a map has room for", capacity);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::counters::Count;
+
+    #[test]
+    fn metrics_bear_the_prefix_and_the_labels() {
+        let drop = Count { reason: "martian".into(), direction: "egress".into(), packets: 3, bytes: 200, ..Count::default() };
+        let counters = Counters { dropped: vec![drop], events_lost: 5, ..Counters::default() };
+        let fills = BTreeMap::from([("conntrack".to_owned(), Fill { entries: 2, capacity: 10 })]);
+        let status = Status { ready: true, ..Status::default() };
+        let text = render(&Snapshot { status: &status, counters: Some(&counters), fills: &fills }).unwrap();
+        for line in [
+            "millrace_drop_packets_total{reason=\"martian\",direction=\"egress\"} 3",
+            "millrace_events_lost_total 5",
+            "millrace_map_entries{map=\"conntrack\"} 2",
+            "millrace_map_capacity{map=\"conntrack\"} 10",
+            "millrace_ready 1",
+        ] {
+            assert!(text.lines().any(|have| have == line), "{line}\n{text}");
+        }
+        assert!(text.contains("millrace_build_info{version="));
+    }
+}

@@ -1,0 +1,10 @@
+//! The kernel side of the agent against the real kernel.
+//!
+//! Every test has a network and a mount namespace of its own, with a bpffs of its own in it: all of it goes away with
+//! the test's thread, also when it panics.
+
+mod devices;
+mod links;
+mod maps;
+mod namespace;
+mod routes;

@@ -1,0 +1,258 @@
+//! Pinned maps and their replacement.
+
+use cni_agent::{
+    desired::{Desired, LinkKey, LinkOwner, Program, Table},
+    kernel::{Kernel, Linux, Scope, maps},
+    reconcile::Change,
+};
+use cni_ebpf::abi::{self, Addr, Config, Endpoint, Flow, FlowKey, MapSpec, MapType, Port, Racy};
+
+use crate::namespace::{block_on, cable, ifindex, on_host};
+
+fn flow(number: u16) -> (Vec<u8>, Vec<u8>) {
+    let key = FlowKey {
+        a_port: Port::new(number),
+        proto: 6,
+        ..FlowKey::default()
+    };
+    let value = Flow {
+        seen: Racy::new(u64::from(number)),
+        ..Flow::default()
+    };
+    (abi::as_bytes(&key).to_vec(), abi::as_bytes(&value).to_vec())
+}
+
+fn load(linux: &mut Linux) {
+    block_on(linux.apply(&Change::Load(Config::DEFAULT))).unwrap();
+}
+
+fn put_endpoint(linux: &mut Linux, last: u8) -> Result<(), cni_agent::kernel::KernelError> {
+    let endpoint = Endpoint {
+        id: u32::from(last),
+        ..Endpoint::default()
+    };
+    block_on(linux.apply(&Change::Put {
+        table: Table::Endpoints,
+        key: abi::as_bytes(&Addr::v4([10, 0, 0, last])).to_vec(),
+        value: abi::as_bytes(&endpoint).to_vec(),
+    }))
+}
+
+#[test]
+fn entries_are_written_read_and_deleted() {
+    on_host(|host| {
+        let mut linux = host.linux(None);
+        load(&mut linux);
+        put_endpoint(&mut linux, 1).unwrap();
+        put_endpoint(&mut linux, 2).unwrap();
+        let wanted = Desired::default();
+        let seen = block_on(linux.observe(&wanted, Scope::Whole)).unwrap();
+        assert_eq!(seen.tables.endpoints.len(), 2);
+        let key = abi::as_bytes(&Addr::v4([10, 0, 0, 1])).to_vec();
+        let delete = Change::Delete {
+            table: Table::Endpoints,
+            key,
+        };
+        block_on(linux.apply(&delete)).unwrap();
+        block_on(linux.apply(&delete)).unwrap();
+        // Another process sees the same.
+        let mut other = host.linux(None);
+        let seen = block_on(other.observe(&wanted, Scope::Whole)).unwrap();
+        assert_eq!(
+            seen.tables.endpoints.keys().collect::<Vec<_>>(),
+            [&Addr::v4([10, 0, 0, 2])]
+        );
+        assert_eq!(seen.config, None);
+    });
+}
+
+#[test]
+fn a_full_map_names_itself_the_setting_and_the_remedy() {
+    on_host(|host| {
+        let mut config = host.config.clone();
+        config.maps.endpoints = 2;
+        let mut linux = Linux::open(&config).unwrap();
+        load(&mut linux);
+        // A hash that is not preallocated may hold a few more than it says.
+        let error = (0..=255)
+            .find_map(|last| put_endpoint(&mut linux, last).err())
+            .unwrap()
+            .to_string();
+        assert!(error.contains("endpoints") && error.contains("full"), "{error}");
+        assert!(
+            error.contains("maps.endpoints") && error.contains("restart"),
+            "{error}"
+        );
+    });
+}
+
+#[test]
+fn batches_carry_more_than_one_call_holds() {
+    on_host(|host| {
+        let spec = MapSpec {
+            entries: 20_000,
+            ..*maps::spec("peers").unwrap()
+        };
+        let map = maps::Map::create(&spec, 20_000).unwrap();
+        let entries: maps::Entries = (0..10_000_u32)
+            .map(|i| {
+                (
+                    abi::as_bytes(&Addr::v4(i.to_be_bytes())).to_vec(),
+                    vec![1; spec.value],
+                )
+            })
+            .collect();
+        map.put_all(&entries).unwrap();
+        assert_eq!(map.dump().unwrap(), entries);
+        assert_eq!(map.remove_all(entries.keys()).unwrap(), 10_000);
+        assert_eq!(map.count().unwrap(), 0);
+        // Trees and arrays are walked too.
+        let tree = maps::Map::create(maps::spec("routes").unwrap(), 100).unwrap();
+        let key = abi::as_bytes(&abi::Prefix::host(Addr::v4([10, 0, 0, 1]))).to_vec();
+        tree.put(&key, &vec![7; 32]).unwrap();
+        assert_eq!(tree.dump().unwrap().len(), 1);
+        let array = maps::Map::create(maps::spec("rule_sets").unwrap(), 16).unwrap();
+        array.put(&5_u32.to_ne_bytes(), &[1; 8]).unwrap();
+        assert_eq!(array.dump().unwrap().len(), 1);
+        drop(host.pins());
+    });
+}
+
+#[test]
+fn rel_29_connections_survive_a_resize_up_and_down() {
+    on_host(|host| {
+        let mut linux = host.linux(None);
+        load(&mut linux);
+        let spec = maps::spec("conntrack").unwrap();
+        let (key, value) = flow(1);
+        maps::open(&host.pins(), spec)
+            .unwrap()
+            .unwrap()
+            .put(&key, &value)
+            .unwrap();
+        drop(linux);
+        for size in [4096, 512] {
+            let mut config = host.config.clone();
+            config.maps.conntrack = size;
+            let mut linux = Linux::open(&config).unwrap();
+            load(&mut linux);
+            // The old name is taken over when no old program runs: none was attached, so at the first look.
+            block_on(linux.observe(&Desired::default(), Scope::Whole)).unwrap();
+            let map = maps::open(&host.pins(), spec).unwrap().unwrap();
+            assert_eq!(map.capacity(), size);
+            assert_eq!(map.get(&key).unwrap(), Some(value.clone()), "{size}");
+            assert!(!host.pins().next_map(spec).exists());
+        }
+    });
+}
+
+#[test]
+fn rel_29_what_old_programs_write_during_a_resize_is_kept() {
+    on_host(|host| {
+        cable("eth0");
+        let link = LinkKey {
+            owner: LinkOwner::Netdev("eth0".into()),
+            program: Program::FromNetdev,
+        };
+        let attach = Change::Attach {
+            link,
+            ifindex: ifindex("eth0"),
+        };
+        let mut linux = host.linux(None);
+        load(&mut linux);
+        block_on(linux.apply(&attach)).unwrap();
+        drop(linux);
+
+        let mut config = host.config.clone();
+        config.maps.conntrack = 2048;
+        let spec = maps::spec("conntrack").unwrap();
+        let mut linux = Linux::open(&config).unwrap();
+        load(&mut linux);
+        let (key, value) = flow(9);
+        maps::open(&host.pins(), spec)
+            .unwrap()
+            .unwrap()
+            .put(&key, &value)
+            .unwrap();
+        block_on(linux.observe(&Desired::default(), Scope::Whole)).unwrap();
+        assert!(host.pins().next_map(spec).exists(), "an old program still runs");
+        // Killed here, the next agent goes on.
+        drop(linux);
+        let mut linux = Linux::open(&config).unwrap();
+        load(&mut linux);
+        block_on(linux.apply(&attach)).unwrap();
+        block_on(linux.observe(&Desired::default(), Scope::Whole)).unwrap();
+        let map = maps::open(&host.pins(), spec).unwrap().unwrap();
+        assert_eq!((map.capacity(), map.get(&key).unwrap()), (2048, Some(value)));
+        assert!(!host.pins().next_map(spec).exists());
+    });
+}
+
+#[test]
+fn rel_29_a_kept_map_without_a_description_is_refused_and_stays() {
+    on_host(|host| {
+        let spec = maps::spec("conntrack").unwrap();
+        let unknown = MapSpec {
+            version: 9,
+            value: 200,
+            ..*spec
+        };
+        let map = maps::Map::create(&unknown, 16).unwrap();
+        let path = host.pins().map(&unknown);
+        cni_agent::kernel::bpf::pin(&map, &path).unwrap();
+        let error = block_on(host.linux(None).apply(&Change::Load(Config::DEFAULT))).unwrap_err();
+        assert!(error.to_string().contains("unknown to this release"), "{error}");
+        assert!(error.to_string().contains("uninstall"), "{error}");
+        assert!(path.exists());
+    });
+}
+
+#[test]
+fn a_pin_of_another_kind_is_refused() {
+    on_host(|host| {
+        let spec = maps::spec("endpoints").unwrap();
+        let other = MapSpec {
+            map_type: MapType::LruHash,
+            ..*spec
+        };
+        let map = maps::Map::create(&other, 16).unwrap();
+        cni_agent::kernel::bpf::pin(&map, &host.pins().map(spec)).unwrap();
+        let error = block_on(host.linux(None).apply(&Change::Load(Config::DEFAULT))).unwrap_err();
+        assert!(error.to_string().contains("map endpoints"), "{error}");
+    });
+}
+
+#[test]
+fn dead_pins_of_maps_are_collected() {
+    on_host(|host| {
+        let peers = maps::spec("peers").unwrap();
+        for (name, version) in [("peers", 8), ("forgotten", 1)] {
+            let spec = MapSpec {
+                name,
+                version,
+                ..*peers
+            };
+            let map = maps::Map::create(&spec, 16).unwrap();
+            cni_agent::kernel::bpf::pin(&map, &host.pins().map(&spec)).unwrap();
+        }
+        load(&mut host.linux(None));
+        let names = cni_agent::kernel::pins::names(&host.pins().maps()).unwrap();
+        assert!(names.contains(&"peers_v1".to_owned()));
+        assert!(!names.contains(&"peers_v8".to_owned()) && !names.contains(&"forgotten_v1".to_owned()));
+    });
+}
+
+#[test]
+fn a_folder_that_is_no_bpffs_is_refused_with_a_remedy() {
+    on_host(|host| {
+        let mut config = host.config.clone();
+        config.paths.bpffs = "/tmp/millrace-no-bpffs".into();
+        let error = block_on(
+            Linux::open(&config)
+                .unwrap()
+                .apply(&Change::Load(Config::DEFAULT)),
+        )
+        .unwrap_err();
+        assert!(error.to_string().contains("mount -t bpf"), "{error}");
+    });
+}
