@@ -12,7 +12,11 @@
 use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
 
 /// What the agent keeps.
-pub const NEEDED: [Capability; 3] = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN, Capability::CAP_PERFMON];
+pub const NEEDED: [Capability; 3] = [
+    Capability::CAP_BPF,
+    Capability::CAP_NET_ADMIN,
+    Capability::CAP_PERFMON,
+];
 
 /// Why privileges could not be reduced.
 #[derive(Debug, thiserror::Error)]
@@ -26,8 +30,11 @@ pub enum CapabilityError {
 /// Gives up everything but [`NEEDED`], for this thread and all that it will start.
 pub fn reduce() -> Result<(), CapabilityError> {
     let held = caps::read(None, CapSet::Permitted)?;
-    let missing: Vec<String> =
-        NEEDED.iter().filter(|needed| !held.contains(needed)).map(ToString::to_string).collect();
+    let missing: Vec<String> = NEEDED
+        .iter()
+        .filter(|needed| !held.contains(needed))
+        .map(ToString::to_string)
+        .collect();
     if !missing.is_empty() {
         return Err(CapabilityError::Missing(missing.join(", ")));
     }

@@ -119,7 +119,10 @@ pub fn run() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             // A reader that has seen enough (`| head`) is no failure.
-            if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
+            if error
+                .downcast_ref::<io::Error>()
+                .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+            {
                 return ExitCode::SUCCESS;
             }
             eprintln!("error: {error}");
@@ -144,7 +147,10 @@ impl Cli {
         overrides.admin_socket = self.settings.admin_socket;
         let path = self.settings.config.clone().unwrap_or_else(|| CONFIG_FILE.into());
         let config = Config::load(&path, self.settings.config.is_some(), overrides)?;
-        let context = Context { config, json: self.settings.json };
+        let context = Context {
+            config,
+            json: self.settings.json,
+        };
         match self.command {
             Command::Agent(options) => agent::run(context, &options),
             Command::Config(command) => check_config(&context, &command),
@@ -175,9 +181,15 @@ fn check_config(context: &Context, command: &ConfigCommand) -> Outcome {
     } else if problems.is_empty() {
         writeln!(io::stdout(), "the configuration is good")?;
     } else {
-        problems.iter().try_for_each(|problem| writeln!(io::stdout(), "{problem}"))?;
+        problems
+            .iter()
+            .try_for_each(|problem| writeln!(io::stdout(), "{problem}"))?;
     }
-    Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if problems.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// Prints a value as JSON.
@@ -249,10 +261,20 @@ struct AgentSettings {
     #[arg(long, env = "MILLRACE_ROUTING")]
     routing: Option<RoutingArgument>,
     /// Ranges of this node's pod addresses
-    #[arg(long = "pod-cidr", value_name = "CIDR", env = "MILLRACE_POD_CIDRS", value_delimiter = ',')]
+    #[arg(
+        long = "pod-cidr",
+        value_name = "CIDR",
+        env = "MILLRACE_POD_CIDRS",
+        value_delimiter = ','
+    )]
     pod_cidrs: Vec<IpNetwork>,
     /// The node's devices, instead of finding them
-    #[arg(long = "device", value_name = "NAME", env = "MILLRACE_DEVICES", value_delimiter = ',')]
+    #[arg(
+        long = "device",
+        value_name = "NAME",
+        env = "MILLRACE_DEVICES",
+        value_delimiter = ','
+    )]
     devices: Vec<String>,
     /// The MTU of pods; 0: worked out
     #[arg(long, env = "MILLRACE_MTU")]
@@ -312,8 +334,17 @@ mod tests {
 
     #[test]
     fn flags_override_the_file() {
-        let cli = Cli::parse_from(["millrace", "agent", "--families", "v4", "--pod-cidr", "10.1.0.0/24,10.2.0.0/24"]);
-        let Command::Agent(options) = cli.command else { panic!("not the agent") };
+        let cli = Cli::parse_from([
+            "millrace",
+            "agent",
+            "--families",
+            "v4",
+            "--pod-cidr",
+            "10.1.0.0/24,10.2.0.0/24",
+        ]);
+        let Command::Agent(options) = cli.command else {
+            panic!("not the agent")
+        };
         let overrides = options.overrides();
         assert_eq!(overrides.families, Some(Families::V4));
         assert_eq!(overrides.pod_cidrs.len(), 2);

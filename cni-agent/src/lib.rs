@@ -4,6 +4,8 @@
 //! makes of it what is [desired], and [`reconcile`] compares that with what the [`kernel`] holds.
 
 pub mod agent;
+pub mod capabilities;
+pub mod cli;
 pub mod compile;
 pub mod config;
 pub mod desired;
@@ -11,6 +13,7 @@ pub mod ipam;
 pub mod kernel;
 pub mod ledger;
 pub mod model;
+pub mod observe;
 pub mod reconcile;
 pub mod source;
 pub mod state;

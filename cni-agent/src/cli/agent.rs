@@ -65,7 +65,9 @@ pub(crate) fn run(context: Context, options: &Options) -> Outcome {
 fn log(config: &LogConfig) -> Result<(), Failure> {
     let filter = tracing_subscriber::EnvFilter::try_new(&config.filter)
         .map_err(|error| format!("log.filter: {error}; write it like `info` or `info,cni_agent=debug`"))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match config.format {
         LogFormat::Json => builder.json().try_init(),
         LogFormat::Text => {
@@ -82,11 +84,22 @@ async fn serve(config: Config, kernel: Linux) -> Result<(), Failure> {
         let path = config.paths.admin_socket.display();
         format!("listen on {path}: {error}; make its folder writable for root, or set paths.adminSocket")
     })?;
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), node = config.node_name, "the agent begins");
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        node = config.node_name,
+        "the agent begins"
+    );
     let (agent, handle) = Agent::new(config, kernel)?;
     let events = ring::channel();
-    let pages = http::Pages { status: handle.status.clone(), pins: pins.clone(), fills: Arc::new(Cache::default()) };
-    let desk = admin::Desk { status: handle.status, events: events.clone() };
+    let pages = http::Pages {
+        status: handle.status.clone(),
+        pins: pins.clone(),
+        fills: Arc::new(Cache::default()),
+    };
+    let desk = admin::Desk {
+        status: handle.status,
+        events: events.clone(),
+    };
     tokio::spawn(http::serve(listener, pages));
     tokio::spawn(admin::serve(admin_listener, desk));
     tokio::spawn(ring::read(pins, events));
@@ -103,7 +116,11 @@ async fn watch_devices(events: mpsc::Sender<Event>) {
         if let Err(error) = watch_once(&events, &mut synced).await {
             tracing::warn!(%error, "the host's devices cannot be watched; trying again");
             let problem = format!("the host's devices cannot be watched: {error}");
-            if events.send(Event::Problems(Source::Devices, vec![problem])).await.is_err() {
+            if events
+                .send(Event::Problems(Source::Devices, vec![problem]))
+                .await
+                .is_err()
+            {
                 return;
             }
         }
@@ -122,7 +139,10 @@ async fn watch_once(events: &mpsc::Sender<Event>, synced: &mut bool) -> std::io:
         let mut said = events.send(Event::Devices(devices)).await.is_ok();
         if first {
             first = false;
-            said &= events.send(Event::Problems(Source::Devices, Vec::new())).await.is_ok();
+            said &= events
+                .send(Event::Problems(Source::Devices, Vec::new()))
+                .await
+                .is_ok();
         }
         if !*synced {
             *synced = true;
@@ -136,7 +156,8 @@ async fn watch_once(events: &mpsc::Sender<Event>, synced: &mut bool) -> std::io:
 
 async fn ended() {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         // Without handlers a signal ends the process, which is as good: nothing has to be put away.
         return std::future::pending().await;

@@ -31,7 +31,9 @@ impl Conversation {
 
     /// The next answer; `None` when the agent has ended.
     pub(crate) fn answer(&mut self) -> Result<Option<Response>, Failure> {
-        let Some(message) = receive::<Message<Response>>(&mut self.0)? else { return Ok(None) };
+        let Some(message) = receive::<Message<Response>>(&mut self.0)? else {
+            return Ok(None);
+        };
         match message.accept()? {
             Response::Failed(error) => Err(error.into()),
             response => Ok(Some(response)),

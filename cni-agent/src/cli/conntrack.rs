@@ -93,8 +93,12 @@ impl Filter {
         self.src.is_none_or(|range| range.contains(src.ip()))
             && self.dst.is_none_or(|range| range.contains(dst.ip()))
             && self.ip.is_none_or(|ip| ip == src.ip() || ip == dst.ip())
-            && self.port.is_none_or(|port| port == src.port() || port == dst.port())
-            && self.proto.is_none_or(|proto| protocol_name(proto) == connection.protocol)
+            && self
+                .port
+                .is_none_or(|port| port == src.port() || port == dst.port())
+            && self
+                .proto
+                .is_none_or(|proto| protocol_name(proto) == connection.protocol)
             && self.endpoint.is_none_or(|endpoint| endpoints.contains(&endpoint))
     }
 }
@@ -126,7 +130,17 @@ fn list(context: &Context, filter: &Filter) -> Outcome {
         return Ok(ExitCode::SUCCESS);
     }
     let rows: Vec<Vec<String>> = connections.iter().map(row).collect();
-    let header = ["PROTO", "STATE", "SOURCE", "DESTINATION", "DIALLED", "SEEN AS", "IDLE", "PACKETS", "BYTES"];
+    let header = [
+        "PROTO",
+        "STATE",
+        "SOURCE",
+        "DESTINATION",
+        "DIALLED",
+        "SEEN AS",
+        "IDLE",
+        "PACKETS",
+        "BYTES",
+    ];
     let mut out = io::stdout().lock();
     out.write_all(table::text(&header, &rows).as_bytes())?;
     writeln!(out, "{} connections", rows.len())?;
@@ -152,7 +166,11 @@ fn connection(key: &FlowKey, flow: &Flow, now: u64) -> Connection {
     let flags = flow.flags.get();
     let a = SocketAddr::new(key.a.into(), key.a_port.get());
     let b = SocketAddr::new(key.b.into(), key.b_port.get());
-    let (src, dst) = if flags & flow_flags::ORIGIN_A != 0 { (a, b) } else { (b, a) };
+    let (src, dst) = if flags & flow_flags::ORIGIN_A != 0 {
+        (a, b)
+    } else {
+        (b, a)
+    };
     let dialled = SocketAddr::new(flow.dnat.into(), flow.dnat_port.get());
     let seen_as = SocketAddr::new(flow.snat.into(), flow.snat_port.get());
     Connection {
@@ -181,7 +199,8 @@ fn connection(key: &FlowKey, flow: &Flow, now: u64) -> Connection {
 }
 
 fn row(connection: &Connection) -> Vec<String> {
-    let or_dash = |address: Option<SocketAddr>| address.map_or_else(|| "-".to_owned(), |address| address.to_string());
+    let or_dash =
+        |address: Option<SocketAddr>| address.map_or_else(|| "-".to_owned(), |address| address.to_string());
     vec![
         connection.protocol.clone(),
         connection.state.to_owned(),
@@ -197,7 +216,10 @@ fn row(connection: &Connection) -> Vec<String> {
 
 fn flush(context: &Context, filter: &Filter, all: bool) -> Outcome {
     if filter.is_empty() && !all {
-        return Err("this would cut every translated connection of the node; name some with filters, or say --all".into());
+        return Err(
+            "this would cut every translated connection of the node; name some with filters, or say --all"
+                .into(),
+        );
     }
     let flows = forget(&context.pins(), filter)?;
     if context.json {
@@ -265,19 +287,39 @@ mod tests {
         let connection = example();
         assert_eq!(connection.src.to_string(), "10.0.0.2:4000");
         assert_eq!(connection.seen_as.unwrap().to_string(), "192.0.2.1:33000");
-        assert_eq!((connection.dialled, connection.idle, connection.protocol.as_str()), (None, 3, "tcp"));
+        assert_eq!(
+            (connection.dialled, connection.idle, connection.protocol.as_str()),
+            (None, 3, "tcp")
+        );
     }
 
     #[test]
     fn filters_must_agree() {
         let range = |text: &str| Some(text.parse().unwrap());
-        let good = Filter { src: range("10.0.0.2/32"), proto: Some(6), port: Some(80), ..Filter::default() };
+        let good = Filter {
+            src: range("10.0.0.2/32"),
+            proto: Some(6),
+            port: Some(80),
+            ..Filter::default()
+        };
         assert!(good.wants(&example()) && Filter::default().wants(&example()));
         for bad in [
-            Filter { dst: range("10.0.0.2/32"), ..Filter::default() },
-            Filter { proto: Some(17), ..good.clone() },
-            Filter { endpoint: Some(3), ..good.clone() },
-            Filter { ip: Some("10.0.0.3".parse().unwrap()), ..good },
+            Filter {
+                dst: range("10.0.0.2/32"),
+                ..Filter::default()
+            },
+            Filter {
+                proto: Some(17),
+                ..good.clone()
+            },
+            Filter {
+                endpoint: Some(3),
+                ..good.clone()
+            },
+            Filter {
+                ip: Some("10.0.0.3".parse().unwrap()),
+                ..good
+            },
         ] {
             assert!(!bad.wants(&example()), "{bad:?}");
         }

@@ -22,7 +22,9 @@ pub(crate) fn run(context: &Context, options: &Options) -> Outcome {
     if !options.all {
         counters.dropped.retain(|count| count.packets != 0);
     }
-    counters.dropped.sort_by_key(|count| std::cmp::Reverse(count.packets));
+    counters
+        .dropped
+        .sort_by_key(|count| std::cmp::Reverse(count.packets));
     if context.json {
         print_json(&counters)?;
         return Ok(ExitCode::SUCCESS);
@@ -35,7 +37,11 @@ pub(crate) fn run(context: &Context, options: &Options) -> Outcome {
         out.write_all(table::text(&["REASON", "DIRECTION", "PACKETS", "BYTES", "MEANS"], &rows).as_bytes())?;
     }
     if counters.events_lost != 0 {
-        writeln!(out, "{} events were lost: nobody read them fast enough (`maps.events`)", counters.events_lost)?;
+        writeln!(
+            out,
+            "{} events were lost: nobody read them fast enough (`maps.events`)",
+            counters.events_lost
+        )?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -50,7 +50,8 @@ fn shapes(map: &str) -> Option<(Shape, Shape)> {
 
 pub(crate) fn run(context: &Context, options: &Options) -> Outcome {
     let spec = maps::spec(&options.map)?;
-    let Some((key_shape, value_shape)) = shapes(spec.name).filter(|_| spec.map_type != MapType::RingBuf) else {
+    let Some((key_shape, value_shape)) = shapes(spec.name).filter(|_| spec.map_type != MapType::RingBuf)
+    else {
         return Err(format!("map {} has no entries to show; use `millrace monitor`", spec.name).into());
     };
     let map = maps::open_existing(&context.pins(), spec.name)?;
@@ -69,7 +70,10 @@ pub(crate) fn run(context: &Context, options: &Options) -> Outcome {
         }
     }
     if context.json {
-        let entries: Vec<Value> = entries.iter().map(|(key, value)| json!({"key": key, "value": value})).collect();
+        let entries: Vec<Value> = entries
+            .iter()
+            .map(|(key, value)| json!({"key": key, "value": value}))
+            .collect();
         print_json(&entries)?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -85,7 +89,10 @@ pub(crate) fn run(context: &Context, options: &Options) -> Outcome {
 fn words(value: &Value) -> String {
     match value {
         Value::Object(fields) => {
-            let fields: Vec<String> = fields.iter().map(|(name, value)| format!("{name} {}", words(value))).collect();
+            let fields: Vec<String> = fields
+                .iter()
+                .map(|(name, value)| format!("{name} {}", words(value)))
+                .collect();
             fields.join(", ")
         }
         Value::Array(items) => format!("[{}]", items.iter().map(words).collect::<Vec<_>>().join("; ")),
@@ -108,20 +115,30 @@ fn decode(shape: &str, bytes: &[u8]) -> Value {
             let (ip, length) = prefix.parts();
             json!(format!("{ip}/{length}"))
         }),
-        "[u8; 6]" => <[u8; 6]>::try_from(bytes).ok().map(|mac| json!(cni_plugin::Mac(mac).to_string())),
+        "[u8; 6]" => <[u8; 6]>::try_from(bytes)
+            .ok()
+            .map(|mac| json!(cni_plugin::Mac(mac).to_string())),
         _ => None,
     };
     if let Some(value) = known {
         return value;
     }
-    if let Some(inner) = shape.strip_prefix("Racy<").and_then(|rest| rest.strip_suffix('>')) {
+    if let Some(inner) = shape
+        .strip_prefix("Racy<")
+        .and_then(|rest| rest.strip_suffix('>'))
+    {
         return decode(inner, bytes);
     }
     if let Some((inner, count)) = array(shape) {
-        let items = bytes.chunks_exact((bytes.len() / count.max(1)).max(1)).map(|item| decode(inner, item));
+        let items = bytes
+            .chunks_exact((bytes.len() / count.max(1)).max(1))
+            .map(|item| decode(inner, item));
         return Value::Array(items.collect());
     }
-    match LAYOUTS.iter().find(|layout| layout.name == shape && layout.size == bytes.len()) {
+    match LAYOUTS
+        .iter()
+        .find(|layout| layout.name == shape && layout.size == bytes.len())
+    {
         Some(layout) => record(layout, bytes),
         None => json!(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>()),
     }
@@ -178,7 +195,9 @@ mod tests {
         for layout in LAYOUTS {
             for field in layout.fields {
                 let value = decode(field.ty, &vec![0; field.size]);
-                let hex = value.as_str().is_some_and(|text| !text.is_empty() && text.bytes().all(|byte| byte == b'0'));
+                let hex = value
+                    .as_str()
+                    .is_some_and(|text| !text.is_empty() && text.bytes().all(|byte| byte == b'0'));
                 assert!(!hex, "{}.{}: {}", layout.name, field.name, field.ty);
             }
         }
@@ -186,12 +205,25 @@ mod tests {
 
     #[test]
     fn connections_are_shown_field_by_field() {
-        let key = FlowKey { a: Addr::v4([10, 0, 0, 1]), a_port: Port::new(80), ..FlowKey::default() };
-        let flow = Flow { seen: Racy::new(7), ..Flow::default() };
+        let key = FlowKey {
+            a: Addr::v4([10, 0, 0, 1]),
+            a_port: Port::new(80),
+            ..FlowKey::default()
+        };
+        let flow = Flow {
+            seen: Racy::new(7),
+            ..Flow::default()
+        };
         let key = decode("FlowKey", as_bytes(&key));
         assert_eq!((&key["a"], &key["a_port"]), (&json!("10.0.0.1"), &json!(80)));
         assert_eq!(decode("Flow", as_bytes(&flow))["seen"], json!(7));
-        assert_eq!(decode("GroupChunk", as_bytes(&GroupChunk::default()))["groups"].as_array().unwrap().len(), 4);
+        assert_eq!(
+            decode("GroupChunk", as_bytes(&GroupChunk::default()))["groups"]
+                .as_array()
+                .unwrap()
+                .len(),
+            4
+        );
         assert!(words(&key).contains("a 10.0.0.1, "));
     }
 }

@@ -29,7 +29,10 @@ pub(crate) fn run(context: &Context) -> Outcome {
     let map = maps::open_existing(&context.pins(), "endpoints")?;
     let mut rows: BTreeMap<u32, Row> = BTreeMap::new();
     for (address, endpoint) in maps::read::<Addr, Endpoint>(&map)? {
-        rows.entry(endpoint.id).or_insert_with(|| row(&endpoint)).addresses.push(address.into());
+        rows.entry(endpoint.id)
+            .or_insert_with(|| row(&endpoint))
+            .addresses
+            .push(address.into());
     }
     // Names are the agent's knowledge; without one the kernel's part is shown.
     if let Ok(status) = ask::status(&context.config.paths.admin_socket) {
@@ -56,7 +59,10 @@ fn row(endpoint: &Endpoint) -> Row {
         id: endpoint.id,
         pod: None,
         addresses: Vec::new(),
-        device: device.map_or_else(|_| format!("{} (gone)", endpoint.ifindex), |name| name.to_string_lossy().into_owned()),
+        device: device.map_or_else(
+            |_| format!("{} (gone)", endpoint.ifindex),
+            |name| name.to_string_lossy().into_owned(),
+        ),
         mac: cni_plugin::Mac(endpoint.mac).to_string(),
         mtu: endpoint.mtu,
         via_stack: endpoint.flags & endpoint_flags::VIA_STACK != 0,

@@ -6,8 +6,8 @@ use std::{
     process::ExitCode,
 };
 
-use cni_ebpf::abi::Reason;
 use clap::{Args, ValueEnum};
+use cni_ebpf::abi::Reason;
 
 use super::{Context, Outcome, ask::Conversation};
 use crate::observe::{
@@ -72,7 +72,9 @@ impl Options {
 
 pub(crate) fn run(context: &Context, options: Options) -> Outcome {
     let mut conversation = Conversation::begin(&context.config.paths.admin_socket)?;
-    conversation.ask(Request::Monitor { filter: options.filter() })?;
+    conversation.ask(Request::Monitor {
+        filter: options.filter(),
+    })?;
     let mut seen = 0;
     while options.count.is_none_or(|count| seen < count) {
         let mut out = io::stdout().lock();
@@ -90,7 +92,10 @@ pub(crate) fn run(context: &Context, options: Options) -> Outcome {
                 writeln!(out, "{}", serde_json::json!({"kind": "lost", "events": events}))?;
             }
             Some(Response::Lost { events }) => {
-                writeln!(out, "... {events} events came faster than they were read; use filters")?;
+                writeln!(
+                    out,
+                    "... {events} events came faster than they were read; use filters"
+                )?;
             }
             Some(_) => {}
             None => return Err("the agent ended; start this again when it is back".into()),

@@ -48,7 +48,12 @@ pub(crate) fn run(context: &Context) -> Outcome {
 }
 
 fn check(name: &str, state: State, detail: String, remedy: &str) -> Check {
-    Check { name: name.to_owned(), state, detail, remedy: remedy.to_owned() }
+    Check {
+        name: name.to_owned(),
+        state,
+        detail,
+        remedy: remedy.to_owned(),
+    }
 }
 
 fn report(context: &Context) -> Report {
@@ -60,7 +65,12 @@ fn report(context: &Context) -> Report {
         }
         Err(error) => {
             let detail = format!("{error} (pods that have a network keep it; new ones do not start)");
-            checks.push(check("agent", State::Failed, detail, "start it, and see its log if it ends"));
+            checks.push(check(
+                "agent",
+                State::Failed,
+                detail,
+                "start it, and see its log if it ends",
+            ));
             None
         }
     };
@@ -76,12 +86,27 @@ fn report(context: &Context) -> Report {
     match links::overtaken(&context.pins()) {
         Ok(overtaken) => checks.extend(overtaken.iter().map(|link| {
             let detail = format!("another program runs before {link}");
-            check("attachment", State::Warning, detail, "see `bpftool net` for whose it is, and have it attach later")
+            check(
+                "attachment",
+                State::Warning,
+                detail,
+                "see `bpftool net` for whose it is, and have it attach later",
+            )
         })),
-        Err(error) => checks.push(check("attachment", State::Warning, error.to_string(), &error.remedy)),
+        Err(error) => checks.push(check(
+            "attachment",
+            State::Warning,
+            error.to_string(),
+            &error.remedy,
+        )),
     }
     let state = checks.iter().map(|check| check.state).max().unwrap_or(State::Ok);
-    Report { state, agent, checks, maps }
+    Report {
+        state,
+        agent,
+        checks,
+        maps,
+    }
 }
 
 fn agent_checks(status: &Status) -> Vec<Check> {
@@ -89,15 +114,33 @@ fn agent_checks(status: &Status) -> Vec<Check> {
     let ready = if status.ready { State::Ok } else { State::Failed };
     let detail = format!(
         "{} ({}), {} endpoints, devices {}",
-        if status.ready { "serves pods" } else { "does not serve pods yet" },
+        if status.ready {
+            "serves pods"
+        } else {
+            "does not serve pods yet"
+        },
         status.version,
         status.endpoints.len(),
-        if status.devices.is_empty() { "none".to_owned() } else { status.devices.join(", ") },
+        if status.devices.is_empty() {
+            "none".to_owned()
+        } else {
+            status.devices.join(", ")
+        },
     );
-    checks.push(check("agent", ready, detail, if status.ready { "" } else { "see what follows" }));
+    checks.push(check(
+        "agent",
+        ready,
+        detail,
+        if status.ready { "" } else { "see what follows" },
+    ));
     for (source, state) in &status.sources {
         if !state.synced {
-            checks.push(check(&source.to_string(), State::Failed, "not read yet".to_owned(), "see the agent's log"));
+            checks.push(check(
+                &source.to_string(),
+                State::Failed,
+                "not read yet".to_owned(),
+                "see the agent's log",
+            ));
         }
     }
     for problem in &status.problems {
@@ -109,10 +152,17 @@ fn agent_checks(status: &Status) -> Vec<Check> {
 }
 
 fn map_checks(maps: &BTreeMap<String, Fill>) -> Vec<Check> {
-    let full = maps.iter().filter(|(_, fill)| fill.entries as f64 >= NEARLY_FULL * f64::from(fill.capacity));
+    let full = maps
+        .iter()
+        .filter(|(_, fill)| fill.entries as f64 >= NEARLY_FULL * f64::from(fill.capacity));
     full.map(|(map, fill)| {
         let detail = format!("{} of {} entries", fill.entries, fill.capacity);
-        check(&format!("map {map}"), State::Warning, detail, &capacity_remedy(map))
+        check(
+            &format!("map {map}"),
+            State::Warning,
+            detail,
+            &capacity_remedy(map),
+        )
     })
     .collect()
 }
@@ -132,7 +182,11 @@ fn text(report: &Report) -> String {
         }
     }
     if let Some(fill) = report.maps.get("conntrack") {
-        let _ = writeln!(text, "        {} connections, room for {}", fill.entries, fill.capacity);
+        let _ = writeln!(
+            text,
+            "        {} connections, room for {}",
+            fill.entries, fill.capacity
+        );
     }
     let _ = match report.state {
         State::Ok => writeln!(text, "everything works"),
@@ -148,7 +202,10 @@ mod tests {
 
     #[test]
     fn a_nearly_full_map_is_named_with_its_setting() {
-        let fill = |entries| Fill { entries, capacity: 100 };
+        let fill = |entries| Fill {
+            entries,
+            capacity: 100,
+        };
         let maps = BTreeMap::from([("conntrack".to_owned(), fill(95)), ("nat".to_owned(), fill(50))]);
         let checks = map_checks(&maps);
         assert_eq!(checks.len(), 1);
@@ -158,8 +215,16 @@ mod tests {
     #[test]
     fn the_text_says_what_to_do() {
         let checks = vec![check("agent", State::Failed, "gone".to_owned(), "start it")];
-        let report = Report { state: State::Failed, agent: None, checks, maps: BTreeMap::new() };
+        let report = Report {
+            state: State::Failed,
+            agent: None,
+            checks,
+            maps: BTreeMap::new(),
+        };
         let text = text(&report);
-        assert!(text.contains("FAILED  agent: gone") && text.contains("do: start it"), "{text}");
+        assert!(
+            text.contains("FAILED  agent: gone") && text.contains("do: start it"),
+            "{text}"
+        );
     }
 }

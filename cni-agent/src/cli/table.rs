@@ -28,7 +28,10 @@ pub(crate) fn text(header: &[&str], rows: &[Vec<String>]) -> String {
 mod tests {
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
-        let rows = [vec!["a".to_owned(), "1".to_owned()], vec!["long".to_owned(), "2".to_owned()]];
+        let rows = [
+            vec!["a".to_owned(), "1".to_owned()],
+            vec!["long".to_owned(), "2".to_owned()],
+        ];
         assert_eq!(super::text(&["N", "V"], &rows), "N     V\na     1\nlong  2\n");
     }
 }

@@ -19,7 +19,11 @@ pub(crate) struct Options {
     #[arg(long, short)]
     yes: bool,
     /// Where the CNI configuration was installed
-    #[arg(long, value_name = "FILE", default_value = "/etc/cni/net.d/05-millrace.conflist")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/etc/cni/net.d/05-millrace.conflist"
+    )]
     cni_config: PathBuf,
     /// Where the CNI plugin was installed
     #[arg(long, value_name = "FILE", default_value = "/opt/cni/bin/millrace-cni")]
@@ -50,9 +54,11 @@ pub(crate) fn run(context: &Context, options: &Options) -> Outcome {
         return Err("run this as root".into());
     }
     if UnixStream::connect(&context.config.paths.admin_socket).is_ok() {
-        return Err("an agent runs on this node and would put everything back; stop it first (delete the DaemonSet, \
+        return Err(
+            "an agent runs on this node and would put everything back; stop it first (delete the DaemonSet, \
                     or end the process)"
-            .into());
+                .into(),
+        );
     }
     if !options.yes && !confirmed()? {
         return Err("nothing was removed".into());
@@ -62,7 +68,11 @@ pub(crate) fn run(context: &Context, options: &Options) -> Outcome {
     remove_network(context, &mut removal);
     remove_files(context, options, &mut removal);
     report(context, &removal)?;
-    Ok(if removal.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if removal.failed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn confirmed() -> Result<bool, Failure> {
@@ -70,7 +80,10 @@ fn confirmed() -> Result<bool, Failure> {
         return Err("nobody is there to be asked; say --yes".into());
     }
     let mut out = io::stdout().lock();
-    write!(out, "Pods of this node lose their network, and their addresses are forgotten. Go on? [y/N] ")?;
+    write!(
+        out,
+        "Pods of this node lose their network, and their addresses are forgotten. Go on? [y/N] "
+    )?;
     out.flush()?;
     let mut answer = String::new();
     io::stdin().read_line(&mut answer)?;
@@ -86,7 +99,10 @@ fn remove_links(context: &Context, removal: &mut Removal) {
     match links::list(&pins, &mut netlink, &links::Programs::new()) {
         Ok(found) => {
             for key in found.keys() {
-                removal.step(format!("link {key}"), links::detach(&pins, &mut netlink, key).map(|()| true));
+                removal.step(
+                    format!("link {key}"),
+                    links::detach(&pins, &mut netlink, key).map(|()| true),
+                );
             }
         }
         Err(error) => removal.step("list the links", Err::<bool, _>(error)),
@@ -108,14 +124,23 @@ fn remove_network(context: &Context, removal: &mut Removal) {
     match devices::veths(&mut netlink, None) {
         Ok(found) => {
             for name in found.keys() {
-                removal.step(format!("device {name}"), devices::remove(&mut netlink, name).map(|()| true));
+                removal.step(
+                    format!("device {name}"),
+                    devices::remove(&mut netlink, name).map(|()| true),
+                );
             }
         }
         Err(error) => removal.step("list the devices", Err::<bool, _>(error)),
     }
     let tunnel = &context.config.vxlan.device;
     let ours = devices::is_tunnel(&mut netlink, tunnel);
-    let result = ours.and_then(|ours| if ours { devices::remove(&mut netlink, tunnel).map(|()| true) } else { Ok(false) });
+    let result = ours.and_then(|ours| {
+        if ours {
+            devices::remove(&mut netlink, tunnel).map(|()| true)
+        } else {
+            Ok(false)
+        }
+    });
     removal.step(format!("device {tunnel}"), result);
 }
 
@@ -167,9 +192,15 @@ fn report(context: &Context, removal: &Removal) -> Result<(), Failure> {
         writeln!(out, "FAILED  {what}")?;
     }
     if removal.failed.is_empty() {
-        writeln!(out, "Millrace is gone from this node (kernel settings like ip_forward stay as they are)")?;
+        writeln!(
+            out,
+            "Millrace is gone from this node (kernel settings like ip_forward stay as they are)"
+        )?;
     } else {
-        writeln!(out, "not everything could be removed; run this again when what is named has been seen to")?;
+        writeln!(
+            out,
+            "not everything could be removed; run this again when what is named has been seen to"
+        )?;
     }
     Ok(())
 }

@@ -112,7 +112,12 @@ fn forwarding(path: &str) -> Check {
             "the host forwards no packets",
             format!("`sysctl -w {name}=1`, and in /etc/sysctl.d; the agent sets it when it runs"),
         ),
-        Ok(None) => Check::new(&name, State::Failed, "the kernel lacks this family", "set `families` accordingly"),
+        Ok(None) => Check::new(
+            &name,
+            State::Failed,
+            "the kernel lacks this family",
+            "set `families` accordingly",
+        ),
         Err(error) => Check::new(&name, State::Warning, error.to_string(), "run as root"),
     }
 }
@@ -123,7 +128,11 @@ fn rp_filter(config: &Config) -> Check {
     const NAME: &str = "rp_filter";
     let value = |device: &str| -> u8 {
         let path = format!("net/ipv4/conf/{device}/rp_filter");
-        read_sysctl(&path).ok().flatten().and_then(|text| text.parse().ok()).unwrap_or(0)
+        read_sysctl(&path)
+            .ok()
+            .flatten()
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(0)
     };
     let all = value("all");
     let names = pins::names(Path::new("/proc/sys/net/ipv4/conf")).unwrap_or_default();
@@ -149,7 +158,14 @@ fn accept_ra() -> Check {
     const NAME: &str = "accept_ra";
     let devices = match advertised_default_routes() {
         Ok(devices) => devices,
-        Err(error) => return Check::new(NAME, State::Warning, format!("routes cannot be read: {error}"), ""),
+        Err(error) => {
+            return Check::new(
+                NAME,
+                State::Warning,
+                format!("routes cannot be read: {error}"),
+                "",
+            );
+        }
     };
     let deaf: Vec<String> = devices
         .into_iter()
@@ -161,11 +177,17 @@ fn accept_ra() -> Check {
     if deaf.is_empty() {
         return Check::ok(NAME, "no default route hangs on it");
     }
-    let settings: Vec<String> = deaf.iter().map(|device| format!("net.ipv6.conf.{device}.accept_ra=2")).collect();
+    let settings: Vec<String> = deaf
+        .iter()
+        .map(|device| format!("net.ipv6.conf.{device}.accept_ra=2"))
+        .collect();
     Check::new(
         NAME,
         State::Warning,
-        format!("the default route of {} was advertised and will expire", deaf.join(", ")),
+        format!(
+            "the default route of {} was advertised and will expire",
+            deaf.join(", ")
+        ),
         format!("set {} in /etc/sysctl.d", settings.join(", ")),
     )
 }
@@ -180,7 +202,9 @@ fn advertised_default_routes() -> io::Result<Vec<String>> {
     };
     let mut devices = Vec::new();
     for answer in Netlink::open()?.dump(RouteNetlinkMessage::GetRoute(query))? {
-        let RouteNetlinkMessage::NewRoute(route) = answer else { continue };
+        let RouteNetlinkMessage::NewRoute(route) = answer else {
+            continue;
+        };
         if route.header.destination_prefix_length != 0 {
             continue;
         }

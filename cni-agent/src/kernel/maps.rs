@@ -302,8 +302,13 @@ impl Map {
         }
         let stride = self.spec.value.next_multiple_of(8);
         let cpus = bpf::possible_cpus().map_err(error)?;
-        let values = bpf::lookup(self, &key.to_ne_bytes(), stride * cpus).map_err(error)?.unwrap_or_default();
-        Ok(values.chunks_exact(stride).filter_map(|value| value.get(..self.spec.value).map(<[u8]>::to_vec)).collect())
+        let values = bpf::lookup(self, &key.to_ne_bytes(), stride * cpus)
+            .map_err(error)?
+            .unwrap_or_default();
+        Ok(values
+            .chunks_exact(stride)
+            .filter_map(|value| value.get(..self.spec.value).map(<[u8]>::to_vec))
+            .collect())
     }
 
     fn check(&self, key: &[u8], value: Option<&[u8]>) -> Result<(), KernelError> {

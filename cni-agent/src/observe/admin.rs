@@ -42,10 +42,16 @@ pub enum Request {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "result", rename_all = "snake_case")]
 pub enum Response {
-    Status { status: Box<Status> },
-    Event { event: Box<Record> },
+    Status {
+        status: Box<Status>,
+    },
+    Event {
+        event: Box<Record>,
+    },
     /// So many events came faster than they were read.
-    Lost { events: u64 },
+    Lost {
+        events: u64,
+    },
     Failed(CniError),
     #[serde(other)]
     Unknown,
@@ -108,7 +114,9 @@ async fn converse(mut stream: UnixStream, desk: Desk) -> Result<(), cni_plugin::
     }
     while let Some(message) = receive_async::<Message<Request>>(&mut stream).await? {
         match message.accept() {
-            Ok(Request::Monitor { filter }) => return monitor(stream, desk.events.subscribe(), &filter).await,
+            Ok(Request::Monitor { filter }) => {
+                return monitor(stream, desk.events.subscribe(), &filter).await;
+            }
             Ok(Request::Status) => {
                 let status = Box::new(desk.status.borrow().as_ref().clone());
                 send_async(&mut stream, &Message::new(Response::Status { status })).await?;

@@ -28,7 +28,11 @@ pub struct Counters {
 
 /// The name of a direction.
 pub fn direction_name(number: u8) -> &'static str {
-    if number == direction::EGRESS { "egress" } else { "ingress" }
+    if number == direction::EGRESS {
+        "egress"
+    } else {
+        "ingress"
+    }
 }
 
 /// Reads the counters of every reason that there is. Costs one look-up for each, whatever the traffic.
@@ -36,13 +40,20 @@ pub fn read(pins: &Pins) -> Result<Counters, KernelError> {
     let map = maps::open_existing(pins, "counters")?;
     let one = |number: u32, way: u8| -> Result<(u64, u64), KernelError> {
         let cpus = map.get_per_cpu::<Counter>(number * 2 + u32::from(way))?;
-        Ok(cpus.iter().fold((0, 0), |(packets, bytes), cpu| (packets + cpu.packets, bytes + cpu.bytes)))
+        Ok(cpus.iter().fold((0, 0), |(packets, bytes), cpu| {
+            (packets + cpu.packets, bytes + cpu.bytes)
+        }))
     };
     let mut counters = Counters::default();
     for way in [direction::EGRESS, direction::INGRESS] {
         let (packets, bytes) = one(0, way)?;
         let direction = direction_name(way).to_owned();
-        counters.passed.push(Count { direction, packets, bytes, ..Count::default() });
+        counters.passed.push(Count {
+            direction,
+            packets,
+            bytes,
+            ..Count::default()
+        });
     }
     for reason in Reason::ALL {
         for way in [direction::EGRESS, direction::INGRESS] {

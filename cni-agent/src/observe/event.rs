@@ -55,13 +55,18 @@ pub fn protocol_number(text: &str) -> Result<u8, String> {
         "udp" => Ok(17),
         "icmpv6" | "icmp6" => Ok(58),
         "sctp" => Ok(132),
-        other => other.parse().map_err(|_| format!("{text:?} is no protocol: use tcp, udp, sctp, icmp, icmpv6 or 0-255")),
+        other => other
+            .parse()
+            .map_err(|_| format!("{text:?} is no protocol: use tcp, udp, sctp, icmp, icmpv6 or 0-255")),
     }
 }
 
 fn flags_text(flags: u8) -> String {
     const NAMES: [&str; 8] = ["FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR"];
-    let set = NAMES.iter().enumerate().filter(|(bit, _)| flags & (1 << bit) != 0);
+    let set = NAMES
+        .iter()
+        .enumerate()
+        .filter(|(bit, _)| flags & (1 << bit) != 0);
     set.map(|(_, name)| *name).collect::<Vec<_>>().join(",")
 }
 
@@ -86,7 +91,11 @@ impl From<&abi::Event> for Record {
         Self {
             time: event.time,
             kind: kind.to_owned(),
-            reason: dropped.then(|| Reason::from_number(event.reason).map_or("unknown", Reason::name).to_owned()),
+            reason: dropped.then(|| {
+                Reason::from_number(event.reason)
+                    .map_or("unknown", Reason::name)
+                    .to_owned()
+            }),
             direction: direction_name(event.direction).to_owned(),
             hook: hook.to_owned(),
             protocol: protocol_name(event.proto),
@@ -111,7 +120,11 @@ impl fmt::Display for Record {
         let micros = self.time % 1_000_000_000 / 1000;
         let src = std::net::SocketAddr::new(self.src, self.src_port);
         let dst = std::net::SocketAddr::new(self.dst, self.dst_port);
-        write!(f, "{seconds:>7}.{micros:06} {:<5} {:<6} {src} -> {dst}", self.kind, self.protocol)?;
+        write!(
+            f,
+            "{seconds:>7}.{micros:06} {:<5} {:<6} {src} -> {dst}",
+            self.kind, self.protocol
+        )?;
         if let Some(reason) = &self.reason {
             write!(f, " {reason} ({}, {})", self.direction, self.hook)?;
         }
@@ -150,8 +163,13 @@ impl Filter {
             && listed(&self.reasons, record.reason.as_ref())
             && self.endpoint.is_none_or(|endpoint| endpoint == record.endpoint)
             && self.address.is_none_or(|ip| ip == record.src || ip == record.dst)
-            && self.port.is_none_or(|port| port == record.src_port || port == record.dst_port)
-            && self.protocol.as_ref().is_none_or(|protocol| *protocol == record.protocol)
+            && self
+                .port
+                .is_none_or(|port| port == record.src_port || port == record.dst_port)
+            && self
+                .protocol
+                .as_ref()
+                .is_none_or(|protocol| *protocol == record.protocol)
     }
 }
 
@@ -178,7 +196,14 @@ mod tests {
     #[test]
     fn a_drop_is_told_with_its_reason() {
         let text = record().to_string();
-        for part in ["drop", "tcp", "10.0.0.1:1234 -> 10.0.0.2:80", "source_address", "[SYN,ACK]", "endpoint 7"] {
+        for part in [
+            "drop",
+            "tcp",
+            "10.0.0.1:1234 -> 10.0.0.2:80",
+            "source_address",
+            "[SYN,ACK]",
+            "endpoint 7",
+        ] {
             assert!(text.contains(part), "{part}: {text}");
         }
         assert_eq!(record().dialled, None);
@@ -188,15 +213,38 @@ mod tests {
     fn filters_agree_in_everything_that_is_set() {
         assert!(Filter::default().wants(&record()));
         let address = Some("10.0.0.2".parse().unwrap());
-        let filter = Filter { kinds: vec!["drop".into()], address, port: Some(80), ..Filter::default() };
+        let filter = Filter {
+            kinds: vec!["drop".into()],
+            address,
+            port: Some(80),
+            ..Filter::default()
+        };
         assert!(filter.wants(&record()));
         for other in [
-            Filter { kinds: vec!["new".into()], ..filter.clone() },
-            Filter { reasons: vec!["martian".into()], ..filter.clone() },
-            Filter { endpoint: Some(8), ..filter.clone() },
-            Filter { port: Some(81), ..filter.clone() },
-            Filter { protocol: Some("udp".into()), ..filter.clone() },
-            Filter { address: Some("10.0.0.3".parse().unwrap()), ..filter },
+            Filter {
+                kinds: vec!["new".into()],
+                ..filter.clone()
+            },
+            Filter {
+                reasons: vec!["martian".into()],
+                ..filter.clone()
+            },
+            Filter {
+                endpoint: Some(8),
+                ..filter.clone()
+            },
+            Filter {
+                port: Some(81),
+                ..filter.clone()
+            },
+            Filter {
+                protocol: Some("udp".into()),
+                ..filter.clone()
+            },
+            Filter {
+                address: Some("10.0.0.3".parse().unwrap()),
+                ..filter
+            },
         ] {
             assert!(!other.wants(&record()), "{other:?}");
         }

@@ -39,7 +39,10 @@ const CONNECTIONS: usize = 32;
 /// Binds the address; the error names the setting.
 pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|error| {
-        std::io::Error::new(error.kind(), format!("listen on {address}: {error}; set `http` to an address that is free"))
+        std::io::Error::new(
+            error.kind(),
+            format!("listen on {address}: {error}; set `http` to an address that is free"),
+        )
     })
 }
 
@@ -47,7 +50,9 @@ pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 pub async fn serve(listener: TcpListener, pages: Pages) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+            return;
+        };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -83,7 +88,10 @@ async fn answer(request: &Request<Incoming>, pages: &Pages) -> Response<Full<Byt
         "/healthz" => text(StatusCode::OK, "ok\n".to_owned()),
         "/readyz" => ready(&pages.status.borrow().clone()),
         "/metrics" => metrics(pages).await,
-        _ => text(StatusCode::NOT_FOUND, "there is /healthz, /readyz and /metrics\n".to_owned()),
+        _ => text(
+            StatusCode::NOT_FOUND,
+            "there is /healthz, /readyz and /metrics\n".to_owned(),
+        ),
     }
 }
 
@@ -92,7 +100,9 @@ fn ready(status: &Status) -> Response<Full<Bytes>> {
         return text(StatusCode::OK, "ok\n".to_owned());
     }
     let waiting = status.sources.iter().filter(|(_, source)| !source.synced);
-    let mut reasons: Vec<String> = waiting.map(|(source, _)| format!("{source} have not been read yet")).collect();
+    let mut reasons: Vec<String> = waiting
+        .map(|(source, _)| format!("{source} have not been read yet"))
+        .collect();
     reasons.extend(status.problems.iter().cloned());
     if reasons.is_empty() {
         reasons.push("the agent is starting".to_owned());
@@ -108,7 +118,11 @@ async fn metrics(pages: &Pages) -> Response<Full<Bytes>> {
     });
     let (counters, fills) = read.await.unwrap_or_default();
     let status = pages.status.borrow().clone();
-    match render(&Snapshot { status: &status, counters: counters.as_ref(), fills: &fills }) {
+    match render(&Snapshot {
+        status: &status,
+        counters: counters.as_ref(),
+        fills: &fills,
+    }) {
         Ok(body) => {
             let mut response = text(StatusCode::OK, body);
             let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");

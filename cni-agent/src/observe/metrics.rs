@@ -76,24 +76,72 @@ fn number(value: impl TryInto<i64>) -> i64 {
 }
 
 fn agent(registry: &mut Registry, status: &Status) {
-    gauge(registry, "ready", "1 if an ADD can be served", i64::from(status.ready));
-    gauge(registry, "endpoints", "Pods with an address of this node", number(status.endpoints.len()));
-    gauge(registry, "problems", "Things that do not work, as `millrace status` names them", number(status.problems.len()));
+    gauge(
+        registry,
+        "ready",
+        "1 if an ADD can be served",
+        i64::from(status.ready),
+    );
+    gauge(
+        registry,
+        "endpoints",
+        "Pods with an address of this node",
+        number(status.endpoints.len()),
+    );
+    gauge(
+        registry,
+        "problems",
+        "Things that do not work, as `millrace status` names them",
+        number(status.problems.len()),
+    );
     let reconcile = &status.reconcile;
-    counter(registry, "reconcile_rounds", "Comparisons of everything with the kernel", reconcile.rounds);
-    counter(registry, "reconcile_changes", "Changes made in the kernel", reconcile.changes);
-    counter(registry, "reconcile_errors", "Changes that failed", reconcile.failures);
-    gauge(registry, "reconcile_failing", "Changes that are being tried again", number(reconcile.failing.len()));
+    counter(
+        registry,
+        "reconcile_rounds",
+        "Comparisons of everything with the kernel",
+        reconcile.rounds,
+    );
+    counter(
+        registry,
+        "reconcile_changes",
+        "Changes made in the kernel",
+        reconcile.changes,
+    );
+    counter(
+        registry,
+        "reconcile_errors",
+        "Changes that failed",
+        reconcile.failures,
+    );
+    gauge(
+        registry,
+        "reconcile_failing",
+        "Changes that are being tried again",
+        number(reconcile.failing.len()),
+    );
     let synced = Family::<SourceName, Gauge>::default();
     for (source, state) in &status.sources {
-        let label = SourceName { source: source.to_string() };
+        let label = SourceName {
+            source: source.to_string(),
+        };
         synced.get_or_create(&label).set(i64::from(state.synced));
     }
-    registry.register("source_synced", "1 if the source has said everything it knew", synced);
+    registry.register(
+        "source_synced",
+        "1 if the source has said everything it knew",
+        synced,
+    );
     let addresses = Family::<PoolState, Gauge>::default();
     for pool in &status.pools {
-        for (state, value) in [("used", pool.used), ("quarantined", pool.quarantined), ("free", pool.free)] {
-            let label = PoolState { range: pool.range.to_string(), state: state.to_owned() };
+        for (state, value) in [
+            ("used", pool.used),
+            ("quarantined", pool.quarantined),
+            ("free", pool.free),
+        ] {
+            let label = PoolState {
+                range: pool.range.to_string(),
+                state: state.to_owned(),
+            };
             addresses.get_or_create(&label).set(number(value));
         }
     }
@@ -101,33 +149,56 @@ fn agent(registry: &mut Registry, status: &Status) {
 }
 
 fn packets(registry: &mut Registry, counters: &Counters) {
-    let (packets, bytes) = (Family::<Drop, Counter>::default(), Family::<Drop, Counter>::default());
+    let (packets, bytes) = (
+        Family::<Drop, Counter>::default(),
+        Family::<Drop, Counter>::default(),
+    );
     for drop in &counters.dropped {
-        let label = Drop { reason: drop.reason.clone(), direction: drop.direction.clone() };
+        let label = Drop {
+            reason: drop.reason.clone(),
+            direction: drop.direction.clone(),
+        };
         packets.get_or_create(&label).inc_by(drop.packets);
         bytes.get_or_create(&label).inc_by(drop.bytes);
     }
     registry.register("drop_packets", "Packets dropped", packets);
     registry.register("drop_bytes", "Bytes of packets dropped", bytes);
-    let (packets, bytes) = (Family::<Direction, Counter>::default(), Family::<Direction, Counter>::default());
+    let (packets, bytes) = (
+        Family::<Direction, Counter>::default(),
+        Family::<Direction, Counter>::default(),
+    );
     for passed in &counters.passed {
-        let label = Direction { direction: passed.direction.clone() };
+        let label = Direction {
+            direction: passed.direction.clone(),
+        };
         packets.get_or_create(&label).inc_by(passed.packets);
         bytes.get_or_create(&label).inc_by(passed.bytes);
     }
     registry.register("forward_packets", "Packets passed on", packets);
     registry.register("forward_bytes", "Bytes of packets passed on", bytes);
-    counter(registry, "events_lost", "Events for which the ring had no room", counters.events_lost);
+    counter(
+        registry,
+        "events_lost",
+        "Events for which the ring had no room",
+        counters.events_lost,
+    );
 }
 
 fn tables(registry: &mut Registry, fills: &BTreeMap<String, Fill>) {
-    let (entries, capacity) = (Family::<MapName, Gauge>::default(), Family::<MapName, Gauge>::default());
+    let (entries, capacity) = (
+        Family::<MapName, Gauge>::default(),
+        Family::<MapName, Gauge>::default(),
+    );
     for (map, fill) in fills {
         let label = MapName { map: map.clone() };
         entries.get_or_create(&label).set(number(fill.entries));
         capacity.get_or_create(&label).set(i64::from(fill.capacity));
     }
-    registry.register("map_entries", "Entries of a map (a reading may be 15 seconds old)", entries);
+    registry.register(
+        "map_entries",
+        "Entries of a map (a reading may be 15 seconds old)",
+        entries,
+    );
     registry.register("map_capacity", "Entries that a map has room for", capacity);
 }
 
@@ -138,11 +209,35 @@ mod tests {
 
     #[test]
     fn metrics_bear_the_prefix_and_the_labels() {
-        let drop = Count { reason: "martian".into(), direction: "egress".into(), packets: 3, bytes: 200, ..Count::default() };
-        let counters = Counters { dropped: vec![drop], events_lost: 5, ..Counters::default() };
-        let fills = BTreeMap::from([("conntrack".to_owned(), Fill { entries: 2, capacity: 10 })]);
-        let status = Status { ready: true, ..Status::default() };
-        let text = render(&Snapshot { status: &status, counters: Some(&counters), fills: &fills }).unwrap();
+        let drop = Count {
+            reason: "martian".into(),
+            direction: "egress".into(),
+            packets: 3,
+            bytes: 200,
+            ..Count::default()
+        };
+        let counters = Counters {
+            dropped: vec![drop],
+            events_lost: 5,
+            ..Counters::default()
+        };
+        let fills = BTreeMap::from([(
+            "conntrack".to_owned(),
+            Fill {
+                entries: 2,
+                capacity: 10,
+            },
+        )]);
+        let status = Status {
+            ready: true,
+            ..Status::default()
+        };
+        let text = render(&Snapshot {
+            status: &status,
+            counters: Some(&counters),
+            fills: &fills,
+        })
+        .unwrap();
         for line in [
             "millrace_drop_packets_total{reason=\"martian\",direction=\"egress\"} 3",
             "millrace_events_lost_total 5",

@@ -63,7 +63,8 @@ async fn drain(
     listeners: &broadcast::Sender<Event>,
 ) -> io::Result<()> {
     // SAFETY: the ring owns its descriptor and moves into the `AsyncFd`, which outlives its registration.
-    let mut ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }.map_err(io::Error::other)?;
+    let mut ring =
+        unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }.map_err(io::Error::other)?;
     loop {
         tokio::select! {
             guard = ring.readable_mut() => {

@@ -23,11 +23,17 @@ pub fn read(pins: &Pins) -> Result<BTreeMap<String, Fill>, KernelError> {
     let mut fills = BTreeMap::new();
     for spec in MAPS {
         // A ring has no entries, and an array is always full.
-        if matches!(spec.map_type, MapType::RingBuf | MapType::PerCpuArray | MapType::Array) {
+        if matches!(
+            spec.map_type,
+            MapType::RingBuf | MapType::PerCpuArray | MapType::Array
+        ) {
             continue;
         }
         if let Some(map) = maps::open(pins, spec)? {
-            let fill = Fill { entries: map.count()?, capacity: map.capacity() };
+            let fill = Fill {
+                entries: map.count()?,
+                capacity: map.capacity(),
+            };
             fills.insert(spec.name.to_owned(), fill);
         }
     }

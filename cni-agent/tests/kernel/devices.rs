@@ -134,16 +134,28 @@ fn devices_have_their_kind_addresses_and_default_route() {
         assert_eq!(find("lo").kind, DeviceKind::Loopback);
         assert_eq!(find("br0").kind, DeviceKind::Bridge);
         let far = find("far");
-        assert_eq!((far.kind, far.master, far.default_route), (DeviceKind::Veth, Some(ifindex("br0")), false));
+        assert_eq!(
+            (far.kind, far.master, far.default_route),
+            (DeviceKind::Veth, Some(ifindex("br0")), false)
+        );
         let eth0 = find("eth0");
-        assert_eq!((eth0.default_route, eth0.up, eth0.mac.is_some()), (true, true, true));
+        assert_eq!(
+            (eth0.default_route, eth0.up, eth0.mac.is_some()),
+            (true, true, true)
+        );
         let v4: Vec<_> = eth0
             .addresses
             .iter()
             .filter(|address| address.network.is_ipv4())
             .map(|address| (address.network.to_string(), address.global, address.avoid))
             .collect();
-        assert_eq!(v4, [("192.0.2.1/24".to_owned(), true, false), ("192.0.2.2/24".to_owned(), true, true)]);
+        assert_eq!(
+            v4,
+            [
+                ("192.0.2.1/24".to_owned(), true, false),
+                ("192.0.2.2/24".to_owned(), true, true)
+            ]
+        );
     });
 }
 

@@ -1,10 +1,16 @@
 //! Programs on devices, both ways.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use cni_agent::{
     desired::{Desired, LinkKey, LinkOwner, LinkState, Observed, Program},
-    kernel::{Kernel, Linux, Scope, links, links::Attachment},
+    kernel::{Kernel, Linux, Scope, bpf, links, links::Attachment},
     reconcile::Change,
 };
 use cni_ebpf::abi::Config;
@@ -106,25 +112,33 @@ fn links_outlive_the_agent_and_are_exchanged_in_place() {
 }
 
 #[test]
-fn no_packet_passes_unseen_while_programs_are_exchanged() {
-    for attachment in BOTH {
-        on_host(move |host| {
-            ip("link add a type veth peer name b");
-            ip("link set a up");
-            ip("link set b up");
-            let mut linux = loaded(host, attachment, Config::DEFAULT);
-            attach(&mut linux, key("a", Program::FromNetdev), ifindex("a"));
-            let before = linux.program_ids();
-            for _ in 0..20 {
-                block_on(linux.apply(&Change::Load(Config::DEFAULT))).unwrap();
-                let pinned = observe(&mut linux).links;
-                assert_eq!(pinned.len(), 1);
-                attach(&mut linux, key("a", Program::FromNetdev), ifindex("a"));
-                assert!(observe(&mut linux).links.values().all(|link| link.current));
+fn rel_01_a_device_is_never_without_a_program_while_programs_are_exchanged() {
+    on_host(|host| {
+        cable("eth0");
+        let eth0 = ifindex("eth0");
+        let mut linux = loaded(host, Attachment::Tcx, Config::DEFAULT);
+        attach(&mut linux, key("eth0", Program::FromNetdev), eth0);
+        let done = Arc::new(AtomicBool::new(false));
+        let over = Arc::clone(&done);
+        // A new thread is in the namespaces of the one that starts it.
+        let witness = std::thread::spawn(move || {
+            let mut looks = 0;
+            while !over.load(Ordering::Relaxed) || looks == 0 {
+                let programs = bpf::attached_programs(eth0, bpf::AttachPoint::Ingress).unwrap();
+                assert_eq!(programs.len(), 1, "after {looks} looks");
+                looks += 1;
             }
-            assert_ne!(before, linux.program_ids());
         });
-    }
+        let mut ids = BTreeSet::new();
+        for _ in 0..20 {
+            block_on(linux.apply(&Change::Load(Config::DEFAULT))).unwrap();
+            attach(&mut linux, key("eth0", Program::FromNetdev), eth0);
+            ids.extend(bpf::attached_programs(eth0, bpf::AttachPoint::Ingress).unwrap());
+        }
+        done.store(true, Ordering::Relaxed);
+        witness.join().unwrap();
+        assert_eq!(ids.len(), 20);
+    });
 }
 
 #[test]
@@ -182,14 +196,14 @@ fn rel_34_a_filter_that_somebody_deleted_is_noticed() {
 fn rel_34_a_foreign_program_stays_behind_ours() {
     on_host(|host| {
         cable("eth0");
-        let bystander = cni_agent::kernel::bpf::load_bystander().unwrap();
-        let point = cni_agent::kernel::bpf::AttachPoint::Ingress;
-        let _foreign = cni_agent::kernel::bpf::create_link(&bystander, ifindex("eth0"), point).unwrap();
+        let bystander = bpf::load_bystander().unwrap();
+        let point = bpf::AttachPoint::Ingress;
+        let _foreign = bpf::create_link(&bystander, ifindex("eth0"), point).unwrap();
         let mut linux = loaded(host, Attachment::Tcx, Config::DEFAULT);
         attach(&mut linux, key("eth0", Program::FromNetdev), ifindex("eth0"));
         assert!(links::overtaken(&host.pins()).unwrap().is_empty());
-        let other = cni_agent::kernel::bpf::load_bystander().unwrap();
-        let _first = cni_agent::kernel::bpf::create_link(&other, ifindex("eth0"), point).unwrap();
+        let other = bpf::load_bystander().unwrap();
+        let _first = bpf::create_link(&other, ifindex("eth0"), point).unwrap();
         assert_eq!(
             links::overtaken(&host.pins()).unwrap(),
             [key("eth0", Program::FromNetdev)]

@@ -3,6 +3,9 @@
 //! Every test has a network and a mount namespace of its own, with a bpffs of its own in it: all of it goes away with
 //! the test's thread, also when it panics.
 
+// Helpers of tests may fail as loudly as the tests.
+#![allow(clippy::unwrap_used)]
+
 mod devices;
 mod links;
 mod maps;

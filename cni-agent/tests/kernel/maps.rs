@@ -109,7 +109,7 @@ fn batches_carry_more_than_one_call_holds() {
         // Trees and arrays are walked too.
         let tree = maps::Map::create(maps::spec("routes").unwrap(), 100).unwrap();
         let key = abi::as_bytes(&abi::Prefix::host(Addr::v4([10, 0, 0, 1]))).to_vec();
-        tree.put(&key, &vec![7; 32]).unwrap();
+        tree.put(&key, &[7; 32]).unwrap();
         assert_eq!(tree.dump().unwrap().len(), 1);
         let array = maps::Map::create(maps::spec("rule_sets").unwrap(), 16).unwrap();
         array.put(&5_u32.to_ne_bytes(), &[1; 8]).unwrap();

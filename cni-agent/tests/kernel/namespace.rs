@@ -47,8 +47,10 @@ impl Host {
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
         mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none).unwrap();
         ip("link set lo up");
-        let mut config = Config::default();
-        config.node_name = "node".to_owned();
+        let mut config = Config {
+            node_name: "node".to_owned(),
+            ..Config::default()
+        };
         // The defaults take a hundred megabytes a test.
         config.maps.conntrack = 1024;
         config.maps.conntrack_new = 256;

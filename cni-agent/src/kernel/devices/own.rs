@@ -43,9 +43,9 @@ fn veth(link: &LinkMessage) -> VethState {
 }
 
 /// The devices with a pod's host-side name; with `only`, those of these names.
-pub fn veths<'a>(
+pub fn veths(
     netlink: &mut Netlink,
-    only: Option<&mut dyn Iterator<Item = &'a String>>,
+    only: Option<&mut dyn Iterator<Item = &String>>,
 ) -> io::Result<BTreeMap<String, VethState>> {
     let mut found = BTreeMap::new();
     if let Some(only) = only {
@@ -99,9 +99,11 @@ pub fn vxlan(netlink: &mut Netlink, name: &str) -> io::Result<Option<Vxlan>> {
 pub fn is_tunnel(netlink: &mut Netlink, name: &str) -> io::Result<bool> {
     let infos = |link: &LinkMessage| {
         link.attributes.iter().any(|attribute| match attribute {
-            LinkAttribute::LinkInfo(infos) => {
-                infos.iter().filter_map(vxlan_data).flatten().any(|data| *data == InfoVxlan::CollectMetadata(true))
-            }
+            LinkAttribute::LinkInfo(infos) => infos
+                .iter()
+                .filter_map(vxlan_data)
+                .flatten()
+                .any(|data| *data == InfoVxlan::CollectMetadata(true)),
             _ => false,
         })
     };
@@ -179,9 +181,11 @@ pub fn set_vxlan(netlink: &mut Netlink, wanted: &Vxlan) -> Result<(), KernelErro
 fn without_link_local(netlink: &mut Netlink, ifindex: u32) -> io::Result<()> {
     let mut message = LinkMessage::default();
     message.header.index = ifindex;
-    message.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![
-        AfSpecInet6::AddrGenMode(In6AddrGenMode::None),
-    ])]));
+    message
+        .attributes
+        .push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![
+            AfSpecInet6::AddrGenMode(In6AddrGenMode::None),
+        ])]));
     match netlink.change(RouteNetlinkMessage::SetLink(message), Mode::Change) {
         // A host without IPv6 generates none anyway.
         Err(error) if error.raw_os_error() != Some(libc::EAFNOSUPPORT) => Err(error),

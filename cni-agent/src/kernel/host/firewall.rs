@@ -32,7 +32,12 @@ pub(super) fn checks(vxlan: Option<u16>) -> Vec<Check> {
         Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => Vec::new(),
         Err(error) => {
             let detail = format!("nf_tables cannot be asked: {error}");
-            return vec![Check::new("firewall", State::Warning, detail, "run as root with CAP_NET_ADMIN")];
+            return vec![Check::new(
+                "firewall",
+                State::Warning,
+                detail,
+                "run as root with CAP_NET_ADMIN",
+            )];
         }
     };
     let mut checks = vec![forward(&chains)];
@@ -43,7 +48,9 @@ pub(super) fn checks(vxlan: Option<u16>) -> Vec<Check> {
 
 fn dropping(chains: &[Chain], hook: u32) -> Vec<String> {
     let chains = chains.iter().filter(|chain| chain.hook == hook && chain.drops);
-    chains.map(|chain| format!("{} {} {}", family(chain.family), chain.table, chain.name)).collect()
+    chains
+        .map(|chain| format!("{} {} {}", family(chain.family), chain.table, chain.name))
+        .collect()
 }
 
 fn family(number: u8) -> &'static str {
@@ -125,7 +132,11 @@ fn chains() -> io::Result<Vec<Chain>> {
                 // NLMSG_ERROR
                 2 => {
                     let code = number(payload.get(..4)).unwrap_or(0).cast_signed();
-                    return if code == 0 { Ok(chains) } else { Err(io::Error::from_raw_os_error(-code)) };
+                    return if code == 0 {
+                        Ok(chains)
+                    } else {
+                        Err(io::Error::from_raw_os_error(-code))
+                    };
                 }
                 _ => chains.extend(chain(payload)),
             }
@@ -141,7 +152,11 @@ fn message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     let length = number(bytes.get(..4))? as usize;
     let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
     let payload = bytes.get(16..length)?;
-    Some((kind, payload, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
+    Some((
+        kind,
+        payload,
+        bytes.get(length.next_multiple_of(4)..).unwrap_or_default(),
+    ))
 }
 
 /// The attributes in `bytes`: type and content.
@@ -150,7 +165,9 @@ fn attributes(mut bytes: &[u8]) -> Vec<(u16, &[u8])> {
     while let Some(header) = bytes.get(..4) {
         let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));
         let kind = u16::from_ne_bytes([header[2], header[3]]) & 0x3fff;
-        let Some(content) = bytes.get(4..length) else { break };
+        let Some(content) = bytes.get(4..length) else {
+            break;
+        };
         found.push((kind, content));
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
@@ -178,7 +195,13 @@ fn chain(payload: &[u8]) -> Option<Chain> {
             _ => {}
         }
     }
-    Some(Chain { family: *payload.first()?, table, name, hook: hook?, drops })
+    Some(Chain {
+        family: *payload.first()?,
+        table,
+        name,
+        hook: hook?,
+        drops,
+    })
 }
 
 #[cfg(test)]
@@ -187,7 +210,13 @@ mod tests {
 
     #[test]
     fn chains_that_drop_by_default_are_named() {
-        let chain = |hook, drops| Chain { family: 2, table: "filter".into(), name: "X".into(), hook, drops };
+        let chain = |hook, drops| Chain {
+            family: 2,
+            table: "filter".into(),
+            name: "X".into(),
+            hook,
+            drops,
+        };
         let chains = [chain(HOOK_FORWARD, true), chain(HOOK_INPUT, false)];
         let check = forward(&chains);
         assert_eq!(check.state, State::Warning);

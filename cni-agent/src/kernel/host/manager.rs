@@ -23,14 +23,26 @@ pub(super) fn checks(root: &Path, tunnel: &str) -> Vec<Check> {
 /// networkd removes routes that it does not know whenever it is restarted or a link flaps, unless told not to.
 fn networkd(root: &Path) -> Check {
     const NAME: &str = "systemd-networkd";
-    let folders = ["usr/lib/systemd", "usr/local/lib/systemd", "run/systemd", "etc/systemd"];
+    let folders = [
+        "usr/lib/systemd",
+        "usr/local/lib/systemd",
+        "run/systemd",
+        "etc/systemd",
+    ];
     let mut files = vec![root.join("etc/systemd/networkd.conf")];
-    files.extend(drop_ins(folders.iter().map(|folder| root.join(folder).join("networkd.conf.d"))));
+    files.extend(drop_ins(
+        folders
+            .iter()
+            .map(|folder| root.join(folder).join("networkd.conf.d")),
+    ));
     let mut manages = true;
     for file in files {
         // The last word counts, as networkd reads it.
         if let Some(value) = setting(&file, "ManageForeignRoutes") {
-            manages = !matches!(value.to_ascii_lowercase().as_str(), "no" | "false" | "0" | "off" | "n" | "f");
+            manages = !matches!(
+                value.to_ascii_lowercase().as_str(),
+                "no" | "false" | "0" | "off" | "n" | "f"
+            );
         }
     }
     if !manages {
@@ -47,12 +59,22 @@ fn networkd(root: &Path) -> Check {
 
 fn network_manager(root: &Path, tunnel: &str) -> Check {
     const NAME: &str = "NetworkManager";
-    let folders = ["usr/lib/NetworkManager/conf.d", "run/NetworkManager/conf.d", "etc/NetworkManager/conf.d"];
+    let folders = [
+        "usr/lib/NetworkManager/conf.d",
+        "run/NetworkManager/conf.d",
+        "etc/NetworkManager/conf.d",
+    ];
     let mut files = vec![root.join("etc/NetworkManager/NetworkManager.conf")];
     files.extend(drop_ins(folders.iter().map(|folder| root.join(folder))));
-    let unmanaged = files.iter().rev().find_map(|file| setting(file, "unmanaged-devices")).unwrap_or_default();
+    let unmanaged = files
+        .iter()
+        .rev()
+        .find_map(|file| setting(file, "unmanaged-devices"))
+        .unwrap_or_default();
     let covers = |pattern: &str| unmanaged.split([';', ',']).any(|part| part.trim() == pattern);
-    if covers("interface-name:mr*") && (covers(&format!("interface-name:{tunnel}")) || covers("interface-name:millrace*")) {
+    if covers("interface-name:mr*")
+        && (covers(&format!("interface-name:{tunnel}")) || covers("interface-name:millrace*"))
+    {
         return Check::ok(NAME, "leaves Millrace's devices alone");
     }
     Check::new(
@@ -71,7 +93,11 @@ fn drop_ins(folders: impl Iterator<Item = PathBuf>) -> Vec<PathBuf> {
     let mut files = BTreeMap::new();
     for folder in folders {
         for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
-            if entry.path().extension().is_some_and(|extension| extension == "conf") {
+            if entry
+                .path()
+                .extension()
+                .is_some_and(|extension| extension == "conf")
+            {
                 files.insert(entry.file_name(), entry.path());
             }
         }
@@ -109,10 +135,22 @@ mod tests {
     fn networkd_must_be_told_to_leave_routes_alone() {
         let root = tempfile::tempdir().unwrap();
         write(root.path(), "run/systemd/netif/state", "");
-        write(root.path(), "etc/systemd/networkd.conf", "[Network]\n#ManageForeignRoutes=no\n");
+        write(
+            root.path(),
+            "etc/systemd/networkd.conf",
+            "[Network]\n#ManageForeignRoutes=no\n",
+        );
         assert_eq!(checks(root.path(), "millrace.vx")[0].state, State::Warning);
-        write(root.path(), "usr/lib/systemd/networkd.conf.d/10-x.conf", "[Network]\nManageForeignRoutes = yes\n");
-        write(root.path(), "etc/systemd/networkd.conf.d/millrace.conf", "[Network]\nManageForeignRoutes=no\n");
+        write(
+            root.path(),
+            "usr/lib/systemd/networkd.conf.d/10-x.conf",
+            "[Network]\nManageForeignRoutes = yes\n",
+        );
+        write(
+            root.path(),
+            "etc/systemd/networkd.conf.d/millrace.conf",
+            "[Network]\nManageForeignRoutes=no\n",
+        );
         assert_eq!(checks(root.path(), "millrace.vx")[0].state, State::Ok);
     }
 
