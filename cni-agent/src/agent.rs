@@ -14,7 +14,10 @@ use std::{
 };
 
 use cni_plugin::queue;
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
 
 use crate::{
     config::Config,
@@ -135,8 +138,10 @@ impl<K: Kernel> Agent<K> {
         })?;
         self.replay().await;
         let (ask, mut questions) = mpsc::channel(BATCH);
-        let server = tokio::spawn(plugin::serve(listener, ask));
-        let files = tokio::spawn(file::watch(
+        // Dropped with this future, they end with it.
+        let mut tasks = JoinSet::new();
+        tasks.spawn(plugin::serve(listener, ask));
+        tasks.spawn(file::watch(
             self.config.paths.manifests.clone(),
             self.events.0.clone(),
         ));
@@ -158,8 +163,7 @@ impl<K: Kernel> Agent<K> {
             self.serve_waiting();
             self.wake_addresses();
         }
-        server.abort();
-        files.abort();
+        tasks.shutdown().await;
         // Whoever tries now finds nobody, and queues.
         if let Err(error) = std::fs::remove_file(&socket) {
             tracing::debug!(%error, "the CNI socket was gone already");

@@ -63,31 +63,17 @@ impl Ledger {
         Ok((ledger, restored))
     }
 
-    /// Returns when all of them are on the disk.
-    pub fn save(&self, endpoints: &[Endpoint]) -> io::Result<()> {
-        for endpoint in endpoints {
-            let path = self.path(endpoint.id);
-            let unfinished = path.with_extension("tmp");
-            let mut file = OpenOptions::new()
-                .create(true)
-                .write(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&unfinished)?;
-            file.write_all(&serde_json::to_vec_pretty(endpoint)?)?;
-            file.sync_data()?;
-            fs::rename(&unfinished, &path)?;
+    /// Writes records, also from another thread.
+    pub fn writer(&self) -> Writer {
+        Writer {
+            folder: self.active.clone(),
         }
-        if !endpoints.is_empty() {
-            File::open(&self.active)?.sync_all()?;
-        }
-        Ok(())
     }
 
     /// Notes that an endpoint is gone. If this is lost with the power, its device is too, and the record is collected.
     /// `rests`: its addresses must not be given again at once.
     pub fn release(&mut self, endpoint: &Endpoint, rests: bool) -> io::Result<()> {
-        let from = self.path(endpoint.id);
+        let from = file(&self.active, endpoint.id);
         let result = if rests {
             fs::rename(from, file(&self.resting, endpoint.id))
         } else {
@@ -123,9 +109,34 @@ impl Ledger {
         }
         Ok(())
     }
+}
 
-    fn path(&self, id: u32) -> PathBuf {
-        file(&self.active, id)
+/// Writes records.
+#[derive(Clone, Debug)]
+pub struct Writer {
+    folder: PathBuf,
+}
+
+impl Writer {
+    /// Returns when all of them are on the disk.
+    pub fn save(&self, endpoints: &[Endpoint]) -> io::Result<()> {
+        for endpoint in endpoints {
+            let path = file(&self.folder, endpoint.id);
+            let unfinished = path.with_extension("tmp");
+            let mut file = OpenOptions::new()
+                .create(true)
+                .write(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&unfinished)?;
+            file.write_all(&serde_json::to_vec_pretty(endpoint)?)?;
+            file.sync_data()?;
+            fs::rename(&unfinished, &path)?;
+        }
+        if !endpoints.is_empty() {
+            File::open(&self.folder)?.sync_all()?;
+        }
+        Ok(())
     }
 }
 
@@ -188,7 +199,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (mut ledger, restored) = Ledger::open(folder.path()).unwrap();
         assert!(restored.endpoints.is_empty());
-        ledger.save(&[endpoint(1), endpoint(2), endpoint(9)]).unwrap();
+        ledger
+            .writer()
+            .save(&[endpoint(1), endpoint(2), endpoint(9)])
+            .unwrap();
         ledger.release(&endpoint(9), true).unwrap();
         ledger.release(&endpoint(9), true).unwrap();
         let (mut ledger, restored) = Ledger::open(folder.path()).unwrap();
@@ -207,6 +221,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (ledger, _) = Ledger::open(folder.path()).unwrap();
         ledger
+            .writer()
             .save(&[Endpoint {
                 phase: Phase::Reserved,
                 ..endpoint(1)

@@ -223,19 +223,26 @@ impl<K: Kernel> Agent<K> {
             return;
         }
         let endpoints: Vec<Endpoint> = ready.iter().map(|(endpoint, _)| endpoint.clone()).collect();
-        let mut all = self.ledger.save(&endpoints).map_err(|error| {
-            CniError::new(code::IO, "the endpoint could not be written to disk")
-                .with_details(format!("{}: {error}", self.config.paths.state.display()))
-        });
-        if all.is_ok() {
-            all = self.program_in_kernel(&endpoints).await;
-        }
+        // Whichever comes first: the answer needs both, and an agent that ends in between leaves what the next one
+        // takes away.
+        let (writer, records) = (self.ledger.writer(), endpoints.clone());
+        let saving = tokio::task::spawn_blocking(move || writer.save(&records));
+        let programmed = self.program_in_kernel(&endpoints).await;
+        let saved = saving
+            .await
+            .map_err(std::io::Error::other)
+            .flatten()
+            .map_err(|error| {
+                CniError::new(code::IO, "the endpoint could not be written to disk")
+                    .with_details(format!("{}: {error}", self.config.paths.state.display()))
+            });
         let alone = endpoints.len() == 1;
         for (endpoint, answer) in ready {
-            let result = match &all {
+            let result = match (&saved, &programmed) {
+                (Err(error), _) => Err(error.clone()),
                 // One bad endpoint must not fail its neighbours.
-                Err(_) if !alone => self.program_in_kernel(std::slice::from_ref(&endpoint)).await,
-                other => other.clone(),
+                (Ok(()), Err(_)) if !alone => self.program_in_kernel(std::slice::from_ref(&endpoint)).await,
+                (Ok(()), programmed) => programmed.clone(),
             };
             if result.is_ok() {
                 // A deletion of an earlier container of this name must not come for this one.

@@ -87,6 +87,10 @@ impl Machine {
         let running = self.running.take().unwrap();
         running.task.abort();
         let _ = running.task.await;
+        // The tasks of a process that was killed are gone at once; these take a moment.
+        while std::os::unix::net::UnixStream::connect(self.socket()).is_ok() {
+            tokio::task::yield_now().await;
+        }
         self.kernel.restart();
     }
 

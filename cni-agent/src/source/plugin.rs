@@ -9,6 +9,7 @@ use cni_plugin::{
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::{mpsc, oneshot},
+    task::JoinSet,
 };
 
 /// What a connection asks of the agent.
@@ -32,6 +33,13 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
     }
+    // Two agents on one node would undo each other's work.
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            "another agent answers there; end it first",
+        ));
+    }
     // Made aside and renamed: at no moment is there a socket that others may open, and nobody who connects meanwhile
     // finds nothing.
     let aside = path.with_extension(format!("{}.tmp", std::process::id()));
@@ -51,10 +59,12 @@ fn remove(path: &Path) -> io::Result<()> {
 
 /// Serves connections until the agent is gone.
 pub async fn serve(listener: UnixListener, questions: mpsc::Sender<Question>) {
+    let mut conversations = JoinSet::new();
     while !questions.is_closed() {
+        while conversations.try_join_next().is_some() {}
         match listener.accept().await {
             Ok((stream, _)) => {
-                tokio::spawn(converse(stream, questions.clone()));
+                conversations.spawn(converse(stream, questions.clone()));
             }
             Err(error) => {
                 // Out of descriptors, as a rule: others are about to be closed.

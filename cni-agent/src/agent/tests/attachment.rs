@@ -66,7 +66,7 @@ async fn rel_43_a_storm_of_110_parallel_adds_and_dels_leaves_nothing() {
     let mut machine = Machine::new();
     let handle = machine.start().await;
     let machine = Arc::new(machine);
-    let mut adds = tokio::task::JoinSet::new();
+    let mut adds = JoinSet::new();
     for i in 0..110u32 {
         let machine = Arc::clone(&machine);
         adds.spawn(async move { machine.add(&format!("storm-{i}"), 100 + i).await });
@@ -78,7 +78,7 @@ async fn rel_43_a_storm_of_110_parallel_adds_and_dels_leaves_nothing() {
         .collect();
     assert_eq!(addresses.len(), 220);
     assert_eq!(machine.pods_in_kernel(), addresses);
-    let mut dels = tokio::task::JoinSet::new();
+    let mut dels = JoinSet::new();
     for i in 0..110u32 {
         let machine = Arc::clone(&machine);
         dels.spawn(async move { machine.del(&format!("storm-{i}")).await });

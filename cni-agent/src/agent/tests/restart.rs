@@ -210,3 +210,30 @@ async fn rel_43_a_device_that_one_look_overlooks_costs_no_pod() {
     assert_eq!(handle.status.borrow().endpoints.len(), 1);
     assert_eq!(machine.pods_in_kernel().len(), 2);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_agent_is_refused_and_the_first_one_goes_on() {
+    let mut machine = Machine::new();
+    machine.start().await;
+    let (second, _handle) = Agent::new(machine.config.clone(), FakeKernel::default()).unwrap();
+    let error = second.run(std::future::pending()).await.unwrap_err().to_string();
+    assert!(error.contains("another agent"), "{error}");
+    machine.add("a", 50).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_fails_the_add_and_leaves_nothing() {
+    let mut machine = Machine::new();
+    let handle = machine.start().await;
+    // Nothing can be written where a file is in the folder's place.
+    let folder = machine.config.paths.state.join("endpoints");
+    std::fs::remove_dir(&folder).unwrap();
+    std::fs::write(&folder, "").unwrap();
+    let error = machine.add("a", 50).await.unwrap_err();
+    assert_eq!(error.code, code::IO);
+    until(&handle, |status| status.endpoints.is_empty()).await;
+    assert!(machine.pods_in_kernel().is_empty());
+    std::fs::remove_file(&folder).unwrap();
+    std::fs::create_dir(&folder).unwrap();
+    machine.add("a", 51).await.unwrap();
+}
