@@ -108,6 +108,9 @@ fn same_bits(a: u128, b: u128, len: u32) -> bool {
     (a ^ b).checked_shr(128 - len).unwrap_or(0) == 0
 }
 
+/// The rules of one port prefix: leading bits that count, port, list.
+pub type PortRules = (u32, u16, RuleList);
+
 /// The maps.
 #[derive(Default)]
 pub struct Memory {
@@ -123,7 +126,8 @@ pub struct Memory {
     pub aliases: [Slab<Tuple, Alias>; 2],
     pub fragments: Slab<FragmentKey, Fragment>,
     pub rule_sets: Slab<u32, RuleSet>,
-    pub rules: HashMap<(u32, u32, u8, u8), Vec<(u32, u16, RuleList)>>,
+    /// By rule set, generation, direction and protocol: leading bits that count, port, list.
+    pub rules: HashMap<(u32, u32, u8, u8), Vec<PortRules>>,
     pub groups: Slab<GroupKey, GroupChunk>,
     pub classes: Slab<ClassKey, ClassBits>,
     pub cidrs: Lpm<u32>,

@@ -266,12 +266,14 @@ fn rules() -> Rules {
     }
 }
 
-/// 10.96.0.1:80 and fd00:96::1:80 lead to pod B's 8080; port 81 has no backend.
-fn services() -> (
+type Services = (
     Vec<(ServiceKey, Service)>,
     Vec<(SlotKey, u32)>,
     Vec<(u32, Backend)>,
-) {
+);
+
+/// 10.96.0.1:80 and fd00:96::1:80 lead to pod B's 8080; port 81 has no backend.
+fn services() -> Services {
     let key = |addr: &str, port| ServiceKey {
         addr: Addr::from(ip(addr)),
         port: Port::new(port),
