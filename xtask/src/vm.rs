@@ -11,6 +11,8 @@ mod machine;
 mod modules;
 
 use std::process::ExitCode;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::{self, available_parallelism};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -26,6 +28,9 @@ use guest::{After, Job};
 pub(crate) use guest::{init, is_guest};
 use kernel::{Kernel, Series};
 use machine::Machine;
+
+/// Seconds. Verifying everything takes one minute under emulation, several on a machine that has other work.
+const DEFAULT_LIMIT: u64 = 600;
 
 /// Run layers on other kernels, in virtual machines
 ///
@@ -65,7 +70,7 @@ pub(crate) struct Run {
     #[arg(default_value = "verifier", value_parser = in_machines())]
     layer: Layer,
     /// End a machine that has not finished after this many seconds
-    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    #[arg(long, default_value_t = DEFAULT_LIMIT, value_name = "SECONDS")]
     timeout: u64,
     /// Passed to the test program
     #[arg(last = true, value_name = "ARGS")]
@@ -130,7 +135,7 @@ fn list() -> Result<()> {
     Ok(())
 }
 
-/// Runs a layer's tests on each kernel.
+/// Runs a layer's tests on each kernel, on as many at a time as there are processors: emulation keeps one busy each.
 pub(crate) fn layer_on(
     series: &[Series],
     layer: Layer,
@@ -139,19 +144,35 @@ pub(crate) fn layer_on(
 ) -> Result<Tally> {
     let program = layer.program()?;
     let job = Job::test(&program, arguments, After::PowerOff);
-    let mut tally = Tally::default();
-    for series in series {
-        let kernel = Kernel::fetch(*series)?;
-        step(format_args!("{layer} on {kernel}"));
-        tally += match Machine::run(&kernel, &job, limit) {
-            Ok(tally) => tally,
-            Err(error) => {
-                eprintln!("error: {error:#}");
-                Tally::failure(format!("{layer} on {kernel}: {error:#}"))
-            }
-        };
-    }
-    Ok(tally)
+    let kernels = series
+        .iter()
+        .map(|series| Kernel::fetch(*series))
+        .collect::<Result<Vec<_>>>()?;
+    let (waiting, total) = (Mutex::new(kernels.iter()), Mutex::new(Tally::default()));
+    // A function of its own: in the head of `while let` the lock would be held for the length of the body.
+    let next = || locked(&waiting).next();
+    let work = || {
+        while let Some(kernel) = next() {
+            step(format_args!("{layer} on {kernel}"));
+            let tally = Machine::run(kernel, &job, limit).unwrap_or_else(|error| {
+                eprintln!("error: {kernel}: {error:#}");
+                Tally::failure(format!("{layer} on {kernel}"))
+            });
+            *locked(&total) += tally;
+        }
+    };
+    let workers = available_parallelism().map_or(1, usize::from).min(kernels.len());
+    thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(work);
+        }
+    });
+    Ok(total.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// What one machine's thread left is whole even if it panicked: each holds the lock for one step.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the `vm` layer of `cargo xtask test` does.

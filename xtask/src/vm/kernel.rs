@@ -126,12 +126,24 @@ impl Kernel {
     pub(crate) fn release(&self) -> &str {
         &self.release
     }
+
+    /// The first two numbers of the release.
+    pub(crate) fn series(&self) -> &str {
+        series(&self.release)
+    }
 }
 
 impl fmt::Display for Kernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Linux {}", self.release)
     }
+}
+
+fn series(release: &str) -> &str {
+    release
+        .match_indices('.')
+        .nth(1)
+        .map_or(release, |(dot, _)| &release[..dot])
 }
 
 /// Newer packages have their modules under `/usr/lib`.
@@ -286,6 +298,12 @@ mod tests {
             version("linux-image-6.12.90+deb12.1-cloud-amd64"),
             Some(vec![6, 12, 90, 12, 1])
         );
+    }
+
+    #[test]
+    fn a_release_belongs_to_a_series() {
+        assert_eq!(series("6.12.95+deb12-cloud-amd64"), "6.12");
+        assert_eq!(series("7.3"), "7.3");
     }
 
     #[test]

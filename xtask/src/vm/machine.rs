@@ -80,7 +80,7 @@ impl Machine {
         let mut child = qemu
             .spawn()
             .with_context(|| format!("cannot start `{}`", shown(&qemu)))?;
-        let tally = follow(&mut child, limit);
+        let tally = follow(&mut child, kernel.series(), limit);
         if tally.is_err() {
             child.kill().context("ending QEMU")?;
         }
@@ -134,8 +134,9 @@ impl Machine {
     }
 }
 
-/// Prints and counts console lines until QEMU closes its end, or until the time is up.
-fn follow(child: &mut Child, limit: Duration) -> Result<Tally> {
+/// Prints console lines behind a label, because several machines run at a time, and counts what they say, until QEMU closes
+/// its end or the time is up.
+fn follow(child: &mut Child, label: &str, limit: Duration) -> Result<Tally> {
     let console = child
         .stdout
         .take()
@@ -155,7 +156,7 @@ fn follow(child: &mut Child, limit: Duration) -> Result<Tally> {
             Ok(line) => {
                 let line = String::from_utf8_lossy(&line);
                 let line = line.trim_end_matches('\r');
-                println!("{line}");
+                println!("{label:>5} | {line}");
                 tally.read(line);
             }
             Err(RecvTimeoutError::Disconnected) => return Ok(tally),
@@ -178,14 +179,17 @@ mod tests {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        assert_eq!(follow(&mut child, Duration::from_secs(60)).unwrap().passed, 2);
+        assert_eq!(
+            follow(&mut child, "6.1", Duration::from_secs(60)).unwrap().passed,
+            2
+        );
         child.wait().unwrap();
         let mut child = Command::new("sleep")
             .arg("600")
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let error = follow(&mut child, Duration::from_millis(10)).unwrap_err();
+        let error = follow(&mut child, "6.1", Duration::from_millis(10)).unwrap_err();
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(error.to_string().contains("did not finish"), "{error}");
