@@ -6,6 +6,7 @@
 // Helpers of tests may fail as loudly as the tests.
 #![allow(clippy::unwrap_used)]
 
+mod cli;
 mod devices;
 mod links;
 mod maps;

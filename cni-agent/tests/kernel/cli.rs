@@ -1,0 +1,357 @@
+//! The binary: an agent run by it, and commands beside it and without it.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
+    path::PathBuf,
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use cni_agent::kernel::maps;
+use cni_ebpf::abi::{self, Addr, Alias, Flow, FlowKey, Port, Racy, Tuple, flow_flags};
+use serde_json::Value;
+
+use crate::namespace::{Host, cable, ip, on_host, run, tree};
+
+/// A node with a folder of its own; the agent in it is ended with the test.
+struct Node {
+    folder: tempfile::TempDir,
+    agent: Option<Child>,
+}
+
+impl Node {
+    fn new(host: &Host) -> Self {
+        cable("eth0");
+        ip("link set eth0 up");
+        ip("addr add 192.0.2.1/24 dev eth0");
+        ip("route add default via 192.0.2.254");
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name).display().to_string();
+        fs::create_dir(at("manifests")).unwrap();
+        let node = "apiVersion: v1\nkind: Node\nmetadata: {name: node}\n\
+                    status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}\n";
+        fs::write(folder.path().join("manifests/node.yaml"), node).unwrap();
+        let maps = host.config.maps;
+        let config = format!(
+            "nodeName: node\nfamilies: v4\npodCIDRs: [10.1.0.0/24]\n\
+             paths: {{manifests: {}, state: {}, agentSocket: {}, adminSocket: {}}}\n\
+             maps: {{conntrack: {}, conntrackNew: {}, peers: {}, fragments: {}}}\n",
+            at("manifests"),
+            at("state"),
+            at("run/millrace/agent.sock"),
+            at("run/millrace/admin.sock"),
+            maps.conntrack,
+            maps.conntrack_new,
+            maps.peers,
+            maps.fragments,
+        );
+        fs::write(folder.path().join("config.yaml"), config).unwrap();
+        Self { folder, agent: None }
+    }
+
+    fn command(&self, arguments: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
+        command
+            .args(arguments.split_whitespace())
+            .env("MILLRACE_CONFIG", self.folder.path().join("config.yaml"));
+        command
+    }
+
+    fn run(&self, arguments: &str) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    fn json(&self, arguments: &str) -> Value {
+        let output = self.run(arguments);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        serde_json::from_str(&text).unwrap_or_else(|error| {
+            panic!(
+                "{arguments}: {error}\n{text}\n{}",
+                String::from_utf8_lossy(&output.stderr)
+            )
+        })
+    }
+
+    fn start(&mut self, arguments: &str) {
+        let log = fs::File::create(self.folder.path().join("log")).unwrap();
+        let mut command = self.command(&format!("agent {arguments}"));
+        self.agent = Some(command.stderr(log).stdin(Stdio::null()).spawn().unwrap());
+        // Not a test of time: only an end of waiting for what never comes.
+        let end = Instant::now() + Duration::from_secs(120);
+        while self
+            .http("/readyz")
+            .is_none_or(|page| !page.starts_with("HTTP/1.1 200"))
+        {
+            assert!(
+                Instant::now() < end,
+                "{}",
+                fs::read_to_string(self.folder.path().join("log")).unwrap()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn stop(&mut self, signal: nix::sys::signal::Signal) {
+        let mut agent = self.agent.take().unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(agent.id() as i32), signal).unwrap();
+        agent.wait().unwrap();
+    }
+
+    fn http(&self, path: &str) -> Option<String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", 9765)).ok()?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\n\r\n").ok()?;
+        let mut page = String::new();
+        stream.read_to_string(&mut page).ok()?;
+        Some(page)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(mut agent) = self.agent.take() {
+            let _ = agent.kill();
+            let _ = agent.wait();
+        }
+    }
+}
+
+/// What of the host Millrace could leave something in.
+fn host_state(node: &Node) -> Vec<String> {
+    let mut state = tree(std::path::Path::new("/sys/fs/bpf"));
+    state.extend(tree(&node.path("run")));
+    state.extend(tree(&node.path("state")));
+    for what in [
+        "-o link show",
+        "-o addr show scope global",
+        "route show table all proto 77",
+        "neigh show",
+    ] {
+        state.extend(
+            ip(what)
+                .lines()
+                .filter(|line| !line.contains("REACHABLE"))
+                .map(str::to_owned),
+        );
+    }
+    state.push(run("tc", "qdisc show"));
+    state
+}
+
+#[test]
+fn rel_51_the_agent_works_with_three_capabilities_and_closed_sockets() {
+    on_host(|host| {
+        let mut node = Node::new(host);
+        node.start("");
+        let status = node.agent.as_ref().unwrap().id();
+        let status = fs::read_to_string(format!("/proc/{status}/status")).unwrap();
+        // NET_ADMIN (12), PERFMON (38), BPF (39)
+        for set in ["CapPrm", "CapEff", "CapBnd"] {
+            assert!(status.contains(&format!("{set}:\t000000c000001000")), "{status}");
+        }
+        use std::os::unix::fs::{MetadataExt, PermissionsExt};
+        for socket in ["run/millrace/admin.sock", "run/millrace/agent.sock"] {
+            let metadata = fs::metadata(node.path(socket)).unwrap();
+            assert_eq!(
+                (metadata.permissions().mode() & 0o777, metadata.uid()),
+                (0o600, 0),
+                "{socket}"
+            );
+        }
+    });
+}
+
+#[test]
+fn an_agent_says_what_works_and_its_commands_answer() {
+    on_host(|host| {
+        let mut node = Node::new(host);
+        let status = node.json("status --json");
+        assert_eq!(
+            (&status["state"], &status["agent"]),
+            (&Value::from("failed"), &Value::Null)
+        );
+        node.start("");
+        let status = node.json("status --json");
+        assert_eq!(status["agent"]["ready"], true, "{status}");
+        assert_eq!(status["agent"]["devices"], serde_json::json!(["eth0"]));
+        let metrics = node.http("/metrics").unwrap();
+        assert!(
+            metrics.contains("millrace_ready 1")
+                && metrics.contains("millrace_map_capacity{map=\"conntrack\"} 1024")
+        );
+        assert!(node.http("/healthz").unwrap().ends_with("ok\n"));
+        assert!(node.http("/else").unwrap().starts_with("HTTP/1.1 404"));
+        for command in [
+            "endpoints",
+            "conntrack list",
+            "drops --all",
+            "dump devices",
+            "dump counters",
+            "config show",
+        ] {
+            node.json(&format!("{command} --json"));
+            assert!(node.run(command).status.success(), "{command}");
+        }
+        // The programs run: something was counted or at least every device has them.
+        let status = node.json("status --json");
+        assert!(
+            status["checks"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .all(|check| check["name"] != "attachment"),
+            "{status}"
+        );
+        node.stop(nix::sys::signal::Signal::SIGTERM);
+        // Without the agent what is in the kernel can still be read.
+        node.json("conntrack list --json");
+        let refused = node.run("monitor");
+        assert!(
+            String::from_utf8_lossy(&refused.stderr).contains("no agent runs"),
+            "{refused:?}"
+        );
+    });
+}
+
+#[test]
+fn rel_28_programs_and_maps_stay_when_the_agent_ends_or_is_killed() {
+    use nix::sys::signal::Signal::{SIGKILL, SIGTERM};
+    for (attach, signal) in [
+        ("tcx", SIGTERM),
+        ("tcx", SIGKILL),
+        ("clsact", SIGTERM),
+        ("clsact", SIGKILL),
+    ] {
+        on_host(move |host| {
+            let mut node = Node::new(host);
+            node.start(&format!("--attach {attach}"));
+            let look = || {
+                (
+                    tree(&host.pins().root().join("links")),
+                    ip("-o link show"),
+                    filters(),
+                )
+            };
+            let before = look();
+            node.stop(signal);
+            assert_eq!(look(), before, "{attach} {signal}");
+            node.start(&format!("--attach {attach}"));
+            let after = look();
+            assert_eq!((after.0, after.1), (before.0, before.1), "{attach} {signal}");
+        });
+    }
+}
+
+fn filters() -> String {
+    run("tc", "filter show dev eth0 ingress") + &run("tc", "filter show dev eth0 egress")
+}
+
+#[test]
+fn uninstall_leaves_the_host_as_it_was() {
+    for attach in ["tcx", "clsact"] {
+        on_host(move |host| {
+            let mut node = Node::new(host);
+            let uninstall = format!(
+                "uninstall --yes --cni-config {} --cni-plugin {}",
+                node.path("05-millrace.conflist").display(),
+                node.path("millrace-cni").display()
+            );
+            let before = host_state(&node);
+            node.start(&format!("--attach {attach}"));
+            assert_ne!(host_state(&node), before);
+            let refused = node.run(&uninstall);
+            assert!(!refused.status.success(), "an agent runs");
+            assert!(String::from_utf8_lossy(&refused.stderr).contains("stop it first"));
+            node.stop(nix::sys::signal::Signal::SIGKILL);
+            fs::write(node.path("05-millrace.conflist"), "{}").unwrap();
+            cable("mr0123456789a");
+            let asked = node.command("uninstall").stdin(Stdio::null()).output().unwrap();
+            assert!(!asked.status.success(), "nobody confirmed");
+            let output = node.run(&uninstall);
+            assert!(output.status.success(), "{output:?}");
+            // The folder `run` itself was there for us to make.
+            let mut after = host_state(&node);
+            after.retain(|line| !line.ends_with("/run"));
+            assert_eq!(after, before, "{attach}");
+            assert!(!node.path("05-millrace.conflist").exists());
+            assert!(node.run(&uninstall).status.success(), "twice is fine");
+        });
+    }
+}
+
+#[test]
+fn flushing_forgets_connections_with_their_translations() {
+    on_host(|host| {
+        let mut node = Node::new(host);
+        node.start("");
+        node.stop(nix::sys::signal::Signal::SIGTERM);
+        let key = |port| FlowKey {
+            a: Addr::v4([10, 1, 0, 2]),
+            b: Addr::v4([192, 0, 2, 9]),
+            a_port: Port::new(port),
+            b_port: Port::new(80),
+            proto: 6,
+            pad: [0; 3],
+        };
+        let flows = maps::open_existing(&host.pins(), "conntrack").unwrap();
+        let nat = maps::open_existing(&host.pins(), "nat").unwrap();
+        for port in [1001, 1002] {
+            let flow = Flow {
+                flags: Racy::new(flow_flags::ORIGIN_A),
+                ..Flow::default()
+            };
+            flows
+                .put(abi::as_bytes(&key(port)), abi::as_bytes(&flow))
+                .unwrap();
+            let tuple = Tuple {
+                src_port: Port::new(port),
+                ..Tuple::default()
+            };
+            let alias = Alias {
+                flow: key(port),
+                reply: 1,
+                ..Alias::default()
+            };
+            nat.put(abi::as_bytes(&tuple), abi::as_bytes(&alias)).unwrap();
+        }
+        let listed = node.json("conntrack list --json --port 1001");
+        assert_eq!(listed[0]["src"], "10.1.0.2:1001", "{listed}");
+        assert!(
+            !node.run("conntrack flush").status.success(),
+            "all of them only if said so"
+        );
+        assert_eq!(node.json("conntrack flush --json --port 1001")["flushed"], 1);
+        assert_eq!((flows.count().unwrap(), nat.count().unwrap()), (1, 1));
+        assert_eq!(node.json("conntrack flush --json --all")["flushed"], 1);
+        assert_eq!((flows.count().unwrap(), nat.count().unwrap()), (0, 0));
+    });
+}
+
+#[test]
+fn mistakes_are_named_with_what_to_do() {
+    on_host(|host| {
+        let node = Node::new(host);
+        for (arguments, says) in [
+            ("dump nothing", "conntrack"),
+            ("dump events", "millrace monitor"),
+            ("drops", "start the agent once"),
+            ("monitor --reason nonsense", "martian"),
+            ("conntrack list --proto tpc", "use tcp"),
+            ("--config /does/not/exist status", "/does/not/exist"),
+        ] {
+            let output = node.run(arguments);
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(
+                !output.status.success() && text.contains(says),
+                "{arguments}: {text}"
+            );
+        }
+        assert!(node.run("completions bash").stdout.len() > 1000);
+        assert!(node.run("config check").status.success());
+    });
+}
