@@ -17,6 +17,9 @@ use cni_ebpf::abi::Config;
 
 use crate::namespace::{Host, block_on, cable, ifindex, ip, on_host, run, tree};
 
+/// Loading takes the verifier a second or two.
+const EXCHANGES: usize = 5;
+
 const BOTH: [Attachment; 2] = [Attachment::Tcx, Attachment::Clsact];
 
 fn key(device: &str, program: Program) -> LinkKey {
@@ -130,14 +133,14 @@ fn rel_01_a_device_is_never_without_a_program_while_programs_are_exchanged() {
             }
         });
         let mut ids = BTreeSet::new();
-        for _ in 0..20 {
+        for _ in 0..EXCHANGES {
             block_on(linux.apply(&Change::Load(Config::DEFAULT))).unwrap();
             attach(&mut linux, key("eth0", Program::FromNetdev), eth0);
             ids.extend(bpf::attached_programs(eth0, bpf::AttachPoint::Ingress).unwrap());
         }
         done.store(true, Ordering::Relaxed);
         witness.join().unwrap();
-        assert_eq!(ids.len(), 20);
+        assert_eq!(ids.len(), EXCHANGES);
     });
 }
 

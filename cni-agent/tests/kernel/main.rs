@@ -4,10 +4,11 @@
 //! the test's thread, also when it panics.
 
 // Helpers of tests may fail as loudly as the tests.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod cli;
 mod devices;
+mod host;
 mod links;
 mod maps;
 mod namespace;

@@ -2,7 +2,7 @@
 
 use cni_agent::{
     desired::{Desired, LinkKey, LinkOwner, Program, Table},
-    kernel::{Kernel, Linux, Scope, maps},
+    kernel::{Kernel, Linux, Scope, bpf, maps},
     reconcile::Change,
 };
 use cni_ebpf::abi::{self, Addr, Config, Endpoint, Flow, FlowKey, MapSpec, MapType, Port, Racy};
@@ -199,7 +199,7 @@ fn rel_29_a_kept_map_without_a_description_is_refused_and_stays() {
         };
         let map = maps::Map::create(&unknown, 16).unwrap();
         let path = host.pins().map(&unknown);
-        cni_agent::kernel::bpf::pin(&map, &path).unwrap();
+        bpf::pin(&map, &path).unwrap();
         let error = block_on(host.linux(None).apply(&Change::Load(Config::DEFAULT))).unwrap_err();
         assert!(error.to_string().contains("unknown to this release"), "{error}");
         assert!(error.to_string().contains("uninstall"), "{error}");
@@ -216,7 +216,7 @@ fn a_pin_of_another_kind_is_refused() {
             ..*spec
         };
         let map = maps::Map::create(&other, 16).unwrap();
-        cni_agent::kernel::bpf::pin(&map, &host.pins().map(spec)).unwrap();
+        bpf::pin(&map, &host.pins().map(spec)).unwrap();
         let error = block_on(host.linux(None).apply(&Change::Load(Config::DEFAULT))).unwrap_err();
         assert!(error.to_string().contains("map endpoints"), "{error}");
     });
@@ -233,7 +233,7 @@ fn dead_pins_of_maps_are_collected() {
                 ..*peers
             };
             let map = maps::Map::create(&spec, 16).unwrap();
-            cni_agent::kernel::bpf::pin(&map, &host.pins().map(&spec)).unwrap();
+            bpf::pin(&map, &host.pins().map(&spec)).unwrap();
         }
         load(&mut host.linux(None));
         let names = cni_agent::kernel::pins::names(&host.pins().maps()).unwrap();
@@ -254,5 +254,64 @@ fn a_folder_that_is_no_bpffs_is_refused_with_a_remedy() {
         )
         .unwrap_err();
         assert!(error.to_string().contains("mount -t bpf"), "{error}");
+    });
+}
+
+/// A description of conntrack as a release wrote it that has one field more, in the middle.
+fn newer_layout() -> (serde_json::Value, usize) {
+    let record = |layout: &abi::Layout, shift: usize| {
+        let fields: Vec<_> = layout
+            .fields
+            .iter()
+            .map(|field| {
+                let offset = if field.offset >= 8 {
+                    field.offset + shift
+                } else {
+                    field.offset
+                };
+                serde_json::json!({"name": field.name, "offset": offset, "size": field.size})
+            })
+            .collect();
+        serde_json::json!({"size": layout.size + shift, "fields": fields})
+    };
+    let description =
+        serde_json::json!({"key": record(&FlowKey::LAYOUT, 0), "value": record(&Flow::LAYOUT, 8)});
+    (description, size_of::<Flow>() + 8)
+}
+
+#[test]
+fn rel_29_connections_of_another_layout_are_carried_over() {
+    on_host(|host| {
+        let spec = maps::spec("conntrack").unwrap();
+        let (description, value_size) = newer_layout();
+        let theirs = MapSpec {
+            version: 2,
+            value: value_size,
+            ..*spec
+        };
+        let map = maps::Map::create(&theirs, 64).unwrap();
+        let (key, value) = flow(5);
+        let mut newer = value.clone();
+        newer.splice(8..8, [0xff; 8]);
+        map.put(&key, &newer).unwrap();
+        bpf::pin(&map, &host.pins().map(&theirs)).unwrap();
+        let mut text = serde_json::to_vec(&description).unwrap();
+        text.resize(8192, b' ');
+        let described = bpf::create_map("layout", 2, 4, 8192, 1, 0).unwrap();
+        bpf::update(&described, &[0; 4], &text, 0).unwrap();
+        bpf::pin(&described, &host.pins().layout(&theirs)).unwrap();
+
+        let mut linux = host.linux(None);
+        load(&mut linux);
+        let ours = maps::open(&host.pins(), spec).unwrap().unwrap();
+        assert_eq!(ours.get(&key).unwrap(), Some(value));
+        // Programs of the other release may still run: what they add counts until they are exchanged.
+        let (late_key, late_value) = flow(6);
+        let mut late = late_value.clone();
+        late.splice(8..8, [0; 8]);
+        map.put(&late_key, &late).unwrap();
+        block_on(linux.observe(&Desired::default(), Scope::Whole)).unwrap();
+        assert_eq!(ours.get(&late_key).unwrap(), Some(late_value));
+        assert!(!host.pins().map(&theirs).exists() && !host.pins().layout(&theirs).exists());
     });
 }
