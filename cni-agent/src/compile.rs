@@ -56,8 +56,23 @@ pub fn compile(config: &Config, state: &State) -> Compiled {
     }
 }
 
-/// Only what these endpoints need: the part of the whole that their ADD is about. `None` while the whole would not be
-/// complete.
+/// What must be in the kernel before the devices of these endpoints go up, which the plugin does, with their routes and
+/// neighbours. `None` while the whole would not be complete.
+pub fn before_up<'a>(
+    config: &Config,
+    state: &State,
+    endpoints: impl IntoIterator<Item = &'a Endpoint>,
+) -> Option<Desired> {
+    let mut desired = compile_endpoints(config, state, endpoints)?;
+    desired.routes.clear();
+    desired.neighbours.clear();
+    for veth in desired.veths.values_mut() {
+        *veth = Veth::Reserved;
+    }
+    Some(desired)
+}
+
+/// Only what these endpoints need: a part of the whole. `None` while the whole would not be complete.
 pub fn compile_endpoints<'a>(
     config: &Config,
     state: &State,

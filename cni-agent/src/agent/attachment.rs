@@ -260,7 +260,7 @@ impl<K: Kernel> Agent<K> {
             CniError::new(code::TRY_AGAIN_LATER, "the endpoint could not be programmed").with_details(details)
         };
         let config = Arc::clone(&self.config);
-        let desired = compile::compile_endpoints(&config, &self.state, endpoints)
+        let desired = compile::before_up(&config, &self.state, endpoints)
             .ok_or_else(|| failed("the tunnel device does not exist yet".to_owned()))?;
         let outcome = self
             .reconciler

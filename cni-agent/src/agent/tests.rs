@@ -8,7 +8,12 @@ use tempfile::TempDir;
 use tokio::{sync::oneshot, task::JoinHandle};
 
 use super::*;
-use crate::{config::Routing, kernel::fake::FakeKernel, model::Device};
+use crate::{
+    config::Routing,
+    desired::{HostRoute, NeighbourKey, RouteKey},
+    kernel::fake::FakeKernel,
+    model::Device,
+};
 
 const NODES: &str = "
 apiVersion: v1
@@ -126,6 +131,7 @@ impl Machine {
                 endpoint_id: allocated.endpoint_id,
                 host_ifindex: ifindex,
             })?;
+            bring_up(&kernel, &allocated, ifindex);
             Ok(allocated)
         })
         .await
@@ -144,6 +150,35 @@ impl Machine {
             .keys()
             .map(|addr| IpAddr::from(*addr))
             .collect()
+    }
+}
+
+/// What the plugin does when its endpoint is programmed.
+fn bring_up(kernel: &FakeKernel, allocated: &Allocated, ifindex: u32) {
+    let mut kernel = kernel.lock();
+    if let Some(veth) = kernel.veths.get_mut(&allocated.host_ifname) {
+        veth.up = true;
+    }
+    for address in &allocated.addresses {
+        let route = HostRoute {
+            ifindex,
+            gateway: None,
+            source: None,
+            mtu: None,
+        };
+        kernel.routes.insert(
+            RouteKey {
+                destination: *address,
+            },
+            route,
+        );
+        kernel.neighbours.insert(
+            NeighbourKey {
+                ifindex,
+                ip: address.ip(),
+            },
+            allocated.mac.0,
+        );
     }
 }
 

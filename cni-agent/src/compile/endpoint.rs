@@ -30,13 +30,14 @@ pub(super) fn endpoint(topology: &Topology<'_>, endpoint: &Endpoint, desired: &m
             };
             desired.tables.routes.insert(Prefix::host(addr), route);
         }
+        // Just as the plugin makes it when it brings the device up.
         let key = RouteKey {
             destination: (*ip).into(),
         };
         let route = HostRoute {
             ifindex,
             gateway: None,
-            source: topology.node_address(ip.is_ipv4()),
+            source: None,
             mtu: None,
         };
         desired.routes.insert(key, route);
