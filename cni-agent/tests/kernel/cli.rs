@@ -355,3 +355,113 @@ fn mistakes_are_named_with_what_to_do() {
         assert!(node.run("config check").status.success());
     });
 }
+
+/// An Ethernet frame with UDP in IPv4, from one address to another.
+fn frame(src: [u8; 4], dst: [u8; 4], mac: &str) -> Vec<u8> {
+    let mut frame: Vec<u8> = mac
+        .split(':')
+        .map(|byte| u8::from_str_radix(byte, 16).unwrap())
+        .collect();
+    frame.extend([2, 0, 0, 0, 0, 9, 0x08, 0x00]);
+    let mut ip = vec![0x45, 0, 0, 36, 0, 1, 0, 0, 64, 17, 0, 0];
+    ip.extend(src);
+    ip.extend(dst);
+    let sum: u32 = ip
+        .chunks(2)
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
+        .sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    ip[10..12].copy_from_slice(&(!(folded as u16)).to_be_bytes());
+    frame.extend(ip);
+    // Ports 1000 and 2000, length 16, no checksum, eight bytes of content.
+    frame.extend([0x03, 0xe8, 0x07, 0xd0, 0, 16, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]);
+    frame
+}
+
+/// Puts a frame on a device's wire.
+fn send_frame(device: &str, frame: &[u8]) {
+    use nix::sys::socket::{
+        AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, SockaddrLike, sendto, socket,
+    };
+    use std::os::fd::AsRawFd;
+    let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::empty(), None).unwrap();
+    let raw = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        sll_protocol: 0,
+        sll_ifindex: crate::namespace::ifindex(device) as i32,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 6,
+        sll_addr: [0; 8],
+    };
+    // SAFETY: a complete `sockaddr_ll` of the length given.
+    let to = unsafe { LinkAddr::from_raw((&raw const raw).cast(), Some(size_of_val(&raw) as u32)) }.unwrap();
+    sendto(socket.as_raw_fd(), frame, &to, MsgFlags::empty()).unwrap();
+}
+
+#[test]
+fn a_drop_is_counted_and_told_with_its_reason() {
+    on_host(|host| {
+        let mut node = Node::new(host);
+        node.start("");
+        let mac = fs::read_to_string("/sys/class/net/eth0/address").map(|mac| mac.trim().to_owned());
+        // The test's /sys may show another namespace's devices.
+        let mac = mac.unwrap_or_else(|_| {
+            ip("-o link show eth0")
+                .split_whitespace()
+                .skip_while(|word| *word != "link/ether")
+                .nth(1)
+                .unwrap()
+                .to_owned()
+        });
+        // From outside, with the address of a pod of this node.
+        let forged = frame([10, 1, 0, 5], [10, 1, 0, 5], &mac);
+        let endpoints = maps::open_existing(&host.pins(), "endpoints").unwrap();
+        let pod = abi::Endpoint {
+            id: 5,
+            ifindex: crate::namespace::ifindex("lo"),
+            ..abi::Endpoint::default()
+        };
+        let monitor = node
+            .command("monitor --kind drop --ip 10.1.0.5 --count 1 --json")
+            .stdout(Stdio::piped())
+            .spawn();
+        let mut monitor = monitor.unwrap();
+        let end = Instant::now() + Duration::from_secs(60);
+        while monitor.try_wait().unwrap().is_none() {
+            assert!(
+                Instant::now() < end,
+                "no event came: {}",
+                node.json("drops --json")
+            );
+            // The agent does not know this endpoint and may take it out again.
+            endpoints
+                .put(abi::as_bytes(&Addr::v4([10, 1, 0, 5])), abi::as_bytes(&pod))
+                .unwrap();
+            send_frame("peth0", &forged);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let mut text = String::new();
+        monitor.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+        let event: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(
+            (&event["kind"], &event["src"]),
+            (&Value::from("drop"), &Value::from("10.1.0.5")),
+            "{event}"
+        );
+        let reason = "martian";
+        assert_eq!(event["reason"], reason);
+        let drops = node.json("drops --json");
+        let counted = drops["dropped"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|drop| drop["reason"] == reason);
+        assert!(counted.unwrap()["packets"].as_u64().unwrap() >= 1, "{drops}");
+        assert!(
+            node.http("/metrics")
+                .unwrap()
+                .contains(&format!("millrace_drop_packets_total{{reason=\"{reason}\""))
+        );
+    });
+}
