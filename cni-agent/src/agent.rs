@@ -3,6 +3,7 @@
 //! It may be ended at any instant. What it knows is in the records, in the sources and in the kernel; it starts by
 //! reading all three, and until every source has spoken it changes nothing.
 
+mod allocation;
 mod attachment;
 mod report;
 mod round;

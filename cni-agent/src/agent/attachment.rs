@@ -1,15 +1,13 @@
 //! What the plugin asks for: addresses, an endpoint in the kernel, and both of them gone again.
 
 use std::{
-    hash::{DefaultHasher, Hash, Hasher},
-    net::IpAddr,
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use cni_plugin::{
-    Attachment, CniError, GATEWAY_V4, GATEWAY_V6, Mac, code, queue,
-    rpc::{Allocate, Allocated, Check, Checked, Collected, Gc, Program, Release, Request, Response, Shaping},
+    Attachment, CniError, code, queue,
+    rpc::{Allocate, Check, Checked, Collected, Gc, Program, Release, Request, Response},
 };
 use ipnetwork::IpNetwork;
 use tokio::sync::oneshot;
@@ -19,7 +17,7 @@ use crate::{
     compile,
     desired::{Desired, Veth},
     kernel::{Kernel, Scope},
-    model::{Endpoint, Phase, PodName, Rates},
+    model::{Endpoint, Phase},
     reconcile::{Removals, diff},
     source::plugin::{Ask, Question},
 };
@@ -121,7 +119,7 @@ impl<K: Kernel> Agent<K> {
         }
     }
 
-    fn not_ready(&self) -> CniError {
+    pub(super) fn not_ready(&self) -> CniError {
         let unsynced: Vec<String> = self.state.unsynced().iter().map(ToString::to_string).collect();
         let details = match &self.rounds.error {
             Some(error) => error.clone(),
@@ -129,79 +127,6 @@ impl<K: Kernel> Agent<K> {
             None => "the programs are not loaded yet; see millrace status".to_owned(),
         };
         CniError::new(code::NOT_AVAILABLE, "the Millrace agent is not ready").with_details(details)
-    }
-
-    fn allocate(&mut self, request: &Allocate) -> Result<Response, CniError> {
-        if !self.is_ready() {
-            return Err(CniError {
-                code: code::TRY_AGAIN_LATER,
-                ..self.not_ready()
-            });
-        }
-        let id = self.state.free_id(self.last_id);
-        let addresses = self.addresses(id, request)?;
-        self.last_id = id;
-        let config = Arc::clone(&self.config);
-        let (topology, _) = compile::Topology::new(&config, &self.state);
-        let endpoint = Endpoint {
-            id,
-            network: request.network.clone(),
-            attachment: request.attachment(),
-            pod: request.pod.as_ref().map(pod_name),
-            addresses,
-            delegated: !request.delegated_ips.is_empty(),
-            mac: request
-                .requested_mac
-                .unwrap_or_else(|| mac(&request.attachment(), "pod")),
-            host_mac: mac(&request.attachment(), "host"),
-            mtu: request.mtu.unwrap_or(topology.mtu),
-            via_stack: request.via_stack,
-            rates: Rates {
-                egress: rate(request.bandwidth.egress),
-                ingress: rate(request.bandwidth.ingress),
-            },
-            created: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .ok()
-                .and_then(|age| u32::try_from(age.as_secs()).ok())
-                .unwrap_or_default(),
-            phase: Phase::Reserved,
-        };
-        let allocated = allocated(&endpoint);
-        self.state.endpoints.insert(id, endpoint);
-        Ok(Response::Allocated(Box::new(allocated)))
-    }
-
-    fn addresses(&mut self, id: u32, request: &Allocate) -> Result<Vec<IpAddr>, CniError> {
-        let no_address = |error: crate::ipam::IpamError| CniError::new(code::NO_ADDRESS, error.to_string());
-        if request.delegated_ips.is_empty() {
-            let wanted = self.wanted(request);
-            return self
-                .pool
-                .allocate(id, &wanted, Instant::now())
-                .map_err(no_address);
-        }
-        let delegated: Vec<IpAddr> = request.delegated_ips.iter().map(IpNetwork::ip).collect();
-        for (i, ip) in delegated.iter().enumerate() {
-            if let Err(error) = self.pool.claim(*ip, id) {
-                self.pool.abandon(id, &delegated[..i]);
-                return Err(no_address(error));
-            }
-        }
-        Ok(delegated)
-    }
-
-    /// The addresses that somebody who may do so asked for: the runtime, or an annotation where the configuration
-    /// honours it.
-    fn wanted(&self, request: &Allocate) -> Vec<IpAddr> {
-        if !request.requested_ips.is_empty() || !self.config.ipam.static_addresses {
-            return request.requested_ips.iter().map(IpNetwork::ip).collect();
-        }
-        let pod = request
-            .pod
-            .as_ref()
-            .and_then(|pod| self.state.pods.get(&pod_name(pod)));
-        pod.map(|pod| pod.requested_addresses.clone()).unwrap_or_default()
     }
 
     /// Puts endpoints into the kernel. The answer goes out when they are there, and on the disk.
@@ -430,53 +355,5 @@ fn release_of(endpoint: &Endpoint) -> Release {
         network: endpoint.network.clone(),
         container_id: endpoint.attachment.container_id.clone(),
         ifname: endpoint.attachment.ifname.clone(),
-    }
-}
-
-fn pod_name(pod: &cni_plugin::rpc::Pod) -> PodName {
-    PodName {
-        namespace: pod.namespace.clone(),
-        name: pod.name.clone(),
-    }
-}
-
-/// From CNI's bits to the bytes that the programs count.
-fn rate(shaping: Option<Shaping>) -> u64 {
-    shaping.map_or(0, |shaping| shaping.rate / 8)
-}
-
-/// A locally administered address that follows from the attachment.
-fn mac(attachment: &Attachment, side: &str) -> Mac {
-    let mut hasher = DefaultHasher::new();
-    (attachment, side).hash(&mut hasher);
-    let [a, b, c, d, e, ..] = hasher.finish().to_be_bytes();
-    Mac([0x02, a, b, c, d, e])
-}
-
-fn allocated(endpoint: &Endpoint) -> Allocated {
-    let has = |v4: bool| endpoint.addresses.iter().any(|ip| ip.is_ipv4() == v4);
-    let mut gateways: Vec<IpAddr> = Vec::new();
-    let mut everything: Vec<IpAddr> = Vec::new();
-    if has(true) {
-        gateways.push(GATEWAY_V4.into());
-        everything.push([0u8; 4].into());
-    }
-    if has(false) {
-        gateways.push(GATEWAY_V6.into());
-        everything.push([0u8; 16].into());
-    }
-    Allocated {
-        endpoint_id: endpoint.id,
-        host_ifname: endpoint.host_ifname(),
-        mac: endpoint.mac,
-        host_mac: endpoint.host_mac,
-        addresses: endpoint.addresses.iter().map(|ip| IpNetwork::from(*ip)).collect(),
-        gateways,
-        mtu: endpoint.mtu,
-        routes: everything
-            .into_iter()
-            .filter_map(|ip| IpNetwork::new(ip, 0).ok())
-            .map(Into::into)
-            .collect(),
     }
 }
