@@ -4,8 +4,8 @@
 //! here they are looked at once more, because a container may have a read-only `/proc/sys`. Nothing here changes
 //! anything.
 
+mod daemon;
 mod firewall;
-mod manager;
 
 use std::{io, path::Path};
 
@@ -65,7 +65,7 @@ pub fn checks(config: &Config) -> Vec<Check> {
         checks.push(accept_ra());
     }
     checks.push(rp_filter(config));
-    checks.extend(manager::checks(Path::new("/"), &config.vxlan.device));
+    checks.extend(daemon::checks(Path::new("/"), &config.vxlan.device));
     let port = (config.routing == Routing::Vxlan).then_some(config.vxlan.port);
     checks.extend(firewall::checks(port));
     checks

@@ -1,4 +1,4 @@
-//! Network managers that remove what they did not make.
+//! Daemons that configure the network and remove what they did not make.
 
 use std::{
     collections::BTreeMap,
@@ -8,7 +8,7 @@ use std::{
 
 use super::{Check, State};
 
-/// Looks at the managers that run on the host whose root is `root`.
+/// Looks at the daemons that run on the host whose root is `root`.
 pub(super) fn checks(root: &Path, tunnel: &str) -> Vec<Check> {
     let mut checks = Vec::new();
     if root.join("run/systemd/netif/state").exists() {
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_without_managers_has_nothing_to_say() {
+    fn a_host_without_daemons_has_nothing_to_say() {
         let root = tempfile::tempdir().unwrap();
         assert!(checks(root.path(), "millrace.vx").is_empty());
     }
