@@ -64,8 +64,12 @@ pub struct Desk {
     pub events: broadcast::Sender<Event>,
 }
 
-/// Binds the socket, for root alone. One that a dead agent left is replaced.
+/// Binds the socket, for root alone. One that a dead agent left is replaced; where an agent answers it is an error.
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        let text = "another agent answers there; end it first";
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
+    }
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
     }
@@ -156,5 +160,22 @@ async fn monitor(
             _ = tokio::io::AsyncReadExt::read(&mut incoming, &mut nothing) => return Ok(()),
         };
         send_async(&mut outgoing, &Message::new(response)).await?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn rel_14_the_socket_is_roots_and_never_taken_from_a_living_agent() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run/admin.sock");
+        let first = bind(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let error = bind(&path).unwrap_err().to_string();
+        assert!(error.contains("another agent"), "{error}");
+        drop(first);
+        bind(&path).unwrap();
     }
 }
