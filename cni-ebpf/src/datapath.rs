@@ -319,7 +319,7 @@ fn forward<T: Tables, P: Packet>(
     }
     let destination = work.out.dst;
     let route = route::lookup(tables, work, &destination)?;
-    route::leave(packet, work, route)?;
+    route::leave(tables, packet, work, route)?;
     send(tables, packet, work)
 }
 
@@ -375,21 +375,21 @@ fn masquerade_new<T: Tables, P: Packet>(
     route: &crate::abi::Route,
 ) -> Outcome {
     if route.flags & route_flags::MASQUERADE == 0 || tables.config().masquerades() == 0 {
-        return route::leave(packet, work, route);
+        return route::leave(tables, packet, work, route);
     }
     // The address to masquerade with is that of the device by which the packet leaves, so the kernel's route comes
     // first. Where the stack must decide, `to_netdev` does all of it.
-    let Fib::Device { ifindex, gateway } = packet.fib(&work.out.src, &work.out.dst, work.headers.length)
-    else {
-        return route::leave(packet, work, route);
-    };
+    stage::call(Stage::Fib, tables, packet, work)?;
+    if work.way != way::NEIGHBOUR {
+        return Ok(());
+    }
+    let ifindex = work.to_ifindex;
     stack::masquerade(tables, packet, work, ifindex)?;
     if work.headers.ttl <= 1 || route::exceeds(packet, work, route.mtu) {
         return work.pass();
     }
     work.out.src = work.flow.snat;
     work.out.src_port = work.flow.snat_port;
-    work.neighbour(ifindex, gateway);
     Ok(())
 }
 

@@ -78,6 +78,7 @@ fn neighbour(ifindex: u32, next_hop: &Addr) -> i32 {
 }
 
 #[classifier]
+#[inline(always)]
 pub(crate) fn from_pod(context: TcContext) -> i32 {
     run(
         &context,
@@ -87,6 +88,7 @@ pub(crate) fn from_pod(context: TcContext) -> i32 {
 }
 
 #[classifier]
+#[inline(always)]
 pub(crate) fn to_pod(context: TcContext) -> i32 {
     run(
         &context,
@@ -96,6 +98,7 @@ pub(crate) fn to_pod(context: TcContext) -> i32 {
 }
 
 #[classifier]
+#[inline(always)]
 pub(crate) fn from_netdev(context: TcContext) -> i32 {
     run(
         &context,
@@ -105,6 +108,7 @@ pub(crate) fn from_netdev(context: TcContext) -> i32 {
 }
 
 #[classifier]
+#[inline(always)]
 pub(crate) fn to_netdev(context: TcContext) -> i32 {
     run(
         &context,

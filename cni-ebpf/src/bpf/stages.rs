@@ -40,6 +40,7 @@ stages! {
     Decide => stage_decide;
     Translate => stage_translate;
     Related => stage_related;
+    Fib => stage_fib;
     Allocate => stage_allocate;
     LookAfter => stage_look_after;
     Promote => stage_promote;

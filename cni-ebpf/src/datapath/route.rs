@@ -1,5 +1,6 @@
 //! Where a packet goes.
 
+use super::stage::{self, Stage};
 use super::{Fib, Outcome, Packet, Tables, Work, way};
 use crate::abi::{Addr, Endpoint, Prefix, Reason, Route, endpoint_flags, route_action};
 
@@ -37,7 +38,12 @@ pub(super) fn to_endpoint(work: &mut Work, endpoint: &Endpoint) {
 
 /// Where a packet that is not for a local endpoint leaves.
 #[inline(always)]
-pub(super) fn leave<P: Packet>(packet: &P, work: &mut Work, route: &Route) -> Outcome {
+pub(super) fn leave<T: Tables, P: Packet>(
+    tables: &T,
+    packet: &mut P,
+    work: &mut Work,
+    route: &Route,
+) -> Outcome {
     work.way = way::PASS;
     // What the stack can do and redirection cannot, it does: it answers with "time exceeded" or "too big", it cuts
     // into fragments. What it sends comes by `to_netdev`.
@@ -52,12 +58,20 @@ pub(super) fn leave<P: Packet>(packet: &P, work: &mut Work, route: &Route) -> Ou
             work.gateway = route.gateway;
         }
         route_action::DIRECT => work.neighbour(route.ifindex, route.gateway),
-        route_action::FIB => match packet.fib(&work.out.src, &work.out.dst, work.headers.length) {
-            Fib::Device { ifindex, gateway } => work.neighbour(ifindex, gateway),
-            Fib::Stack => {}
-            Fib::Unroutable => return Err(Reason::NoRoute),
-        },
+        route_action::FIB => return stage::call(Stage::Fib, tables, packet, work),
         _ => return Err(Reason::NoRoute),
+    }
+    Ok(())
+}
+
+/// Asks the kernel's routing table.
+#[inline(always)]
+pub(super) fn by_fib<P: Packet>(packet: &P, work: &mut Work) -> Outcome {
+    work.way = way::PASS;
+    match packet.fib(&work.out.src, &work.out.dst, work.headers.length) {
+        Fib::Device { ifindex, gateway } => work.neighbour(ifindex, gateway),
+        Fib::Stack => {}
+        Fib::Unroutable => return Err(Reason::NoRoute),
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 //! global functions instead: verified once, alone, their result an unknown number. A call costs one or two nanoseconds,
 //! so only what is rare, or has to be done anyway (parsing), is a stage.
 
-use super::{Outcome, Packet, Tables, Work, headers, nat, policy, related, rewrite};
+use super::{Outcome, Packet, Tables, Work, headers, nat, policy, related, rewrite, route};
 use crate::abi::Reason;
 
 /// What [`Packet::apart`] can be asked to run.
@@ -18,6 +18,8 @@ pub enum Stage {
     Translate,
     /// An ICMP error: found, translated; `work.out` is where it goes.
     Related,
+    /// The kernel's route of `work.out` into `work.way`: out through a device, or the stack.
+    Fib,
     /// A source port behind `work.snat` for `work.flow`.
     Allocate,
     /// The alias of `work.key`'s flow that this packet does not pass through.
@@ -36,6 +38,7 @@ pub fn run<T: Tables, P: Packet>(stage: Stage, tables: &T, packet: &mut P, work:
             rewrite::translate(packet, &work.headers, &work.tuple, &work.out).map_err(Reason::from)
         }
         Stage::Related => related::stage(tables, packet, work),
+        Stage::Fib => route::by_fib(packet, work),
         Stage::Allocate => nat::allocate(tables, packet, work),
         Stage::LookAfter => nat::look_after(tables, work),
         Stage::Promote => nat::promote(tables, work),
