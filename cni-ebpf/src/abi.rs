@@ -31,7 +31,7 @@ pub use endpoint::{Bucket, Endpoint, Peer, endpoint_flags, peer_flags};
 pub use event::{COUNTERS, Counter, Event, Reason, direction, event_kind, hook};
 #[doc(hidden)]
 pub use layout::plain_size;
-pub use layout::{Field, Layout, Plain, as_bytes, from_bytes};
+pub use layout::{Field, Layout, Plain, as_bytes, from_bytes, put};
 pub use map::{MAPS, MapSpec, MapType, version};
 pub use policy::{
     ClassBits, ClassKey, Grant, GrantKey, Group, GroupChunk, GroupKey, RuleKey, RuleList, RuleSet, action,

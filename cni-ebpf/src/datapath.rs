@@ -10,7 +10,9 @@
 //! to_netdev    parse, fragments, tunnel key, masquerade of what the stack sends
 //! ```
 
+mod connection;
 pub mod conntrack;
+mod deliver;
 mod fragments;
 pub mod headers;
 mod nat;
@@ -19,90 +21,24 @@ mod related;
 mod report;
 pub mod rewrite;
 mod route;
+mod sender;
 mod service;
 mod stack;
 pub mod stage;
 mod tables;
+mod verdict;
 pub mod work;
 
 pub use report::finish;
 pub use tables::{Fib, NotInserted, NotRewritten, Packet, Table, Tables};
+pub use verdict::{Outcome, Verdict, way};
 pub use work::{Headers, Work};
 
-use crate::abi::{Addr, Config, Endpoint, Reason, direction, hook, route_action, route_flags, via};
-use conntrack::Found;
-use headers::{Ethertype, icmpv6, proto};
+use crate::abi::{Endpoint, Reason, direction, hook, put, route_action, route_flags, via};
+use connection::{advance_known, enter, known};
+use deliver::{deliver, forward, send, translate};
+use headers::Ethertype;
 use stage::Stage;
-
-/// Where a packet goes, as [`Work::way`] holds it. Stages say it in the scratch and return a scalar: a fat enum in
-/// registers is merged by the compiler in ways that the verifier refuses.
-pub mod way {
-    pub const PASS: u8 = 0;
-    pub const HANDLED: u8 = 1;
-    pub const PEER: u8 = 2;
-    pub const NEIGHBOUR: u8 = 3;
-    pub const TUNNEL: u8 = 4;
-    pub const TUNNEL_KEY: u8 = 5;
-}
-
-/// What becomes of a packet that is not dropped.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Verdict {
-    /// On to whatever comes next on this hook, and then the stack.
-    Pass,
-    /// The same for a packet that is complete: marked, so that no later hook of ours judges or translates it again.
-    Handled,
-    /// Into the pod behind this host-side device.
-    Peer { ifindex: u32 },
-    /// Out through a device, to a neighbour.
-    Neighbour { ifindex: u32, gateway: Addr },
-    /// Into the tunnel, to the node with this address.
-    Tunnel { remote: Addr },
-    /// On, with this tunnel key: the packet is already on the tunnel device.
-    TunnelKey { remote: Addr },
-}
-
-/// A run's end: the verdict stands in the [`Work`], or the packet is dropped for a reason.
-pub type Outcome = Result<(), Reason>;
-
-impl Work {
-    /// What the run decided, after it ended with `Ok`.
-    #[inline(always)]
-    pub fn verdict(&self) -> Verdict {
-        match self.way {
-            way::HANDLED => Verdict::Handled,
-            way::PEER => Verdict::Peer {
-                ifindex: self.to_ifindex,
-            },
-            way::NEIGHBOUR => Verdict::Neighbour {
-                ifindex: self.to_ifindex,
-                gateway: self.gateway,
-            },
-            way::TUNNEL => Verdict::Tunnel { remote: self.gateway },
-            way::TUNNEL_KEY => Verdict::TunnelKey { remote: self.gateway },
-            _ => Verdict::Pass,
-        }
-    }
-
-    #[inline(always)]
-    fn pass(&mut self) -> Outcome {
-        self.way = way::PASS;
-        Ok(())
-    }
-
-    #[inline(always)]
-    fn neighbour(&mut self, ifindex: u32, gateway: Addr) {
-        self.way = way::NEIGHBOUR;
-        self.to_ifindex = ifindex;
-        self.gateway = gateway;
-    }
-}
-
-impl From<NotRewritten> for Reason {
-    fn from(_: NotRewritten) -> Self {
-        Self::Rewrite
-    }
-}
 
 /// What every hook begins with.
 #[inline(always)]
@@ -116,18 +52,15 @@ fn open<T: Tables, P: Packet>(
     work.now = tables.now();
     work.hook = at;
     work.direction = towards;
-    work.endpoint = 0;
-    work.rule = 0;
-    work.service = 0;
-    work.state = 0;
-    work.tell = 0;
-    work.reply = 0;
-    work.way = way::PASS;
-    work.tuple.src = Addr::UNSPECIFIED;
-    work.tuple.dst = Addr::UNSPECIFIED;
-    work.tuple.src_port = crate::abi::Port::ZERO;
-    work.tuple.dst_port = crate::abi::Port::ZERO;
-    work.tuple.proto = 0;
+    put(&mut work.endpoint, 0);
+    put(&mut work.rule, 0);
+    put(&mut work.service, 0);
+    put(&mut work.state, 0);
+    put(&mut work.tell, 0);
+    put(&mut work.reply, 0);
+    put(&mut work.way, way::PASS);
+    work.tuple.src.clear();
+    work.tuple.dst.clear();
     stage::call(Stage::Parse, tables, packet, work)?;
     fragments::resolve(tables, work)
 }
@@ -136,48 +69,11 @@ fn open<T: Tables, P: Packet>(
 #[inline(always)]
 pub fn from_pod<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
     open(tables, packet, work, hook::FROM_POD, direction::EGRESS)?;
-    let sender = sender(tables, packet, work)?;
+    let sender = sender::check(tables, packet, work)?;
     if work.headers.icmp_error != 0 {
         return related_from_pod(tables, packet, work);
     }
     connection_from_pod(tables, packet, work, sender)
-}
-
-/// The endpoint that sent the packet. The source address names it; device and MAC must be its own.
-#[inline(always)]
-fn sender<'t, T: Tables, P: Packet>(
-    tables: &'t T,
-    packet: &P,
-    work: &mut Work,
-) -> Result<&'t Endpoint, Reason> {
-    let icmpv6 = work.tuple.proto == proto::ICMPV6
-        && (icmpv6::ROUTER_SOLICITATION..=icmpv6::REDIRECT).contains(&work.headers.icmp_type);
-    if icmpv6 && work.headers.fragment != work::fragment::LATER {
-        return Err(Reason::NeighbourDiscovery);
-    }
-    let endpoint = tables.endpoint(&work.tuple.src).ok_or(Reason::SourceAddress)?;
-    if endpoint.ifindex != packet.ifindex() {
-        return Err(Reason::SourceAddress);
-    }
-    work.endpoint = endpoint.id;
-    let mac: [u16; 3] = packet.load(6).ok_or(Reason::Truncated)?;
-    if !same_mac(mac, &endpoint.mac) {
-        return Err(Reason::SourceMac);
-    }
-    if work.tuple.proto == proto::UDP && matches!(work.tuple.src_port.get(), 67 | 547) {
-        return Err(Reason::DhcpServer);
-    }
-    if route::is_link_local(&work.tuple.dst) {
-        return Err(Reason::LinkLocal);
-    }
-    Ok(endpoint)
-}
-
-/// Word by word: comparing arrays of bytes becomes a call.
-#[inline(always)]
-fn same_mac(wire: [u16; 3], mac: &[u8; 6]) -> bool {
-    let ([w0, w1, w2], [a, b, c, d, e, f]) = (wire, *mac);
-    w0 == u16::from_ne_bytes([a, b]) && w1 == u16::from_ne_bytes([c, d]) && w2 == u16::from_ne_bytes([e, f])
 }
 
 #[inline(always)]
@@ -231,139 +127,6 @@ fn via_of(way: u8) -> u8 {
         way::TUNNEL | way::TUNNEL_KEY => via::TUNNEL,
         _ => via::STACK,
     }
-}
-
-/// Enters `work.flow` among the new connections, in the place of one that is over.
-#[inline(always)]
-fn enter<T: Tables>(tables: &T, work: &Work) -> Result<(), Reason> {
-    if tables.flow(Table::Established, &work.key).is_some() {
-        tables.remove_flow(Table::Established, &work.key);
-    }
-    tables
-        .insert_flow(Table::New, &work.key, &work.flow)
-        .map_err(|_| Reason::ConntrackFull)
-}
-
-/// The flow of the packet. `None` too if another flow has taken over its translated tuple.
-#[inline(always)]
-fn known<'t, T: Tables, P: Packet>(tables: &'t T, packet: &mut P, work: &mut Work) -> Option<Found<'t>> {
-    let found = conntrack::find(tables, work)?;
-    if nat::due(work, found.flow) && stage::call(Stage::LookAfter, tables, packet, work).is_err() {
-        return None;
-    }
-    Some(found)
-}
-
-/// Counts the packet on its flow, asks policy again if anything moved, and works out how it leaves (`work.out`).
-/// `near` is the endpoint at which this hook stands; the other one is looked up if `far` says that it may be local.
-/// Gives that other one.
-#[inline(always)]
-fn advance_known<'t, T: Tables, P: Packet>(
-    tables: &'t T,
-    packet: &mut P,
-    work: &mut Work,
-    found: &Found<'_>,
-    near: &Endpoint,
-    receives: bool,
-) -> Result<Option<&'t Endpoint>, Reason> {
-    conntrack::advance(packet, work, found.flow);
-    conntrack::forward_tuple(&work.key, found.flow, &mut work.out);
-    let other = if receives {
-        None
-    } else {
-        tables.endpoint(if work.reply == 0 {
-            &work.out.dst
-        } else {
-            &work.out.src
-        })
-    };
-    let near_is_source = (work.reply == 0) != receives;
-    let (source, destination) = if near_is_source {
-        (Some(near), other)
-    } else {
-        (other, Some(near))
-    };
-    policy::revalidate(tables, packet, work, found.flow, source, destination)?;
-    work.service = found.flow.service;
-    nat::leaving(work, found.flow);
-    work.stack_reply = u8::from(work.reply != 0 && found.flow.via_reply == via::STACK);
-    if conntrack::ripe(work, found.table) {
-        promote(tables, packet, work)?;
-    }
-    Ok(other)
-}
-
-/// Promotes the flow; `work.out` is needed afterwards.
-#[inline(always)]
-fn promote<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
-    let out = work.out;
-    stage::call(Stage::Promote, tables, packet, work)?;
-    work.out = out;
-    Ok(())
-}
-
-/// Hands on a packet whose way is known: to the local `receiver`, or off this node. Replies go back the way the
-/// connection came.
-#[inline(always)]
-fn forward<T: Tables, P: Packet>(
-    tables: &T,
-    packet: &mut P,
-    work: &mut Work,
-    receiver: Option<&Endpoint>,
-) -> Outcome {
-    if let Some(receiver) = receiver {
-        return deliver(tables, packet, work, receiver);
-    }
-    if work.stack_reply != 0 {
-        return work.pass();
-    }
-    let destination = work.out.dst;
-    let route = route::lookup(tables, work, &destination)?;
-    route::leave(tables, packet, work, route)?;
-    send(tables, packet, work)
-}
-
-/// Deliver-to-endpoint: every packet that reaches a pod through our programs passes here.
-#[inline(always)]
-fn deliver<T: Tables, P: Packet>(
-    tables: &T,
-    packet: &mut P,
-    work: &mut Work,
-    receiver: &Endpoint,
-) -> Outcome {
-    // The stack answers these with an error, which must show the packet as it was sent.
-    if work.headers.ttl <= 1 || route::exceeds(packet, work, receiver.mtu) {
-        return work.pass();
-    }
-    translate(tables, packet, work)?;
-    route::to_endpoint(work, receiver);
-    if work.way == way::PEER {
-        rewrite::hop(packet, &work.headers, &receiver.mac, &receiver.host_mac)?;
-    }
-    Ok(())
-}
-
-#[inline(always)]
-fn translate<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
-    if work.tuple != work.out {
-        stage::call(Stage::Translate, tables, packet, work)?;
-    }
-    Ok(())
-}
-
-/// Sends the packet off this node. What the stack gets is left as the pod sent it, `to_netdev` translates it then.
-#[inline(always)]
-fn send<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
-    if work.way == way::NEIGHBOUR {
-        translate(tables, packet, work)?;
-        // The helper that resolves the neighbour writes the MAC addresses; the hop counts here.
-        let macs: [u16; 6] = packet.load(0).ok_or(Reason::Truncated)?;
-        rewrite::hop_with(packet, &work.headers, macs)?;
-    } else if work.way == way::TUNNEL {
-        translate(tables, packet, work)?;
-        rewrite::hop(packet, &work.headers, &Config::TUNNEL_MAC, &Config::TUNNEL_MAC)?;
-    }
-    Ok(())
 }
 
 /// Routes a new connection out of the node, with a translated source if it leaves the cluster.

@@ -270,7 +270,8 @@ mod tests {
             a_port: Port::new(80),
             b_port: Port::new(4000),
             proto: 6,
-            pad: [0; 3],
+            pad: 0,
+            reserved: 0,
         };
         let flow = Flow {
             flags: Racy::new(flow_flags::SNAT),

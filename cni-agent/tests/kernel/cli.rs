@@ -296,7 +296,8 @@ fn flushing_forgets_connections_with_their_translations() {
             a_port: Port::new(port),
             b_port: Port::new(80),
             proto: 6,
-            pad: [0; 3],
+            pad: 0,
+            reserved: 0,
         };
         let flows = maps::open_existing(&host.pins(), "conntrack").unwrap();
         let nat = maps::open_existing(&host.pins(), "nat").unwrap();

@@ -30,6 +30,13 @@ impl Addr {
         }
     }
 
+    /// Makes it [`Addr::UNSPECIFIED`].
+    #[inline(always)]
+    pub fn clear(&mut self) {
+        super::put(&mut self.hi, 0);
+        super::put(&mut self.lo, 0);
+    }
+
     /// From the four bytes as they stand on the wire, read as one native word.
     #[inline(always)]
     pub const fn v4_word(word: u32) -> Self {

@@ -16,7 +16,8 @@ crate::abi! {
         pub src_port: Port,
         pub dst_port: Port,
         pub proto: u8,
-        pub pad: [u8; 3],
+        pub pad: u8,
+        pub reserved: u16,
     }
 }
 
@@ -29,7 +30,8 @@ impl Tuple {
             src_port: self.dst_port,
             dst_port: self.src_port,
             proto: self.proto,
-            pad: [0; 3],
+            pad: 0,
+            reserved: 0,
         }
     }
 }
@@ -43,7 +45,22 @@ crate::abi! {
         pub a_port: Port,
         pub b_port: Port,
         pub proto: u8,
-        pub pad: [u8; 3],
+        pub pad: u8,
+        pub reserved: u16,
+    }
+}
+
+impl FlowKey {
+    /// Copies word by word: a copy within one structure becomes a call.
+    #[inline(always)]
+    pub fn copy_from(&mut self, other: &Self) {
+        self.a = other.a;
+        self.b = other.b;
+        self.a_port = other.a_port;
+        self.b_port = other.b_port;
+        self.proto = other.proto;
+        self.pad = 0;
+        self.reserved = 0;
     }
 }
 
@@ -146,8 +163,7 @@ crate::abi! {
         pub flow: FlowKey,
         pub created: u64,
         /// 1: the tuple travels in the reply direction (source translation), 0: forward (destination translation).
-        pub reply: u8,
-        pub pad: [u8; 7],
+        pub reply: u64,
     }
 }
 
@@ -159,7 +175,8 @@ crate::abi! {
         pub dst: Addr,
         pub id: u32,
         pub proto: u8,
-        pub pad: [u8; 3],
+        pub pad: u8,
+        pub reserved: u16,
     }
 }
 

@@ -95,3 +95,11 @@ macro_rules! abi {
 pub const fn plain_size<T: Plain>() -> usize {
     size_of::<T>()
 }
+
+/// Writes one word by itself. Neighbouring plain stores of zero are merged into a call that clears memory, which costs
+/// more than they do.
+#[inline(always)]
+pub fn put<T: Plain>(place: &mut T, value: T) {
+    // SAFETY: a reference is valid and aligned.
+    unsafe { core::ptr::from_mut(place).write_volatile(value) }
+}

@@ -1,10 +1,11 @@
 //! [`Packet`] over a socket buffer: the one place that reads and writes packet memory.
 
 use core::ffi::c_void;
+use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{
     __sk_buff, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, BPF_F_TUNINFO_IPV6, bpf_fib_lookup as FibParams,
-    bpf_sock_tuple, bpf_tunnel_key,
+    bpf_redir_neigh, bpf_sock_tuple, bpf_tunnel_key,
 };
 use aya_ebpf::helpers::generated as helper;
 use cni_ebpf::abi::{Addr, Plain, Tuple};
@@ -67,8 +68,7 @@ impl Skb {
     /// Names the tunnel's remote end for the tunnel device.
     #[inline(always)]
     pub(super) fn set_tunnel(&self, remote: &Addr, number: u32) -> Result<(), NotRewritten> {
-        // SAFETY: integers; zero is a value of each.
-        let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+        let mut key: bpf_tunnel_key = cleared();
         key.tunnel_id = number;
         key.tunnel_ttl = 64;
         let flags = if remote.is_v4() {
@@ -128,8 +128,7 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn tunnel_source(&self) -> Option<(Addr, u32)> {
-        // SAFETY: integers; zero is a value of each.
-        let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+        let mut key: bpf_tunnel_key = cleared();
         // SAFETY: `key` is at least `TUNNEL_KEY` bytes; the helper writes no more.
         let failed = unsafe { helper::bpf_skb_get_tunnel_key(self.skb, &raw mut key, TUNNEL_KEY, 0) };
         if failed == 0 {
@@ -230,8 +229,7 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn fib(&self, src: &Addr, dst: &Addr, length: u32) -> Fib {
-        // SAFETY: integers; zero is a value of each.
-        let mut params: FibParams = unsafe { core::mem::zeroed() };
+        let mut params: FibParams = cleared();
         params.ifindex = self.ifindex();
         // Segments are cut to fit later on.
         params.__bindgen_anon_1.tot_len = if self.segment_size() == 0 {
@@ -282,31 +280,33 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn socket(&self, tuple: &Tuple) -> bool {
-        // SAFETY: integers; zero is a value of each.
-        let mut key: bpf_sock_tuple = unsafe { core::mem::zeroed() };
-        let size = if tuple.src.is_v4() {
-            key.__bindgen_anon_1.ipv4.saddr = tuple.src.word_v4();
-            key.__bindgen_anon_1.ipv4.daddr = tuple.dst.word_v4();
-            key.__bindgen_anon_1.ipv4.sport = tuple.src_port.wire();
-            key.__bindgen_anon_1.ipv4.dport = tuple.dst_port.wire();
-            12
-        } else {
-            key.__bindgen_anon_1.ipv6.saddr = tuple.src.words();
-            key.__bindgen_anon_1.ipv6.daddr = tuple.dst.words();
-            key.__bindgen_anon_1.ipv6.sport = tuple.src_port.wire();
-            key.__bindgen_anon_1.ipv6.dport = tuple.dst_port.wire();
-            36
+        // Only what the kernel reads is written: clearing the rest becomes a call, and a frame of the stack.
+        let mut key = MaybeUninit::<bpf_sock_tuple>::uninit();
+        let v4 = tuple.src.is_v4();
+        // SAFETY: the fields are written in place, through a pointer to the whole.
+        let size = unsafe {
+            let key = key.as_mut_ptr();
+            if v4 {
+                (*key).__bindgen_anon_1.ipv4.saddr = tuple.src.word_v4();
+                (*key).__bindgen_anon_1.ipv4.daddr = tuple.dst.word_v4();
+                (*key).__bindgen_anon_1.ipv4.sport = tuple.src_port.wire();
+                (*key).__bindgen_anon_1.ipv4.dport = tuple.dst_port.wire();
+                12
+            } else {
+                (*key).__bindgen_anon_1.ipv6.saddr = tuple.src.words();
+                (*key).__bindgen_anon_1.ipv6.daddr = tuple.dst.words();
+                (*key).__bindgen_anon_1.ipv6.sport = tuple.src_port.wire();
+                (*key).__bindgen_anon_1.ipv6.dport = tuple.dst_port.wire();
+                36
+            }
         };
+        let key = key.as_mut_ptr();
         const CURRENT_NETNS: u64 = u64::MAX;
         // SAFETY: `key` holds at least `size` bytes.
         let socket = unsafe {
             match tuple.proto {
-                proto::TCP => {
-                    helper::bpf_skc_lookup_tcp(self.skb.cast(), &raw mut key, size, CURRENT_NETNS, 0).cast()
-                }
-                proto::UDP => {
-                    helper::bpf_sk_lookup_udp(self.skb.cast(), &raw mut key, size, CURRENT_NETNS, 0)
-                }
+                proto::TCP => helper::bpf_skc_lookup_tcp(self.skb.cast(), key, size, CURRENT_NETNS, 0).cast(),
+                proto::UDP => helper::bpf_sk_lookup_udp(self.skb.cast(), key, size, CURRENT_NETNS, 0),
                 _ => return false,
             }
         };
@@ -323,4 +323,23 @@ impl Packet for Skb {
 fn flags(pseudo: bool, zero_is_none: bool) -> u64 {
     let pseudo = if pseudo { u64::from(BPF_F_PSEUDO_HDR) } else { 0 };
     pseudo | if zero_is_none { MARK_MANGLED_0 } else { 0 }
+}
+
+/// Structures of the kernel's interface that are made of integers.
+pub(super) trait Parameters {}
+impl Parameters for FibParams {}
+impl Parameters for bpf_tunnel_key {}
+impl Parameters for bpf_redir_neigh {}
+
+/// A structure of zeros, word by word: clearing it as a whole becomes a call.
+#[inline(always)]
+pub(super) fn cleared<T: Parameters>() -> T {
+    let mut value = MaybeUninit::<T>::uninit();
+    let words = value.as_mut_ptr().cast::<u32>();
+    for word in 0..size_of::<T>() / 4 {
+        // SAFETY: inside of `value`, whose size is a multiple of four.
+        unsafe { words.add(word).write_volatile(0) };
+    }
+    // SAFETY: every word is written, and zero is a value of every integer.
+    unsafe { value.assume_init() }
 }

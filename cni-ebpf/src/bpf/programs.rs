@@ -1,3 +1,7 @@
+#![allow(
+    clippy::redundant_closure,
+    reason = "a function as a value is called through a shim that is not inlined, and costs a frame of the stack"
+)]
 //! The programs: each calls the pipeline and carries out its verdict.
 
 use aya_ebpf::EbpfContext;
@@ -9,7 +13,7 @@ use cni_ebpf::abi::{Addr, Reason};
 use cni_ebpf::datapath::{self, Outcome, Tables, Work, way};
 
 use super::maps::WORK;
-use super::packet::Skb;
+use super::packet::{Skb, cleared};
 use super::tables::Maps;
 
 const AF_INET: u32 = 2;
@@ -62,8 +66,7 @@ fn lost() -> i32 {
 
 #[inline(always)]
 fn neighbour(ifindex: u32, next_hop: &Addr) -> i32 {
-    // SAFETY: integers; zero is a value of each.
-    let mut params: bpf_redir_neigh = unsafe { core::mem::zeroed() };
+    let mut params: bpf_redir_neigh = cleared();
     if next_hop.is_v4() {
         params.nh_family = AF_INET;
         params.__bindgen_anon_1.ipv4_nh = next_hop.word_v4();

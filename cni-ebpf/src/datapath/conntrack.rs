@@ -7,7 +7,7 @@
 
 use super::headers::{proto, tcp};
 use super::{Packet, Table, Tables, Work};
-use crate::abi::{Flow, FlowKey, Port, Tuple, event_kind, flow_flags, tcp_state};
+use crate::abi::{Flow, FlowKey, Port, Tuple, event_kind, flow_flags, put, tcp_state};
 
 pub const SECOND: u64 = 1_000_000_000;
 
@@ -81,7 +81,8 @@ pub fn key_of(tuple: &Tuple, key: &mut FlowKey) -> bool {
         key.b_port = tuple.src_port;
     }
     key.proto = tuple.proto;
-    key.pad = [0; 3];
+    key.pad = 0;
+    key.reserved = 0;
     from_a
 }
 
@@ -107,7 +108,8 @@ pub fn oriented(key: &FlowKey, from_a: bool, out: &mut Tuple) {
         out.dst_port = key.a_port;
     }
     out.proto = key.proto;
-    out.pad = [0; 3];
+    out.pad = 0;
+    out.reserved = 0;
 }
 
 /// A flow that a packet belongs to.
@@ -144,8 +146,8 @@ pub(super) fn find<'t, T: Tables>(tables: &'t T, work: &mut Work) -> Option<Foun
         return usable(work, found);
     }
     let alias = by_alias(tables, &work.tuple)?;
-    work.key = alias.flow;
-    work.reply = alias.reply;
+    work.key.copy_from(&alias.flow);
+    work.reply = alias.reply as u8;
     let found = by_key(tables, &work.key, work.now)?;
     usable(work, found)
 }
@@ -232,10 +234,10 @@ pub(super) fn begin<P: Packet>(packet: &P, work: &mut Work) {
     flow.packets_reply.set(0);
     flow.bytes_forward.set(u64::from(packet.length()));
     flow.bytes_reply.set(0);
-    flow.dnat = crate::abi::Addr::UNSPECIFIED;
-    flow.snat = crate::abi::Addr::UNSPECIFIED;
-    flow.dnat_port = Port::ZERO;
-    flow.snat_port = Port::ZERO;
+    flow.dnat.clear();
+    flow.snat.clear();
+    put(&mut flow.dnat_port, Port::ZERO);
+    put(&mut flow.snat_port, Port::ZERO);
     flow.egress_bits.set(0);
     flow.ingress_bits.set(0);
     flow.egress_word.set(0);
@@ -246,19 +248,21 @@ pub(super) fn begin<P: Packet>(packet: &P, work: &mut Work) {
     flow.ingress_rule.set(0);
     flow.class_epoch.set(0);
     flow.ingress_ifindex = packet.ifindex();
-    flow.service = 0;
-    flow.backend = 0;
+    put(&mut flow.service, 0);
+    put(&mut flow.backend, 0);
     flow.alias_seen.set((work.now / SECOND) as u32);
     flow.flags.set(if from_a { flow_flags::ORIGIN_A } else { 0 });
     flow.state.set(tcp_state::NEW);
     flow.tcp_forward.set(work.headers.tcp_flags);
     flow.tcp_reply.set(0);
-    flow.via_forward = 0;
-    flow.via_reply = 0;
-    flow.pad = 0;
-    flow.source_endpoint = 0;
-    flow.destination_endpoint = 0;
-    flow.reserved = [0; 4];
+    put(&mut flow.via_forward, 0);
+    put(&mut flow.via_reply, 0);
+    put(&mut flow.pad, 0);
+    put(&mut flow.source_endpoint, 0);
+    put(&mut flow.destination_endpoint, 0);
+    for word in &mut flow.reserved {
+        put(word, 0);
+    }
     work.reply = 0;
     work.state = tcp_state::NEW;
     work.tell = event_kind::NEW;

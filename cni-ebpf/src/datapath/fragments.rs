@@ -27,7 +27,8 @@ pub(super) fn resolve<T: Tables>(tables: &T, work: &mut Work) -> Result<(), Reas
     key.dst = tuple.dst;
     key.id = headers.fragment_id;
     key.proto = tuple.proto;
-    key.pad = [0; 3];
+    key.pad = 0;
+    key.reserved = 0;
     if headers.fragment == fragment::LATER {
         let first = tables.fragment(key).ok_or(Reason::FragmentOrphan)?;
         if work.now.saturating_sub(first.seen) > LIFETIME {

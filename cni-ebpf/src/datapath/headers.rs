@@ -4,6 +4,9 @@
 //! global function: the verifier looks at it once, alone, and takes its result as an unknown number; inlined, each of
 //! its many ends would be followed through all that comes after.
 
+mod control;
+mod extension;
+
 use super::work::fragment;
 use super::{Headers, Packet, Tables, Work};
 use crate::abi::{Addr, Plain, Port, Reason, Tuple};
@@ -144,6 +147,9 @@ pub fn parse<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut Work) -> R
         ..
     } = work;
     clear(headers);
+    tuple.src_port = Port::ZERO;
+    tuple.dst_port = Port::ZERO;
+    tuple.proto = 0;
     let network = if ethertype == IPV4 {
         if config.serves_ipv4() == 0 {
             return Err(Reason::FamilyDisabled);
@@ -160,7 +166,8 @@ pub fn parse<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut Work) -> R
         return Err(Reason::UnknownEthertype);
     };
     tuple.proto = network.proto;
-    tuple.pad = [0; 3];
+    tuple.pad = 0;
+    tuple.reserved = 0;
     headers.l4 = network.l4;
     if headers.fragment == fragment::LATER {
         // Ports come from what the first fragment said.
@@ -250,81 +257,7 @@ fn ipv6<T: Tables, P: Packet>(
     if tuple.src.is_v4() || tuple.dst.is_v4() {
         return Err(Reason::MappedAddress);
     }
-    extensions(tables, packet, headers, ip.next)
-}
-
-/// Walks the extension headers (RFC 8200 section 4). `headers.l4` and `headers.next` are where the walk stands.
-#[inline(always)]
-fn extensions<T: Tables, P: Packet>(
-    tables: &T,
-    packet: &P,
-    headers: &mut Headers,
-    first: u8,
-) -> Result<Network, Reason> {
-    headers.next = first;
-    headers.l4 = L3 + 40;
-    headers.wrong = 0;
-    // One round more than headers are allowed: it must find the transport.
-    if is_extension(first) {
-        tables.repeat(EXTENSION_HEADERS + 1, |round| {
-            if !is_extension(headers.next) || headers.fragment == fragment::LATER {
-                return false;
-            }
-            if round == EXTENSION_HEADERS {
-                headers.wrong = Reason::ExtensionHeader as u8;
-                return false;
-            }
-            match extension(packet, headers) {
-                Ok(()) => true,
-                Err(reason) => {
-                    headers.wrong = reason as u8;
-                    false
-                }
-            }
-        });
-    }
-    match Reason::from_number(headers.wrong) {
-        None => Ok(Network {
-            l4: headers.l4,
-            proto: headers.next,
-        }),
-        Some(reason) => Err(reason),
-    }
-}
-
-#[inline(always)]
-fn is_extension(next: u8) -> bool {
-    matches!(
-        next,
-        proto::HOP_BY_HOP | proto::ROUTING | proto::DESTINATION | proto::AUTHENTICATION | proto::FRAGMENT
-    )
-}
-
-/// Steps over one extension header.
-#[inline(always)]
-fn extension<P: Packet>(packet: &P, headers: &mut Headers) -> Result<(), Reason> {
-    let offset = headers.l4;
-    let head: [u8; 8] = packet.load(offset).ok_or(Reason::Truncated)?;
-    let [following, length, kind, flags, i0, i1, i2, i3] = head;
-    headers.l4 = if headers.next == proto::FRAGMENT {
-        let word = u16::from_be_bytes([kind, flags]);
-        let id = u32::from_ne_bytes([i0, i1, i2, i3]);
-        note_fragment(headers, id, word >> 3, word & 1 != 0, following)?;
-        offset + 8
-    } else if headers.next == proto::AUTHENTICATION {
-        offset + (u32::from(length) + 2) * 4
-    } else {
-        // RFC 5095: routing header type 0 is not to be followed by anybody.
-        if headers.next == proto::ROUTING && kind == 0 {
-            return Err(Reason::ExtensionHeader);
-        }
-        offset + (u32::from(length) + 1) * 8
-    };
-    if headers.l4 > L3 + headers.length {
-        return Err(Reason::Malformed);
-    }
-    headers.next = following;
-    Ok(())
+    extension::walk(tables, packet, headers, ip.next)
 }
 
 #[inline(always)]
@@ -347,7 +280,7 @@ fn transport<P: Packet>(
         return Err(Reason::Truncated);
     }
     if tuple.proto == proto::ICMP || tuple.proto == proto::ICMPV6 {
-        return icmp_message(packet, headers, tuple, inner);
+        return control::message(packet, headers, tuple, inner);
     }
     let [src, dst]: [u16; 2] = packet.load(l4).ok_or(Reason::Truncated)?;
     tuple.src_port = Port::from_wire(src);
@@ -371,135 +304,4 @@ fn transport<P: Packet>(
         }
     }
     Ok(())
-}
-
-#[inline(always)]
-fn icmp_message<P: Packet>(
-    packet: &P,
-    headers: &mut Headers,
-    tuple: &mut Tuple,
-    inner: &mut Tuple,
-) -> Result<(), Reason> {
-    let [kind, code]: [u8; 2] = packet.load(headers.l4).ok_or(Reason::Truncated)?;
-    headers.icmp_type = kind;
-    tuple.src_port = Port::ZERO;
-    tuple.dst_port = Port::ZERO;
-    let v6 = headers.v6 == 1;
-    let (error, query, answer) = if v6 {
-        (
-            kind < icmpv6::FIRST_QUERY,
-            kind == icmpv6::ECHO,
-            kind == icmpv6::ECHO_REPLY,
-        )
-    } else {
-        let error = matches!(
-            kind,
-            icmp::UNREACHABLE | icmp::SOURCE_QUENCH | icmp::REDIRECT | icmp::TIME_EXCEEDED | icmp::PARAMETER
-        );
-        (error, kind == icmp::ECHO, kind == icmp::ECHO_REPLY)
-    };
-    if error {
-        headers.icmp_error = 1;
-        return inner_packet(packet, headers, tuple.proto, inner);
-    }
-    if query || answer {
-        let id: u16 = packet.load(headers.l4 + 4).ok_or(Reason::Truncated)?;
-        // The ports tell the asking side from the answering one, so that a query never passes as an answer.
-        let (src, dst) = if query {
-            (Port::from_wire(id), ICMP_ANSWERER)
-        } else {
-            (ICMP_ANSWERER, Port::from_wire(id))
-        };
-        tuple.src_port = src;
-        tuple.dst_port = dst;
-        headers.icmp_reply = u8::from(answer);
-    } else {
-        tuple.src_port = Port::new(u16::from(kind) << 8 | u16::from(code));
-    }
-    Ok(())
-}
-
-/// The packet that an ICMP error is about: as much of it as there is must hold the ports.
-#[inline(always)]
-fn inner_packet<P: Packet>(
-    packet: &P,
-    headers: &mut Headers,
-    proto: u8,
-    inner: &mut Tuple,
-) -> Result<(), Reason> {
-    let l3 = headers.l4 + 8;
-    headers.inner_l3 = l3;
-    let end = L3 + headers.length;
-    inner.pad = [0; 3];
-    let (l4, inner_proto) = if proto == proto::ICMP {
-        let ip: Ipv4 = packet.load(l3).ok_or(Reason::Truncated)?;
-        let header = u32::from(ip.version_ihl & 0xf) * 4;
-        // Only a first fragment holds the ports.
-        if ip.version_ihl >> 4 != 4 || header < 20 || u16::from_be(ip.fragment) & 0x1fff != 0 {
-            return Err(Reason::Malformed);
-        }
-        inner.src = Addr::v4_word(ip.src);
-        inner.dst = Addr::v4_word(ip.dst);
-        (l3 + header, ip.proto)
-    } else {
-        let ip: Ipv6 = packet.load(l3).ok_or(Reason::Truncated)?;
-        if u32::from_be(ip.version) >> 28 != 6 {
-            return Err(Reason::Malformed);
-        }
-        inner.src = join(ip.src);
-        inner.dst = join(ip.dst);
-        if inner.src.is_v4() || inner.dst.is_v4() {
-            return Err(Reason::MappedAddress);
-        }
-        // One fragment header in front of the transport is usual in a "packet too big".
-        if ip.next == proto::FRAGMENT {
-            let [next, _]: [u8; 2] = packet.load(l3 + 40).ok_or(Reason::Truncated)?;
-            let word: u16 = packet.load(l3 + 42).ok_or(Reason::Truncated)?;
-            if u16::from_be(word) >> 3 != 0 {
-                return Err(Reason::Malformed);
-            }
-            (l3 + 48, next)
-        } else {
-            (l3 + 40, ip.next)
-        }
-    };
-    if l4 + 8 > end {
-        return Err(Reason::Truncated);
-    }
-    inner.proto = inner_proto;
-    headers.inner_l4 = l4;
-    headers.inner_room = end - l4;
-    inner_ports(packet, l4, inner)
-}
-
-#[inline(always)]
-fn inner_ports<P: Packet>(packet: &P, l4: u32, inner: &mut Tuple) -> Result<(), Reason> {
-    match inner.proto {
-        proto::TCP | proto::UDP | proto::SCTP => {
-            let [src, dst]: [u16; 2] = packet.load(l4).ok_or(Reason::Truncated)?;
-            inner.src_port = Port::from_wire(src);
-            inner.dst_port = Port::from_wire(dst);
-            Ok(())
-        }
-        proto::ICMP | proto::ICMPV6 => {
-            let [kind, _]: [u8; 2] = packet.load(l4).ok_or(Reason::Truncated)?;
-            let id: u16 = packet.load(l4 + 4).ok_or(Reason::Truncated)?;
-            let (query, answer) = if inner.proto == proto::ICMP {
-                (kind == icmp::ECHO, kind == icmp::ECHO_REPLY)
-            } else {
-                (kind == icmpv6::ECHO, kind == icmpv6::ECHO_REPLY)
-            };
-            if !query && !answer {
-                return Err(Reason::RelatedUnknown);
-            }
-            let id = Port::from_wire(id);
-            (inner.src_port, inner.dst_port) = if query {
-                (id, ICMP_ANSWERER)
-            } else {
-                (ICMP_ANSWERER, id)
-            };
-            Ok(())
-        }
-        _ => Err(Reason::UnknownProtocol),
-    }
 }

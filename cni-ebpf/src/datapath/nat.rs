@@ -23,7 +23,8 @@ fn reply_tuple(forward: &Tuple, snat: &Addr, snat_port: Port, out: &mut Tuple) {
     out.src_port = forward.dst_port;
     out.dst_port = snat_port;
     out.proto = forward.proto;
-    out.pad = [0; 3];
+    out.pad = 0;
+    out.reserved = 0;
 }
 
 /// The tuple that the originator of a destination-translated flow dialled.
@@ -34,15 +35,15 @@ fn dialled_tuple(forward: &Tuple, dnat: &Addr, dnat_port: Port, out: &mut Tuple)
     out.src_port = forward.src_port;
     out.dst_port = dnat_port;
     out.proto = forward.proto;
-    out.pad = [0; 3];
+    out.pad = 0;
+    out.reserved = 0;
 }
 
 #[inline(always)]
-fn fill_alias(work: &mut Work, reply: u8) {
-    work.alias.flow = work.key;
+fn fill_alias(work: &mut Work, reply: u64) {
+    work.alias.flow.copy_from(&work.key);
     work.alias.created = work.now;
     work.alias.reply = reply;
-    work.alias.pad = [0; 7];
 }
 
 /// Whether the alias that stands under this tuple belongs to a flow that lives.
@@ -152,7 +153,7 @@ fn other_alias(work: &mut Work, flow: &Flow, flags: u16, reply: bool) -> bool {
     } else {
         reply_tuple(out, &flow.snat, flow.snat_port, alias_tuple);
     }
-    fill_alias(work, u8::from(!reply));
+    fill_alias(work, u64::from(!reply));
     true
 }
 

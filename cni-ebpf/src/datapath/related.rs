@@ -41,7 +41,7 @@ fn find<'t, T: Tables>(tables: &'t T, work: &mut Work) -> Option<Found<'t>> {
     if let Some(alias) = conntrack::by_alias(tables, &work.inner)
         && alias.reply == 0
     {
-        return through(tables, work, alias.flow);
+        return through(tables, work, &alias.flow);
     }
     // The packet inside left with a translated source: the alias stands under its answer.
     work.alias_tuple = work.inner.reversed();
@@ -49,12 +49,12 @@ fn find<'t, T: Tables>(tables: &'t T, work: &mut Work) -> Option<Found<'t>> {
     if alias.reply == 0 {
         return None;
     }
-    through(tables, work, alias.flow)
+    through(tables, work, &alias.flow)
 }
 
 #[inline(always)]
-fn through<'t, T: Tables>(tables: &'t T, work: &mut Work, key: FlowKey) -> Option<Found<'t>> {
-    work.key = key;
+fn through<'t, T: Tables>(tables: &'t T, work: &mut Work, key: &FlowKey) -> Option<Found<'t>> {
+    work.key.copy_from(key);
     work.reply = 1;
     conntrack::by_key(tables, &work.key, work.now)
 }

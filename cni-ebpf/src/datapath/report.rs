@@ -25,7 +25,7 @@ pub fn finish<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut Work, out
     event.time = work.now;
     event.src = tuple.src;
     event.dst = tuple.dst;
-    event.dnat = crate::abi::Addr::UNSPECIFIED;
+    event.dnat.clear();
     event.endpoint = work.endpoint;
     event.ifindex = packet.ifindex();
     event.rule = work.rule;

@@ -265,28 +265,42 @@ pub(super) fn hop<P: Packet>(
         u16::from_ne_bytes([s2, s3]),
         u16::from_ne_bytes([s4, s5]),
     ];
-    hop_with(packet, headers, macs)
-}
-
-/// The same with the MAC addresses as words of the wire, receiver's first.
-#[inline(always)]
-pub(super) fn hop_with<P: Packet>(
-    packet: &mut P,
-    headers: &Headers,
-    macs: [u16; 6],
-) -> Result<(), NotRewritten> {
     if headers.v6 != 0 {
         packet.store(0, &macs, false)?;
         return packet.store(L3 + 7, &headers.ttl.wrapping_sub(1), true);
     }
+    let [ethertype, word0, total, id, fragment, ttl, checksum] = ipv4_hop(packet)?;
     let [m0, m1, m2, m3, m4, m5] = macs;
+    let header: LinkIpv4 = [
+        m0, m1, m2, m3, m4, m5, ethertype, word0, total, id, fragment, ttl, checksum,
+    ];
+    packet.store(0, &header, false)
+}
+
+/// One hop further, where somebody else writes the MAC addresses.
+#[inline(always)]
+pub(super) fn hop_only<P: Packet>(packet: &mut P, headers: &Headers) -> Result<(), NotRewritten> {
+    if headers.v6 != 0 {
+        return packet.store(L3 + 7, &headers.ttl.wrapping_sub(1), true);
+    }
+    let header = ipv4_hop(packet)?;
+    packet.store(12, &header, false)
+}
+
+/// Ethertype and the first twelve bytes of IPv4 with a TTL one less.
+#[inline(always)]
+fn ipv4_hop<P: Packet>(packet: &P) -> Result<[u16; 7], NotRewritten> {
     let [ethertype, word0, total, id, fragment, ttl, checksum]: [u16; 7] =
         packet.load(12).ok_or(NotRewritten)?;
     let [hops, protocol] = ttl.to_ne_bytes();
     let less = u16::from_ne_bytes([hops.wrapping_sub(1), protocol]);
-    let corrected = correct16(checksum, ttl, less);
-    let header: LinkIpv4 = [
-        m0, m1, m2, m3, m4, m5, ethertype, word0, total, id, fragment, less, corrected,
-    ];
-    packet.store(0, &header, false)
+    Ok([
+        ethertype,
+        word0,
+        total,
+        id,
+        fragment,
+        less,
+        correct16(checksum, ttl, less),
+    ])
 }

@@ -49,7 +49,7 @@ pub(super) fn arriving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &
         work.tell = 0;
         nat::leaving(work, found.flow);
         if conntrack::ripe(work, found.table) {
-            super::promote(tables, packet, work)?;
+            super::connection::promote(tables, packet, work)?;
         }
         translate(tables, packet, work)?;
         return work.pass();

@@ -1,0 +1,68 @@
+//! The last steps: into a pod, through the one choke point, or off this node.
+
+use super::stage::{self, Stage};
+use super::{Outcome, Packet, Tables, Work, rewrite, route, way};
+use crate::abi::{Config, Endpoint};
+
+/// Hands on a packet whose way is known: to the local `receiver`, or off this node. Replies go back the way the
+/// connection came.
+#[inline(always)]
+pub(super) fn forward<T: Tables, P: Packet>(
+    tables: &T,
+    packet: &mut P,
+    work: &mut Work,
+    receiver: Option<&Endpoint>,
+) -> Outcome {
+    if let Some(receiver) = receiver {
+        return deliver(tables, packet, work, receiver);
+    }
+    if work.stack_reply != 0 {
+        return work.pass();
+    }
+    let destination = work.out.dst;
+    let route = route::lookup(tables, work, &destination)?;
+    route::leave(tables, packet, work, route)?;
+    send(tables, packet, work)
+}
+
+/// Deliver-to-endpoint: every packet that reaches a pod through our programs passes here.
+#[inline(always)]
+pub(super) fn deliver<T: Tables, P: Packet>(
+    tables: &T,
+    packet: &mut P,
+    work: &mut Work,
+    receiver: &Endpoint,
+) -> Outcome {
+    // The stack answers these with an error, which must show the packet as it was sent.
+    if work.headers.ttl <= 1 || route::exceeds(packet, work, receiver.mtu) {
+        return work.pass();
+    }
+    translate(tables, packet, work)?;
+    route::to_endpoint(work, receiver);
+    if work.way == way::PEER {
+        rewrite::hop(packet, &work.headers, &receiver.mac, &receiver.host_mac)?;
+    }
+    Ok(())
+}
+
+#[inline(always)]
+pub(super) fn translate<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
+    if work.tuple != work.out {
+        stage::call(Stage::Translate, tables, packet, work)?;
+    }
+    Ok(())
+}
+
+/// Sends the packet off this node. What the stack gets is left as the pod sent it, `to_netdev` translates it then.
+#[inline(always)]
+pub(super) fn send<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
+    if work.way == way::NEIGHBOUR {
+        translate(tables, packet, work)?;
+        // The helper that resolves the neighbour writes the MAC addresses; the hop counts here.
+        rewrite::hop_only(packet, &work.headers)?;
+    } else if work.way == way::TUNNEL {
+        translate(tables, packet, work)?;
+        rewrite::hop(packet, &work.headers, &Config::TUNNEL_MAC, &Config::TUNNEL_MAC)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,74 @@
+//! What becomes of a packet.
+
+use super::{NotRewritten, Work};
+use crate::abi::{Addr, Reason};
+
+/// Where a packet goes, as [`Work::way`] holds it. Stages say it in the scratch and return a scalar: a fat enum in
+/// registers is merged by the compiler in ways that the verifier refuses.
+pub mod way {
+    pub const PASS: u8 = 0;
+    pub const HANDLED: u8 = 1;
+    pub const PEER: u8 = 2;
+    pub const NEIGHBOUR: u8 = 3;
+    pub const TUNNEL: u8 = 4;
+    pub const TUNNEL_KEY: u8 = 5;
+}
+
+/// What becomes of a packet that is not dropped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// On to whatever comes next on this hook, and then the stack.
+    Pass,
+    /// The same for a packet that is complete: marked, so that no later hook of ours judges or translates it again.
+    Handled,
+    /// Into the pod behind this host-side device.
+    Peer { ifindex: u32 },
+    /// Out through a device, to a neighbour.
+    Neighbour { ifindex: u32, gateway: Addr },
+    /// Into the tunnel, to the node with this address.
+    Tunnel { remote: Addr },
+    /// On, with this tunnel key: the packet is already on the tunnel device.
+    TunnelKey { remote: Addr },
+}
+
+/// A run's end: the verdict stands in the [`Work`], or the packet is dropped for a reason.
+pub type Outcome = Result<(), Reason>;
+
+impl Work {
+    /// What the run decided, after it ended with `Ok`.
+    #[inline(always)]
+    pub fn verdict(&self) -> Verdict {
+        match self.way {
+            way::HANDLED => Verdict::Handled,
+            way::PEER => Verdict::Peer {
+                ifindex: self.to_ifindex,
+            },
+            way::NEIGHBOUR => Verdict::Neighbour {
+                ifindex: self.to_ifindex,
+                gateway: self.gateway,
+            },
+            way::TUNNEL => Verdict::Tunnel { remote: self.gateway },
+            way::TUNNEL_KEY => Verdict::TunnelKey { remote: self.gateway },
+            _ => Verdict::Pass,
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn pass(&mut self) -> Outcome {
+        self.way = way::PASS;
+        Ok(())
+    }
+
+    #[inline(always)]
+    pub(super) fn neighbour(&mut self, ifindex: u32, gateway: Addr) {
+        self.way = way::NEIGHBOUR;
+        self.to_ifindex = ifindex;
+        self.gateway = gateway;
+    }
+}
+
+impl From<NotRewritten> for Reason {
+    fn from(_: NotRewritten) -> Self {
+        Self::Rewrite
+    }
+}

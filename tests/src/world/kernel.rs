@@ -1,0 +1,234 @@
+//! The world in the kernel's maps, in a network namespace of its own.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use aya::maps::lpm_trie::Key;
+use aya::maps::{Array, HashMap, LpmTrie, Map, PerCpuArray};
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
+use aya::{Ebpf, Pod};
+use cni_ebpf::abi::*;
+use cni_ebpf::datapath::{Verdict, Work};
+
+use super::content::{device, endpoints, routes, rules, services};
+use super::{CONFIG, Hook, ifindex};
+use crate::memory::Frame;
+use crate::object;
+
+/// A value out of the layout, as aya wants it.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub struct Bytes<const N: usize>([u8; N]);
+
+// SAFETY: bytes.
+unsafe impl<const N: usize> Pod for Bytes<N> {}
+
+fn bytes<T: Plain, const N: usize>(value: &T) -> Bytes<N> {
+    let mut out = [0; N];
+    out.copy_from_slice(as_bytes(value));
+    Bytes(out)
+}
+
+/// The world in the kernel. It lives in a network namespace of its own, which the calling thread enters for good.
+pub struct Kernel {
+    ebpf: Ebpf,
+}
+
+impl Kernel {
+    pub fn new() -> Result<Self> {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
+            .context("a network namespace of our own")?;
+        // One CPU, so that the scratch of the run is where we look for it.
+        let mut one = nix::sched::CpuSet::new();
+        one.set(0)?;
+        nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &one)?;
+        devices()?;
+        let mut ebpf = object::open(&object::bytes()?, &CONFIG)?;
+        for program in object::PROGRAMS {
+            object::load(&mut ebpf, program)?;
+        }
+        let mut kernel = Self { ebpf };
+        kernel.fill()?;
+        Ok(kernel)
+    }
+
+    fn fill(&mut self) -> Result<()> {
+        let rules = rules();
+        let (frontends, slots, backends) = services();
+        self.put::<_, _, 16, 64>("endpoints", &endpoints())?;
+        self.put_prefixes::<_, 32>("routes", &routes())?;
+        self.put::<_, _, 4, 48>("devices", &[(ifindex::NETDEV, device())])?;
+        self.put::<_, _, 8, 96>("rule_groups", &rules.groups)?;
+        self.put::<_, _, 8, 16>("classes", &rules.classes)?;
+        self.put::<_, _, 16, 16>("peers", &rules.peers)?;
+        self.put_prefixes::<_, 4>("cidrs", &rules.cidrs)?;
+        self.put::<_, _, 24, 32>("services", &frontends)?;
+        self.put::<_, _, 8, 4>("service_slots", &slots)?;
+        self.put::<_, _, 4, 32>("backends", &backends)?;
+        let mut sets: Array<_, Bytes<8>> = Array::try_from(self.map("rule_sets")?)?;
+        for (id, set) in &rules.sets {
+            sets.set(*id, bytes(set), 0)?;
+        }
+        let mut lists: LpmTrie<_, Bytes<12>, Bytes<8>> = LpmTrie::try_from(self.map("rules")?)?;
+        for (key, list) in &rules.lists {
+            let data: Bytes<16> = bytes(key);
+            let mut rest = [0; 12];
+            rest.copy_from_slice(&data.0[4..]);
+            lists.insert(&Key::new(key.prefix_len, Bytes(rest)), bytes::<_, 8>(list), 0)?;
+        }
+        Ok(())
+    }
+
+    fn map(&mut self, name: &str) -> Result<&mut Map> {
+        self.ebpf.map_mut(name).with_context(|| format!("map {name}"))
+    }
+
+    fn put<K: Plain, V: Plain, const KEY: usize, const VALUE: usize>(
+        &mut self,
+        name: &str,
+        entries: &[(K, V)],
+    ) -> Result<()> {
+        let mut map: HashMap<_, Bytes<KEY>, Bytes<VALUE>> = HashMap::try_from(self.map(name)?)?;
+        for (key, value) in entries {
+            map.insert(bytes::<_, KEY>(key), bytes::<_, VALUE>(value), 0)?;
+        }
+        Ok(())
+    }
+
+    fn put_prefixes<V: Plain, const VALUE: usize>(
+        &mut self,
+        name: &str,
+        entries: &[(Prefix, V)],
+    ) -> Result<()> {
+        let mut map: LpmTrie<_, [u32; 4], Bytes<VALUE>> = LpmTrie::try_from(self.map(name)?)?;
+        for (prefix, value) in entries {
+            map.insert(&Key::new(prefix.len, prefix.words), bytes::<_, VALUE>(value), 0)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets connections and fragments.
+    pub fn forget(&mut self) -> Result<()> {
+        for name in ["conntrack", "conntrack_new"] {
+            self.clear::<40, 192>(name)?;
+        }
+        for name in ["nat", "nat_new"] {
+            self.clear::<40, 56>(name)?;
+        }
+        self.clear::<40, 16>("fragments")
+    }
+
+    fn clear<const KEY: usize, const VALUE: usize>(&mut self, name: &str) -> Result<()> {
+        let mut map: HashMap<_, Bytes<KEY>, Bytes<VALUE>> = HashMap::try_from(self.map(name)?)?;
+        let keys: Vec<_> = map.keys().flatten().collect();
+        for key in keys {
+            map.remove(&key)?;
+        }
+        Ok(())
+    }
+
+    /// How many entries a table of connections has.
+    pub fn flows(&mut self, name: &str) -> Result<usize> {
+        let map: HashMap<_, Bytes<40>, Bytes<192>> = HashMap::try_from(self.map(name)?)?;
+        Ok(map.keys().flatten().count())
+    }
+
+    /// Runs a program over the packet. `out` receives the packet as it left.
+    pub fn run(&mut self, hook: Hook, frame: &Frame, out: &mut Vec<u8>) -> Result<Result<Verdict, Reason>> {
+        let mut context = [0u8; 192];
+        context[8..12].copy_from_slice(&frame.mark.to_ne_bytes());
+        context[36..40].copy_from_slice(&frame.ingress_ifindex.to_ne_bytes());
+        context[40..44].copy_from_slice(&frame.ifindex.to_ne_bytes());
+        out.resize(frame.bytes.len() + 64, 0);
+        let program: &SchedClassifier = self.ebpf.program(hook.name()).context("program")?.try_into()?;
+        let result = program
+            .test_run(TestRunOptions {
+                data_in: Some(&frame.bytes),
+                data_out: Some(out),
+                ctx_in: Some(&context),
+                ..TestRunOptions::new()
+            })
+            .with_context(|| format!("{} over {} bytes", hook.name(), frame.bytes.len()))?;
+        out.truncate(result.data_size_out as usize);
+        let outcome = self.outcome()?;
+        let expected: i32 = match &outcome {
+            Err(_) => 2,
+            Ok(Verdict::Pass | Verdict::Handled | Verdict::TunnelKey { .. }) => -1,
+            Ok(_) => 7,
+        };
+        ensure!(
+            result.return_value as i32 == expected,
+            "{outcome:?} gave {}",
+            result.return_value as i32
+        );
+        Ok(outcome)
+    }
+
+    /// What the last run left in its scratch.
+    fn outcome(&mut self) -> Result<Result<Verdict, Reason>> {
+        const WORK: usize = size_of::<Work>();
+        let work: PerCpuArray<_, Bytes<WORK>> = PerCpuArray::try_from(self.map("work")?)?;
+        let values = work.get(&0, 0)?;
+        let mut scratch = Work::default();
+        let Bytes(raw) = values[0];
+        let at = |offset: usize| raw[offset];
+        scratch.way = at(core::mem::offset_of!(Work, way));
+        let index = core::mem::offset_of!(Work, to_ifindex);
+        scratch.to_ifindex = u32::from_ne_bytes([raw[index], raw[index + 1], raw[index + 2], raw[index + 3]]);
+        let gateway = core::mem::offset_of!(Work, gateway);
+        scratch.gateway = from_bytes(&raw[gateway..gateway + 16]).context("sixteen bytes")?;
+        Ok(
+            match Reason::from_number(at(core::mem::offset_of!(Work, reason))) {
+                None => Ok(scratch.verdict()),
+                Some(reason) => Err(reason),
+            },
+        )
+    }
+
+    pub fn program(&mut self, hook: Hook) -> Result<&mut SchedClassifier> {
+        Ok(self
+            .ebpf
+            .program_mut(hook.name())
+            .context("program")?
+            .try_into()?)
+    }
+}
+
+fn ip_command(arguments: &str) -> Result<()> {
+    let output = Command::new("ip")
+        .args(arguments.split_whitespace())
+        .output()
+        .context("ip (iproute2)")?;
+    ensure!(
+        output.status.success(),
+        "ip {arguments}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+/// The devices of the calling thread's namespace, with the indices of [`ifindex`].
+fn devices() -> Result<()> {
+    for index in [
+        ifindex::POD_A,
+        ifindex::POD_B,
+        ifindex::POD_STACK,
+        ifindex::POD_RULES,
+        ifindex::NETDEV,
+    ] {
+        ip_command(&format!(
+            "link add d{index} index {index} type veth peer name p{index}"
+        ))?;
+        ip_command(&format!("link set p{index} up"))?;
+        ip_command(&format!("link set d{index} up"))?;
+    }
+    ip_command("link set lo up")?;
+    let device = format!("d{}", ifindex::NETDEV);
+    ip_command(&format!("addr add 192.0.2.1/24 dev {device}"))?;
+    ip_command(&format!("addr add 2001:db8::1/64 dev {device} nodad"))?;
+    for family in ["ipv4", "ipv6"] {
+        std::fs::write(format!("/proc/sys/net/{family}/conf/all/forwarding"), "1")?;
+    }
+    ip_command(&format!("route add default via 192.0.2.254 dev {device}"))?;
+    ip_command(&format!("route add default via 2001:db8::fe dev {device}"))
+}
