@@ -8,8 +8,12 @@
 
 #[path = "packets/fixtures.rs"]
 mod fixtures;
+#[path = "packets/malformed.rs"]
+mod malformed;
 #[path = "packets/mutation.rs"]
 mod mutation;
+#[path = "packets/translation.rs"]
+mod translation;
 
 use cni_ebpf::abi::Reason;
 use cni_ebpf::datapath::{Verdict, Work};
