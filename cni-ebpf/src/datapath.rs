@@ -34,7 +34,7 @@ pub use tables::{Fib, NotInserted, NotRewritten, Packet, Table, Tables};
 pub use verdict::{Outcome, Verdict, way};
 pub use work::{Headers, Work};
 
-use crate::abi::{Endpoint, Reason, direction, hook, put, route_action, route_flags, via};
+use crate::abi::{Config, Endpoint, Reason, direction, hook, put, route_action, route_flags, via};
 use connection::{advance_known, enter, known};
 use deliver::{deliver, forward, send, translate};
 use headers::Ethertype;
@@ -172,7 +172,14 @@ pub fn to_pod<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work)
         return work.pass();
     }
     open(tables, packet, work, hook::TO_POD, direction::INGRESS)?;
-    let receiver = tables.endpoint(&work.tuple.dst).ok_or(Reason::NoEndpoint)?;
+    let Some(receiver) = tables.endpoint(&work.tuple.dst) else {
+        let link_local = route::is_link_local(&work.tuple.dst);
+        return Err(if link_local {
+            Reason::LinkLocal
+        } else {
+            Reason::NoEndpoint
+        });
+    };
     if receiver.ifindex != packet.ifindex() {
         return Err(Reason::NoEndpoint);
     }
@@ -307,6 +314,9 @@ pub fn to_netdev<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Wo
         if route.action != route_action::TUNNEL {
             return Err(Reason::NoRoute);
         }
+        let [a, b, c, d, e, f] = Config::TUNNEL_SENDER;
+        let sender = [[a, b], [c, d], [e, f]].map(u16::from_ne_bytes);
+        packet.store(6, &sender, false)?;
         work.way = way::TUNNEL_KEY;
         work.gateway = route.gateway;
         return Ok(());

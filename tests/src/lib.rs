@@ -6,12 +6,19 @@
 )]
 //! What the tests on real kernels stand on.
 //!
+//! [`lab`] brings up nodes as network namespaces, each with the real agent, and pods that the real CNI binary attaches;
+//! [`traffic`] talks between them over real sockets, [`wire`] over hand-made frames. [`object`] loads the BPF object by
+//! itself.
+//!
 //! A missing privilege or kernel feature is a failure when `CI=true`; elsewhere the reason is printed and the test
 //! passes without having proved anything ([`require`]).
 
 pub mod frames;
+pub mod lab;
 pub mod memory;
+pub mod netns;
 pub mod object;
+pub mod traffic;
 pub mod world;
 
 /// Ends the test if `condition` does not hold: with a failure under `CI=true`, with a message elsewhere.

@@ -54,6 +54,9 @@ impl Config {
 
     /// The MAC of every node's tunnel device: one address, so that no node has to learn another's.
     pub const TUNNEL_MAC: [u8; 6] = [0x02, b'm', b'r', 0, 0, 1];
+
+    /// The sender's MAC of every tunnelled frame: a VXLAN device takes frames from its own MAC for loops.
+    pub const TUNNEL_SENDER: [u8; 6] = [0x02, b'm', b'r', 0, 0, 2];
 }
 
 impl Default for Config {

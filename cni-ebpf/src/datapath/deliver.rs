@@ -2,7 +2,7 @@
 
 use super::stage::{self, Stage};
 use super::{Outcome, Packet, Tables, Work, rewrite, route, way};
-use crate::abi::{Config, Endpoint};
+use crate::abi::{Config, Endpoint, endpoint_flags};
 
 /// Hands on a packet whose way is known: to the local `receiver`, or off this node. Replies go back the way the
 /// connection came.
@@ -33,8 +33,10 @@ pub(super) fn deliver<T: Tables, P: Packet>(
     work: &mut Work,
     receiver: &Endpoint,
 ) -> Outcome {
-    // The stack answers these with an error, which must show the packet as it was sent.
-    if work.headers.ttl <= 1 || route::exceeds(packet, work, receiver.mtu) {
+    // The stack answers these with an error, which must show the packet as it was sent. A pod may receive more than its
+    // MTU, so that size matters only where the stack carries the packet on.
+    let through_stack = work.stack_reply != 0 || receiver.flags & endpoint_flags::VIA_STACK != 0;
+    if work.headers.ttl <= 1 || through_stack && route::exceeds(packet, work, receiver.mtu) {
         return work.pass();
     }
     translate(tables, packet, work)?;
@@ -62,7 +64,7 @@ pub(super) fn send<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut 
         rewrite::hop_only(packet, &work.headers)?;
     } else if work.way == way::TUNNEL {
         translate(tables, packet, work)?;
-        rewrite::hop(packet, &work.headers, &Config::TUNNEL_MAC, &Config::TUNNEL_MAC)?;
+        rewrite::hop(packet, &work.headers, &Config::TUNNEL_MAC, &Config::TUNNEL_SENDER)?;
     }
     Ok(())
 }

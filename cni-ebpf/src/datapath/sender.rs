@@ -16,6 +16,10 @@ pub(super) fn check<'t, T: Tables, P: Packet>(
     if icmpv6 && work.headers.fragment != work::fragment::LATER {
         return Err(Reason::NeighbourDiscovery);
     }
+    // Before the source: what every system says on its link of its own accord (MLD) is no forgery.
+    if route::is_link_local(&work.tuple.dst) {
+        return Err(Reason::LinkLocal);
+    }
     let endpoint = tables.endpoint(&work.tuple.src).ok_or(Reason::SourceAddress)?;
     if endpoint.ifindex != packet.ifindex() {
         return Err(Reason::SourceAddress);
@@ -27,9 +31,6 @@ pub(super) fn check<'t, T: Tables, P: Packet>(
     }
     if work.tuple.proto == proto::UDP && matches!(work.tuple.src_port.get(), 67 | 547) {
         return Err(Reason::DhcpServer);
-    }
-    if route::is_link_local(&work.tuple.dst) {
-        return Err(Reason::LinkLocal);
     }
     Ok(endpoint)
 }

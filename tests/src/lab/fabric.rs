@@ -1,0 +1,125 @@
+//! The network between the nodes, and the world outside.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anyhow::Result;
+
+use super::{Lab, Node, Plan};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fabric {
+    /// All nodes on one link.
+    Bridge,
+    /// Each node on a link of its own, a router between them that knows the pod ranges.
+    Router,
+}
+
+/// The host outside: a documentation range.
+pub(super) fn outside(v4: bool) -> IpAddr {
+    if v4 {
+        Ipv4Addr::new(203, 0, 113, 2).into()
+    } else {
+        Ipv6Addr::new(0x2001, 0xdb8, 0x113, 0, 0, 0, 0, 2).into()
+    }
+}
+
+fn outside_router(v4: bool) -> IpAddr {
+    if v4 {
+        Ipv4Addr::new(203, 0, 113, 1).into()
+    } else {
+        Ipv6Addr::new(0x2001, 0xdb8, 0x113, 0, 0, 0, 0, 1).into()
+    }
+}
+
+fn prefix(v4: bool) -> u8 {
+    if v4 { 24 } else { 64 }
+}
+
+/// The router's address on the link of a node.
+fn router(node: IpAddr) -> IpAddr {
+    match node {
+        IpAddr::V4(ip) => {
+            let [a, b, c, _] = ip.octets();
+            Ipv4Addr::new(a, b, c, 1).into()
+        }
+        IpAddr::V6(ip) => {
+            let mut segments = ip.segments();
+            segments[7] = 1;
+            Ipv6Addr::from(segments).into()
+        }
+    }
+}
+
+/// `ip address add`, usable at once.
+fn address(ip: IpAddr, prefix: u8, device: &str) -> String {
+    let nodad = if ip.is_ipv6() { " nodad" } else { "" };
+    format!("address add {ip}/{prefix} dev {device}{nodad}\n")
+}
+
+pub(super) fn wire(lab: &Lab) -> Result<()> {
+    let plan = &lab.plan;
+    lab.fabric.set("net/ipv4/ip_forward", "1")?;
+    lab.fabric.set("net/ipv6/conf/all/forwarding", "1")?;
+    lab.fabric.ip("link add outside type veth peer name tmp0")?;
+    lab.fabric
+        .ip(&format!("link set tmp0 netns {} name eth0", lab.outside.name()))?;
+    let mut router_side = String::from("link set outside up\n");
+    let mut outside_side = String::from("link set eth0 up\n");
+    for v4 in plan.families.each() {
+        router_side += &address(outside_router(v4), prefix(v4), "outside");
+        outside_side += &address(outside(v4), prefix(v4), "eth0");
+        outside_side += &format!("route add default via {}\n", outside_router(v4));
+    }
+    lab.fabric.ip(&router_side)?;
+    lab.outside.ip(&outside_side)?;
+    if plan.fabric == Fabric::Bridge {
+        bridge(lab)?;
+    }
+    lab.nodes.iter().try_for_each(|node| join(lab, node))
+}
+
+fn bridge(lab: &Lab) -> Result<()> {
+    let mut lines = format!(
+        "link add bridge0 mtu {} type bridge mcast_snooping 0\n",
+        lab.plan.fabric_mtu
+    );
+    for v4 in lab.plan.families.each() {
+        lines += &address(router(lab.plan.node_address(0, v4)), prefix(v4), "bridge0");
+    }
+    lab.fabric.ip(&(lines + "link set bridge0 up\n"))
+}
+
+/// Gives a node its device, its addresses and its way out.
+fn join(lab: &Lab, node: &Node) -> Result<()> {
+    let Plan {
+        fabric,
+        fabric_mtu: mtu,
+        families,
+        ..
+    } = &lab.plan;
+    let port = format!("node{}", node.number);
+    lab.fabric.ip(&format!(
+        "link add {port} mtu {mtu} type veth peer name tmp0 mtu {mtu}"
+    ))?;
+    lab.fabric.ip(&format!(
+        "link set tmp0 netns {} name eth0",
+        node.namespace.name()
+    ))?;
+    let mut there = format!("link set {port} up\n");
+    if *fabric == Fabric::Bridge {
+        there += &format!("link set {port} master bridge0\n");
+    }
+    let mut here = String::from("link set eth0 up\nlink add other0 type bridge\nlink set other0 up\n");
+    for v4 in families.each() {
+        let ip = node.address(v4);
+        here += &address(ip, prefix(v4), "eth0");
+        here += &address(node.second_address(v4), if v4 { 32 } else { 128 }, "other0");
+        here += &format!("route add default via {}\n", router(ip));
+        if *fabric == Fabric::Router {
+            there += &address(router(ip), prefix(v4), &port);
+            there += &format!("route add {} via {ip}\n", lab.plan.pod_cidr(node.number, v4));
+        }
+    }
+    lab.fabric.ip(&there)?;
+    node.namespace.ip(&here)
+}

@@ -1,0 +1,132 @@
+//! Traffic that goes on while something else happens.
+
+use std::{
+    io::{Read, Write},
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use anyhow::Result;
+
+use super::{connect, tcp, udp_socket};
+use crate::netns::Namespace;
+
+/// How it went.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    pub exchanges: u64,
+    /// What went wrong, in words.
+    pub failures: Vec<String>,
+}
+
+/// Request and response, one after the other, until it is stopped.
+#[derive(Debug)]
+pub struct Steady {
+    stop: Arc<AtomicBool>,
+    exchanges: Arc<AtomicU64>,
+    thread: Option<JoinHandle<Vec<String>>>,
+}
+
+/// Between two exchanges: many enough for a gap of milliseconds to show, few enough to leave the CPU to others.
+const PACE: Duration = Duration::from_millis(2);
+
+impl Steady {
+    /// One TCP connection for all exchanges.
+    pub fn tcp(from: &Namespace, to: SocketAddr) -> Result<Self> {
+        let mut stream = connect(from, to)?;
+        let mut number = 0u64;
+        Ok(Self::repeat(move || {
+            number += 1;
+            stream.write_all(&number.to_be_bytes())?;
+            let mut answer = [0; 8];
+            stream.read_exact(&mut answer)?;
+            anyhow::ensure!(answer == number.to_be_bytes(), "TCP: another answer");
+            Ok(())
+        }))
+    }
+
+    /// One UDP socket for all exchanges; a datagram that is lost is a failure.
+    pub fn udp(from: &Namespace, to: SocketAddr) -> Result<Self> {
+        let socket = udp_socket(from, to)?;
+        let mut number = 0u64;
+        Ok(Self::repeat(move || {
+            number += 1;
+            socket.send(&number.to_be_bytes())?;
+            let mut answer = [0; 8];
+            let length = socket.recv(&mut answer)?;
+            anyhow::ensure!(
+                length == 8 && answer == number.to_be_bytes(),
+                "UDP: another answer"
+            );
+            Ok(())
+        }))
+    }
+
+    /// A new TCP connection for each exchange.
+    pub fn connections(from: &Namespace, to: SocketAddr) -> Result<Self> {
+        let from = from.duplicate()?;
+        Ok(Self::repeat(move || tcp(&from, to, 8).map(drop)))
+    }
+
+    /// Repeats any exchange.
+    pub fn repeat(mut exchange: impl FnMut() -> Result<()> + Send + 'static) -> Self {
+        let stop = Arc::<AtomicBool>::default();
+        let exchanges = Arc::<AtomicU64>::default();
+        let (ended, count) = (Arc::clone(&stop), Arc::clone(&exchanges));
+        let thread = thread::spawn(move || {
+            let mut failures = Vec::new();
+            while !ended.load(Ordering::Relaxed) && failures.len() < 20 {
+                match exchange() {
+                    Ok(()) => _ = count.fetch_add(1, Ordering::Relaxed),
+                    Err(error) => failures.push(format!("{error:#}")),
+                }
+                thread::sleep(PACE);
+            }
+            failures
+        });
+        Self {
+            stop,
+            exchanges,
+            thread: Some(thread),
+        }
+    }
+
+    /// How many exchanges went well so far.
+    pub fn exchanges(&self) -> u64 {
+        self.exchanges.load(Ordering::Relaxed)
+    }
+
+    /// Waits until so many more exchanges went well, or the traffic has given up.
+    pub fn wait_for(&self, more: u64) {
+        let until = self.exchanges() + more;
+        while self.exchanges() < until && self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            thread::sleep(PACE);
+        }
+    }
+
+    pub fn stop(mut self) -> Tally {
+        self.stop.store(true, Ordering::Relaxed);
+        let failures = match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(failures)) => failures,
+            _ => vec!["the traffic's thread panicked".to_owned()],
+        };
+        Tally {
+            exchanges: self.exchanges(),
+            failures,
+        }
+    }
+}
+
+impl Drop for Steady {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Everybody to everybody: each way of routing, family, place of the peer and protocol.
+
+use std::net::{IpAddr, SocketAddr};
+
+use cni_tests::{
+    lab::{Drops, Fabric, Families, Lab, Plan, Pod, Routing},
+    netns::Namespace,
+    require,
+    traffic::{self, Echo},
+};
+
+/// What failed, so that one row does not hide another.
+#[derive(Default)]
+struct Rows(Vec<String>);
+
+impl Rows {
+    fn note(&mut self, row: &str, result: anyhow::Result<()>) {
+        if let Err(error) = result {
+            self.0.push(format!("{row}: {error:#}"));
+        }
+    }
+
+    /// Each protocol from a namespace to an address, where `servers` are in `there`. `seen` is how the servers must
+    /// see who asked.
+    fn row(&mut self, name: &str, from: &Namespace, there: &Namespace, to: IpAddr, seen: IpAddr) {
+        let family = if to.is_ipv4() { "v4" } else { "v6" };
+        let tcp = Echo::tcp(there, to, 0).unwrap();
+        let udp = Echo::udp(there, to, 0).unwrap();
+        let as_seen = |echo: &Echo| {
+            let others: Vec<SocketAddr> = echo
+                .peers()
+                .into_iter()
+                .filter(|peer| peer.ip() != seen)
+                .collect();
+            anyhow::ensure!(others.is_empty(), "seen as {others:?} instead of {seen}");
+            Ok(())
+        };
+        let asked = traffic::tcp(from, tcp.address, 200_000)
+            .map(drop)
+            .and_then(|()| as_seen(&tcp));
+        self.note(&format!("{name} {family} TCP"), asked);
+        let asked = traffic::udp(from, udp.address, 900)
+            .map(drop)
+            .and_then(|()| as_seen(&udp));
+        self.note(&format!("{name} {family} UDP"), asked);
+        // Larger than any MTU here: fragments there and back.
+        let asked = traffic::udp(from, udp.address, 4000).map(drop);
+        self.note(&format!("{name} {family} UDP in fragments"), asked);
+        self.note(&format!("{name} {family} ping"), traffic::ping(from, to, 56));
+        self.note(
+            &format!("{name} {family} ping in fragments"),
+            traffic::ping(from, to, 3000),
+        );
+    }
+}
+
+struct Pods {
+    a: Pod,
+    b: Pod,
+    c: Pod,
+}
+
+fn family(lab: &Lab, pods: &Pods, v4: bool, rows: &mut Rows) {
+    let [near, far] = &lab.nodes[..] else {
+        panic!("two nodes")
+    };
+    let Pods { a, b, c } = pods;
+    let (pod_a, pod_b, pod_c) = (&a.namespace, &b.namespace, &c.namespace);
+    let ip = |pod: &Pod| pod.ip(v4);
+    rows.row("pod to pod, same node", pod_a, pod_b, ip(b), ip(a));
+    rows.row("pod to pod, other node", pod_a, pod_c, ip(c), ip(a));
+    rows.row("pod to itself", pod_a, pod_a, ip(a), ip(a));
+    rows.row("pod to own node", pod_a, &near.namespace, near.address(v4), ip(a));
+    rows.row(
+        "pod to another address of its node",
+        pod_a,
+        &near.namespace,
+        near.second_address(v4),
+        ip(a),
+    );
+    rows.row("pod to other node", pod_a, &far.namespace, far.address(v4), ip(a));
+    rows.row("node to own pod", &near.namespace, pod_a, ip(a), near.address(v4));
+    rows.row(
+        "node to other node's pod",
+        &near.namespace,
+        pod_c,
+        ip(c),
+        near.address(v4),
+    );
+    rows.row(
+        "node to node",
+        &near.namespace,
+        &far.namespace,
+        far.address(v4),
+        near.address(v4),
+    );
+    rows.row(
+        "pod to outside",
+        pod_a,
+        &lab.outside,
+        lab.outside_address(v4),
+        near.address(v4),
+    );
+    rows.row(
+        "node to outside",
+        &near.namespace,
+        &lab.outside,
+        lab.outside_address(v4),
+        near.address(v4),
+    );
+}
+
+fn everybody(plan: Plan) {
+    let root = nix::unistd::geteuid().is_root();
+    require!(root, "network namespaces need root");
+    let families = plan.families;
+    let lab = Lab::start(plan).unwrap();
+    let [near, far] = &lab.nodes[..] else {
+        panic!("two nodes")
+    };
+    let pods = Pods {
+        a: near.add_pod("a").unwrap(),
+        b: near.add_pod("b").unwrap(),
+        c: far.add_pod("c").unwrap(),
+    };
+    let mut rows = Rows::default();
+    for v4 in families.each() {
+        family(&lab, &pods, v4, &mut rows);
+    }
+    for pod in [&pods.a, &pods.b, &pods.c] {
+        for v4 in [true, false] {
+            let has = pod.find(v4).is_some();
+            let wants = families.each().any(|family| family == v4);
+            assert_eq!(has, wants, "{}", pod.result);
+        }
+    }
+    for node in &lab.nodes {
+        let drops = node.drops().unwrap();
+        if drops != Drops::new() {
+            rows.0.push(format!("{} dropped {drops:?}", node.name()));
+        }
+    }
+    assert!(rows.0.is_empty(), "\n{}", rows.0.join("\n"));
+}
+
+#[test]
+fn direct_dual() {
+    everybody(Plan::new(Routing::Direct, Families::Dual));
+}
+
+#[test]
+fn direct_v4_only() {
+    everybody(Plan::new(Routing::Direct, Families::V4));
+}
+
+#[test]
+fn direct_v6_only() {
+    everybody(Plan::new(Routing::Direct, Families::V6));
+}
+
+#[test]
+fn direct_through_a_router() {
+    everybody(Plan::new(Routing::Direct, Families::Dual).fabric(Fabric::Router));
+}
+
+#[test]
+fn vxlan_dual() {
+    everybody(Plan::new(Routing::Vxlan, Families::Dual));
+}
+
+#[test]
+fn vxlan_v4_only() {
+    everybody(Plan::new(Routing::Vxlan, Families::V4));
+}
+
+#[test]
+fn vxlan_v6_only() {
+    everybody(Plan::new(Routing::Vxlan, Families::V6));
+}
+
+#[test]
+fn vxlan_through_a_router() {
+    everybody(Plan::new(Routing::Vxlan, Families::Dual).fabric(Fabric::Router));
+}
