@@ -19,6 +19,7 @@ pub mod memory;
 pub mod netns;
 pub mod object;
 pub mod traffic;
+pub mod wire;
 pub mod world;
 
 /// Ends the test if `condition` does not hold: with a failure under `CI=true`, with a message elsewhere.

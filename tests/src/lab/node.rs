@@ -44,6 +44,7 @@ pub struct Node {
     second: [IpAddr; 2],
     lab: PathBuf,
     folder: PathBuf,
+    agent_arguments: Vec<String>,
     agent: Mutex<Option<Child>>,
 }
 
@@ -58,6 +59,7 @@ impl Node {
             second: [true, false].map(|v4| plan.second_address(number, v4)),
             lab: lab.to_owned(),
             folder: lab.join(&name),
+            agent_arguments: plan.agent_arguments.clone(),
             agent: Mutex::new(None),
         };
         for folder in ["manifests", "state", "run"] {
@@ -164,6 +166,7 @@ impl Node {
         let log = OpenOptions::new().create(true).append(true).open(&log)?;
         let child = self
             .millrace(["agent"])
+            .args(&self.agent_arguments)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -294,6 +297,64 @@ impl Node {
         Ok(drops)
     }
 
+    /// The entries of a map, as `millrace dump` shows them, in a fixed order.
+    pub fn dump(&self, map: &str) -> Result<Vec<String>> {
+        let entries = self.ask(["dump", map])?;
+        let mut lines: Vec<String> = entries
+            .as_array()
+            .context("a list")?
+            .iter()
+            .map(Value::to_string)
+            .collect();
+        lines.sort();
+        Ok(lines)
+    }
+
+    /// Everything that the agent writes into the kernel for pods and ways: map entries, and the names of links.
+    pub fn intent(&self) -> Result<Vec<String>> {
+        let mut all = Vec::new();
+        for map in [
+            "endpoints",
+            "peers",
+            "routes",
+            "devices",
+            "rule_sets",
+            "classes",
+            "cidrs",
+            "settings",
+        ] {
+            all.extend(self.dump(map)?.into_iter().map(|entry| format!("{map} {entry}")));
+        }
+        all.extend(self.links()?);
+        Ok(all)
+    }
+
+    /// The pinned links.
+    pub fn links(&self) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        for kind in ["endpoint", "netdev"] {
+            for owner in names(&self.pins().join("links").join(kind)) {
+                for program in names(&self.pins().join("links").join(kind).join(&owner)) {
+                    found.push(format!("{kind}/{owner}/{program}"));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Connections that the programs know.
+    pub fn connections(&self) -> Result<Vec<Value>> {
+        let list = self.ask(["conntrack", "list"])?;
+        Ok(list.as_array().context("a list")?.clone())
+    }
+
+    /// Devices with the name of a pod's host side.
+    pub fn pod_devices(&self) -> Result<Vec<String>> {
+        let mut devices = self.namespace.devices()?;
+        devices.retain(|name| name.len() == 13 && name.starts_with("mr"));
+        Ok(devices)
+    }
+
     // Pods.
 
     /// Attaches a new pod: a fresh namespace and `millrace-cni` ADD.
@@ -394,6 +455,15 @@ impl Drop for Node {
             end.iter().rev().for_each(|line| eprintln!("{line}"));
         }
     }
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
 }
 
 fn merge(into: &mut Value, more: &Value) {

@@ -45,6 +45,8 @@ pub struct Plan {
     pub fabric_mtu: u32,
     /// More keys for the agents' configuration.
     pub config: Value,
+    /// More arguments for `millrace agent`.
+    pub agent_arguments: Vec<String>,
 }
 
 impl Plan {
@@ -56,6 +58,7 @@ impl Plan {
             fabric: Fabric::Bridge,
             fabric_mtu: 1500,
             config: json!({}),
+            agent_arguments: Vec::new(),
         }
     }
 
@@ -72,6 +75,11 @@ impl Plan {
     /// Adds keys to the agents' configuration.
     pub fn config(mut self, config: Value) -> Self {
         self.config = config;
+        self
+    }
+
+    pub fn agent_arguments(mut self, arguments: &[&str]) -> Self {
+        self.agent_arguments = arguments.iter().map(ToString::to_string).collect();
         self
     }
 

@@ -1,9 +1,37 @@
+//! Nodes and pods as network namespaces, the real agent, the real plugin, real sockets.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     reason = "a test that cannot go on panics"
 )]
-//! Nodes and pods as network namespaces, the real agent, the real plugin, real sockets.
 
+mod flood;
+mod forgery;
+mod icmp;
+mod lifecycle;
 mod matrix;
+mod restart;
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+/// Waits until `done` says `None`; its last words are the failure.
+#[track_caller]
+fn eventually(mut done: impl FnMut() -> Option<String>) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while let Some(words) = done() {
+        assert!(Instant::now() < deadline, "{words}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Whether namespaces can be made; says so if not.
+macro_rules! needs_root {
+    () => {
+        cni_tests::require!(nix::unistd::geteuid().is_root(), "network namespaces need root")
+    };
+}
+use needs_root;

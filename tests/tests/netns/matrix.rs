@@ -2,10 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use crate::needs_root;
 use cni_tests::{
     lab::{Drops, Fabric, Families, Lab, Plan, Pod, Routing},
     netns::Namespace,
-    require,
     traffic::{self, Echo},
 };
 
@@ -111,8 +111,7 @@ fn family(lab: &Lab, pods: &Pods, v4: bool, rows: &mut Rows) {
 }
 
 fn everybody(plan: Plan) {
-    let root = nix::unistd::geteuid().is_root();
-    require!(root, "network namespaces need root");
+    needs_root!();
     let families = plan.families;
     let lab = Lab::start(plan).unwrap();
     let [near, far] = &lab.nodes[..] else {

@@ -1,0 +1,152 @@
+//! The agent dies and comes back, under traffic.
+
+use cni_tests::{
+    lab::{Drops, Families, Lab, Plan, Pod, Routing, Signal},
+    netns::Namespace,
+    traffic::{Echo, Steady, Tally},
+};
+
+use crate::needs_root;
+
+/// Traffic of every kind from one pod, and its servers.
+struct Load {
+    _servers: Vec<Echo>,
+    flows: Vec<(String, Steady)>,
+}
+
+impl Load {
+    fn begin(lab: &Lab, from: &Pod, near: &Pod, far: &Pod) -> Self {
+        let mut load = Self {
+            _servers: Vec::new(),
+            flows: Vec::new(),
+        };
+        for v4 in lab.plan.families.each() {
+            load.towards(&from.namespace, "same node", &near.namespace, near.ip(v4));
+            load.towards(&from.namespace, "other node", &far.namespace, far.ip(v4));
+            load.towards(&from.namespace, "outside", &lab.outside, lab.outside_address(v4));
+        }
+        load
+    }
+
+    fn towards(&mut self, from: &Namespace, name: &str, there: &Namespace, to: std::net::IpAddr) {
+        let tcp = Echo::tcp(there, to, 0).unwrap();
+        let udp = Echo::udp(there, to, 0).unwrap();
+        let mut add = |kind: &str, flow: anyhow::Result<Steady>| {
+            self.flows.push((format!("{kind}, {name}, {to}"), flow.unwrap()));
+        };
+        add("established TCP", Steady::tcp(from, tcp.address));
+        add("UDP", Steady::udp(from, udp.address));
+        add("new connections", Steady::connections(from, tcp.address));
+        self._servers.extend([tcp, udp]);
+    }
+
+    /// Until every flow has had so many more exchanges.
+    fn go_on(&self, exchanges: u64) {
+        self.flows.iter().for_each(|(_, flow)| flow.wait_for(exchanges));
+    }
+
+    #[track_caller]
+    fn end(self) {
+        let lost: Vec<(String, Tally)> = self
+            .flows
+            .into_iter()
+            .map(|(name, flow)| (name, flow.stop()))
+            .filter(|(_, tally)| !tally.failures.is_empty())
+            .collect();
+        assert!(lost.is_empty(), "{lost:#?}");
+    }
+}
+
+/// Ends the agent by `signal`, lets the traffic go on without it, and starts it again; twice.
+fn end_and_return(plan: Plan, signal: Signal) {
+    needs_root!();
+    let lab = Lab::start(plan).unwrap();
+    let node = &lab.nodes[0];
+    let (a, b) = (node.add_pod("a").unwrap(), node.add_pod("b").unwrap());
+    let c = lab.nodes[1].add_pod("c").unwrap();
+    let load = Load::begin(&lab, &a, &b, &c);
+    load.go_on(20);
+    let before = node.intent().unwrap();
+    for _ in 0..2 {
+        node.end_agent(signal).unwrap();
+        load.go_on(50);
+        assert_eq!(node.intent().unwrap(), before, "after the agent's end");
+        node.start_agent().unwrap();
+        load.go_on(20);
+        node.wait_until_ready().unwrap();
+        load.go_on(20);
+        assert_eq!(node.intent().unwrap(), before, "after the agent's return");
+    }
+    load.end();
+    assert_eq!(node.drops().unwrap(), Drops::new());
+}
+
+#[test]
+fn rel_28_agent_killed_under_traffic_direct() {
+    end_and_return(Plan::new(Routing::Direct, Families::Dual), Signal::SIGKILL);
+}
+
+#[test]
+fn rel_28_agent_killed_under_traffic_vxlan() {
+    end_and_return(Plan::new(Routing::Vxlan, Families::Dual), Signal::SIGKILL);
+}
+
+#[test]
+fn rel_28_agent_ended_under_traffic() {
+    end_and_return(Plan::new(Routing::Direct, Families::Dual), Signal::SIGTERM);
+}
+
+#[test]
+fn rel_34_agent_ended_and_killed_with_clsact() {
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        let plan = Plan::new(Routing::Vxlan, Families::Dual).agent_arguments(&["--attach", "clsact"]);
+        end_and_return(plan, signal);
+    }
+}
+
+fn alone() -> Option<Lab> {
+    nix::unistd::geteuid().is_root().then(|| {
+        let plan = Plan::new(Routing::Direct, Families::Dual).nodes(1);
+        Lab::start(plan).unwrap()
+    })
+}
+
+#[test]
+fn rel_31_pod_deleted_while_the_agent_is_dead_is_collected() {
+    needs_root!();
+    let Some(lab) = alone() else { return };
+    let node = &lab.nodes[0];
+    let empty = node.intent().unwrap();
+    let pod = node.add_pod("a").unwrap();
+    let (host_device, addresses) = (pod.host_device.clone(), pod.addresses.clone());
+    node.end_agent(Signal::SIGKILL).unwrap();
+    assert!(node.add_pod("b").is_err(), "ADD must fail without an agent");
+    node.delete_pod(pod).unwrap();
+    assert!(!node.pod_devices().unwrap().contains(&host_device));
+    node.start_agent().unwrap();
+    node.wait_until_ready().unwrap();
+    crate::eventually(|| {
+        let now = node.intent().unwrap();
+        (now != empty).then(|| format!("{addresses:?} left something: {now:#?}"))
+    });
+    assert_eq!(node.ask(["endpoints"]).unwrap(), serde_json::json!([]));
+}
+
+#[test]
+fn rel_43_pod_that_vanished_without_del_is_collected() {
+    needs_root!();
+    let Some(lab) = alone() else { return };
+    let node = &lab.nodes[0];
+    let empty = node.intent().unwrap();
+    let pod = node.add_pod("a").unwrap();
+    node.end_agent(Signal::SIGKILL).unwrap();
+    // With the namespace goes its device, and the runtime has forgotten it.
+    drop(pod);
+    node.start_agent().unwrap();
+    node.wait_until_ready().unwrap();
+    crate::eventually(|| {
+        let now = node.intent().unwrap();
+        (now != empty).then(|| format!("left: {now:#?}"))
+    });
+    assert_eq!(node.pod_devices().unwrap(), Vec::<String>::new());
+}
