@@ -5,6 +5,7 @@
 
 mod abi;
 mod build;
+mod demo;
 mod licence;
 mod object;
 mod process;
@@ -33,6 +34,7 @@ use clap::Parser;
 enum Cli {
     Setup(setup::Setup),
     Build(build::Build),
+    Demo(demo::Demo),
     Test(test::Test),
     #[command(subcommand)]
     Vm(vm::Vm),
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse() {
         Cli::Setup(setup) => setup.run(),
         Cli::Build(build) => build.run().map(|()| ExitCode::SUCCESS),
+        Cli::Demo(demo) => demo.run(),
         Cli::Test(test) => test.run(),
         Cli::Vm(vm) => vm.run(),
         Cli::Tidy(tidy) => tidy.run().map(|()| ExitCode::SUCCESS),

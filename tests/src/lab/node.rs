@@ -5,6 +5,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpStream},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::Mutex,
@@ -170,6 +171,8 @@ impl Node {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
+            // What a person types at the terminal is not for it.
+            .process_group(0)
             .spawn()
             .context("start the agent")?;
         folder::note_process(&self.lab, child.id())?;
