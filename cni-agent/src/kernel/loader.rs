@@ -11,6 +11,7 @@
 //! Dying at any of these points leaves either the old name or both; the next agent goes on from there.
 
 mod layout;
+mod log;
 mod prepare;
 
 use std::{collections::BTreeMap, io, path::PathBuf};
@@ -43,6 +44,8 @@ pub struct Loaded {
     pub programs: Programs,
     pub maps: BTreeMap<&'static str, Map>,
     unsettled: Vec<Unsettled>,
+    /// Of programs built to tell what they do.
+    _messages: Option<log::Messages>,
 }
 
 /// How many entries each map shall have.
@@ -75,6 +78,7 @@ pub fn load(object: &[u8], pins: &Pins, config: Config, sizes: &MapSizes) -> Res
         programs: Programs::new(),
         maps: BTreeMap::new(),
         unsettled: Vec::new(),
+        _messages: None,
     };
     let mut paths = Vec::new();
     for spec in MAPS {
@@ -88,6 +92,7 @@ pub fn load(object: &[u8], pins: &Pins, config: Config, sizes: &MapSizes) -> Res
         loaded.programs.insert(program, load_program(&mut ebpf, program)?);
     }
     prepare::collect(pins)?;
+    loaded._messages = log::Messages::of(&mut ebpf);
     Ok(loaded)
 }
 

@@ -30,6 +30,15 @@ fn run(context: &TcContext, hook: impl FnOnce(&Maps, &mut Skb, &mut Work) -> Out
     let mut packet = Skb::new(context.as_ptr().cast());
     let outcome = hook(&Maps, &mut packet, work);
     datapath::finish(&Maps, &packet, work, &outcome);
+    #[cfg(feature = "debug-log")]
+    aya_log_ebpf::debug!(
+        context,
+        "hook {} way {} reason {} length {}",
+        work.hook,
+        work.way,
+        work.reason,
+        datapath::Packet::length(&packet)
+    );
     match outcome {
         Ok(()) => carry_out(&packet, work),
         Err(_) => TC_ACT_SHOT,
