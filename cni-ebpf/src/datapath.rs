@@ -15,6 +15,7 @@ pub mod conntrack;
 mod deliver;
 mod fragments;
 pub mod headers;
+mod limit;
 mod nat;
 pub mod policy;
 mod related;
@@ -70,6 +71,7 @@ fn open<T: Tables, P: Packet>(
 pub fn from_pod<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
     open(tables, packet, work, hook::FROM_POD, direction::EGRESS)?;
     let sender = sender::check(tables, packet, work)?;
+    limit::check(tables, packet, work, sender, direction::EGRESS)?;
     if work.headers.icmp_error != 0 {
         return related_from_pod(tables, packet, work);
     }
@@ -184,6 +186,7 @@ pub fn to_pod<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work)
         return Err(Reason::NoEndpoint);
     }
     work.endpoint = receiver.id;
+    limit::check(tables, packet, work, receiver, direction::INGRESS)?;
     if work.headers.icmp_error != 0 {
         stage::call(Stage::Related, tables, packet, work)?;
         return work.pass();
@@ -216,6 +219,10 @@ pub fn from_netdev<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut 
         // every pod. Out of the tunnel nothing comes but pods' packets.
         Err(_) if !tunnel => return work.pass(),
         Err(reason) => return Err(reason),
+    }
+    // A pod of this node sends by `from_pod`, never from outside, whoever the packet is for.
+    if tables.endpoint(&work.tuple.src).is_some() {
+        return Err(Reason::Martian);
     }
     if tunnel {
         tunnel_source(tables, packet, work)?;
@@ -259,9 +266,6 @@ fn arriving<T: Tables, P: Packet>(
     work: &mut Work,
     receiver: &Endpoint,
 ) -> Outcome {
-    if tables.endpoint(&work.tuple.src).is_some() {
-        return Err(Reason::Martian);
-    }
     if work.headers.icmp_error != 0 {
         stage::call(Stage::Related, tables, packet, work)?;
         work.stack_reply = 0;

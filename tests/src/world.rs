@@ -20,6 +20,7 @@ pub mod ifindex {
     pub const POD_B: u32 = 11;
     pub const POD_STACK: u32 = 12;
     pub const POD_RULES: u32 = 13;
+    pub const POD_LIMIT: u32 = 14;
     pub const NETDEV: u32 = 20;
 }
 
@@ -29,7 +30,7 @@ pub fn mac(ifindex: u32) -> [u8; 6] {
     [2, 0, 0, 0, 1, ifindex as u8]
 }
 
-/// A pod's address: number 2 is A, 3 is B, 4 is behind the stack, 5 has rules.
+/// A pod's address: number 2 is A, 3 is B, 4 is behind the stack, 5 has rules, 6 has a bandwidth limit.
 pub fn pod(number: u8, v6: bool) -> IpAddr {
     if v6 {
         format!("fd00:1::{number}").parse().unwrap()
@@ -46,6 +47,7 @@ pub fn ip(text: &str) -> IpAddr {
 pub const CONFIG: Config = Config {
     snat_first: 40000,
     snat_last: 40000,
+    bandwidth: 1,
     ..Config::DEFAULT
 };
 
@@ -103,6 +105,17 @@ pub fn memory() -> Memory {
         .iter()
         .for_each(|(key, value)| memory.backends.put(*key, *value));
     memory
+}
+
+/// The bucket of the pod with a limit.
+pub const BUCKET: u32 = Bucket::key(ifindex::POD_LIMIT, direction::EGRESS);
+
+/// A bucket with so many bytes left, refilled just now.
+pub fn bucket(tokens: u64) -> Bucket {
+    Bucket {
+        tokens: Racy::new(tokens),
+        refilled: Racy::new(monotonic()),
+    }
 }
 
 /// The coarse monotonic clock, as the programs read it.

@@ -50,6 +50,8 @@ impl<K: Kernel> Agent<K> {
             rates: Rates {
                 egress: rate(request.bandwidth.egress),
                 ingress: rate(request.bandwidth.ingress),
+                egress_burst: burst(request.bandwidth.egress),
+                ingress_burst: burst(request.bandwidth.ingress),
             },
             created: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
@@ -106,6 +108,18 @@ fn pod_name(pod: &cni_plugin::rpc::Pod) -> PodName {
 /// From CNI's bits to the bytes that the programs count.
 fn rate(shaping: Option<Shaping>) -> u64 {
     shaping.map_or(0, |shaping| shaping.rate / 8)
+}
+
+/// The most that the stack hands over in one piece (64 KiB) must fit, or nothing large would ever pass.
+const LEAST_BURST: u64 = 128 << 10;
+
+/// Bytes that may pass at once; without a wish an eighth of a second's worth.
+fn burst(shaping: Option<Shaping>) -> u32 {
+    let bytes = shaping.map_or(0, |shaping| match shaping.burst {
+        0 => shaping.rate / 64,
+        bits => bits / 8,
+    });
+    u32::try_from(bytes.max(LEAST_BURST)).unwrap_or(u32::MAX)
 }
 
 /// A locally administered address that follows from the attachment.

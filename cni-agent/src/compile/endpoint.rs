@@ -53,7 +53,7 @@ pub(super) fn endpoint(topology: &Topology<'_>, endpoint: &Endpoint, desired: &m
             desired
                 .tables
                 .buckets
-                .insert(endpoint.id << 1 | u32::from(direction), Bucket::default());
+                .insert(Bucket::key(endpoint.id, direction), Bucket::default());
         }
     }
     for program in [Program::FromPod, Program::ToPod] {
@@ -91,6 +91,8 @@ fn entry(endpoint: &Endpoint, ifindex: u32) -> abi::Endpoint {
         created: endpoint.created,
         egress_rate: endpoint.rates.egress,
         ingress_rate: endpoint.rates.ingress,
+        egress_burst: endpoint.rates.egress_burst,
+        ingress_burst: endpoint.rates.ingress_burst,
         ..abi::Endpoint::default()
     }
 }

@@ -65,4 +65,9 @@ pub struct Rates {
     pub egress: u64,
     #[serde(default)]
     pub ingress: u64,
+    /// Bytes that may pass at once.
+    #[serde(default)]
+    pub egress_burst: u32,
+    #[serde(default)]
+    pub ingress_burst: u32,
 }

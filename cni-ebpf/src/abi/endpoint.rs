@@ -15,7 +15,7 @@ crate::abi! {
     /// A pod of this node, found by each of its addresses. It is also what its addresses may be used from: a packet
     /// with this source must come from this device with this MAC.
     #[derive(Clone, PartialEq, Eq, Debug, Default)]
-    pub struct Endpoint: 64 {
+    pub struct Endpoint: 72 {
         pub id: u32,
         /// The host-side device.
         pub ifindex: u32,
@@ -34,6 +34,9 @@ crate::abi! {
         /// Bytes a second; 0: no limit.
         pub egress_rate: u64,
         pub ingress_rate: u64,
+        /// Bytes that may pass at once, above the rate.
+        pub egress_burst: u32,
+        pub ingress_burst: u32,
     }
 }
 
@@ -58,10 +61,17 @@ crate::abi! {
 }
 
 crate::abi! {
-    /// A token bucket; the kernel refills it when it is looked at.
+    /// A token bucket, keyed by endpoint id times two plus direction. The agent makes it and takes it away; the kernel
+    /// refills it when it is looked at.
     #[derive(Clone, PartialEq, Eq, Debug, Default)]
     pub struct Bucket: 16 {
         pub tokens: Racy<u64>,
         pub refilled: Racy<u64>,
+    }
+}
+
+impl Bucket {
+    pub const fn key(endpoint: u32, direction: u8) -> u32 {
+        endpoint << 1 | direction as u32
     }
 }

@@ -43,5 +43,6 @@ stages! {
     Fib => stage_fib;
     Allocate => stage_allocate;
     LookAfter => stage_look_after;
+    Limit => stage_limit;
     Promote => stage_promote;
 }

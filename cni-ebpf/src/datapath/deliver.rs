@@ -1,8 +1,8 @@
 //! The last steps: into a pod, through the one choke point, or off this node.
 
 use super::stage::{self, Stage};
-use super::{Outcome, Packet, Tables, Work, rewrite, route, way};
-use crate::abi::{Config, Endpoint, endpoint_flags};
+use super::{Outcome, Packet, Tables, Work, limit, rewrite, route, way};
+use crate::abi::{Config, Endpoint, direction, endpoint_flags};
 
 /// Hands on a packet whose way is known: to the local `receiver`, or off this node. Replies go back the way the
 /// connection came.
@@ -39,6 +39,7 @@ pub(super) fn deliver<T: Tables, P: Packet>(
     if work.headers.ttl <= 1 || through_stack && route::exceeds(packet, work, receiver.mtu) {
         return work.pass();
     }
+    limit::check(tables, packet, work, receiver, direction::INGRESS)?;
     translate(tables, packet, work)?;
     route::to_endpoint(work, receiver);
     if work.way == way::PEER {

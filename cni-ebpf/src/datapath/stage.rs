@@ -4,7 +4,7 @@
 //! global functions instead: verified once, alone, their result an unknown number. A call costs one or two nanoseconds,
 //! so only what is rare, or has to be done anyway (parsing), is a stage.
 
-use super::{Outcome, Packet, Tables, Work, headers, nat, policy, related, rewrite, route};
+use super::{Outcome, Packet, Tables, Work, headers, limit, nat, policy, related, rewrite, route};
 use crate::abi::Reason;
 
 /// What [`Packet::apart`] can be asked to run.
@@ -24,6 +24,8 @@ pub enum Stage {
     Allocate,
     /// The alias of `work.key`'s flow that this packet does not pass through.
     LookAfter,
+    /// The packet's length out of the bucket `work.limit_key`.
+    Limit,
     /// `work.key`'s flow into the table of established ones.
     Promote,
 }
@@ -41,6 +43,7 @@ pub fn run<T: Tables, P: Packet>(stage: Stage, tables: &T, packet: &mut P, work:
         Stage::Fib => route::by_fib(packet, work),
         Stage::Allocate => nat::allocate(tables, packet, work),
         Stage::LookAfter => nat::look_after(tables, work),
+        Stage::Limit => limit::take(tables, packet, work),
         Stage::Promote => nat::promote(tables, work),
     };
     match outcome {

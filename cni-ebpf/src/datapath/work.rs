@@ -71,6 +71,11 @@ pub struct Work {
     /// The address to translate the source to; `keep_port`: with its own port, if nobody else has it.
     pub snat: Addr,
     pub keep_port: u8,
+    /// The bucket that is looked at, its refill in bytes a second, its size.
+    pub limit_rate: u64,
+    pub limit_burst: u64,
+    pub limit_key: u32,
+    pub pad5: u32,
     /// The flow at hand returns through the stack.
     pub stack_reply: u8,
     pub pad4: [u8; 6],

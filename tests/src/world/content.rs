@@ -18,6 +18,7 @@ pub(super) fn endpoints() -> Vec<(Addr, Endpoint)> {
         (3, ifindex::POD_B, 0, 0, 0),
         (4, ifindex::POD_STACK, endpoint_flags::VIA_STACK, 0, 0),
         (5, ifindex::POD_RULES, 0, 1, 2),
+        (6, ifindex::POD_LIMIT, endpoint_flags::LIMIT_EGRESS, 0, 0),
     ];
     all.iter()
         .flat_map(|&(number, ifindex, flags, egress_rules, ingress_rules)| {
@@ -31,6 +32,8 @@ pub(super) fn endpoints() -> Vec<(Addr, Endpoint)> {
                     egress_rules,
                     ingress_rules,
                     mtu: 1500,
+                    egress_rate: 1,
+                    egress_burst: 1000,
                     ..Endpoint::default()
                 };
                 (Addr::from(pod(number, v6)), endpoint)

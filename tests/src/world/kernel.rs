@@ -55,7 +55,7 @@ impl Kernel {
     fn fill(&mut self) -> Result<()> {
         let rules = rules();
         let (frontends, slots, backends) = services();
-        self.put::<_, _, 16, 64>("endpoints", &endpoints())?;
+        self.put::<_, _, 16, 72>("endpoints", &endpoints())?;
         self.put_prefixes::<_, 32>("routes", &routes())?;
         self.put::<_, _, 4, 48>("devices", &[(ifindex::NETDEV, device())])?;
         self.put::<_, _, 8, 96>("rule_groups", &rules.groups)?;
@@ -105,6 +105,11 @@ impl Kernel {
             map.insert(&Key::new(prefix.len, prefix.words), bytes::<_, VALUE>(value), 0)?;
         }
         Ok(())
+    }
+
+    /// Fills the bucket of the pod with a limit.
+    pub fn refill(&mut self, bucket: &Bucket) -> Result<()> {
+        self.put::<_, _, 4, 16>("buckets", &[(super::BUCKET, bucket.clone())])
     }
 
     /// Forgets connections and fragments.
@@ -214,6 +219,7 @@ fn devices() -> Result<()> {
         ifindex::POD_B,
         ifindex::POD_STACK,
         ifindex::POD_RULES,
+        ifindex::POD_LIMIT,
         ifindex::NETDEV,
     ] {
         ip_command(&format!(

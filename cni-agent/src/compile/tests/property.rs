@@ -71,7 +71,7 @@ fn endpoint(id: u8) -> Endpoint {
         via_stack: id.is_multiple_of(2),
         rates: Rates {
             egress: u64::from(id % 2) * 1000,
-            ingress: 0,
+            ..Rates::default()
         },
         created: 1,
         phase: Phase::Programmed {

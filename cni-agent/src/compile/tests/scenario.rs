@@ -126,7 +126,7 @@ fn endpoint(line: &str) -> Endpoint {
         rates: if rest.contains(&"limited") {
             Rates {
                 egress: 1000,
-                ingress: 0,
+                ..Rates::default()
             }
         } else {
             Rates::default()
