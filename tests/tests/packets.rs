@@ -69,6 +69,13 @@ impl Pair {
         (host, frame.bytes)
     }
 
+    /// Fills the bucket of the pod with a limit.
+    fn refill(&mut self, tokens: u64) {
+        let bucket = world::bucket(tokens);
+        self.kernel.refill(&bucket).unwrap();
+        self.memory.buckets.put(world::BUCKET, bucket);
+    }
+
     fn forget(&mut self) {
         self.memory.forget();
         self.kernel.forget().unwrap();
