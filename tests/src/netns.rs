@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::{
+    fcntl::{Flock, FlockArg},
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, setns, unshare},
 };
@@ -31,7 +32,7 @@ pub struct Namespace {
 impl Namespace {
     /// Makes an empty namespace, with its loopback up.
     pub fn create(name: &str) -> Result<Self> {
-        fs::create_dir_all(FOLDER).with_context(|| format!("make {FOLDER}"))?;
+        own_folder().with_context(|| format!("make {FOLDER}"))?;
         let path = Path::new(FOLDER).join(name);
         File::create_new(&path).with_context(|| format!("make {}", path.display()))?;
         let made = thread::scope(|scope| {
@@ -202,6 +203,26 @@ fn join<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
     thread
         .join()
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Makes [`FOLDER`] a mount of its own, as `ip netns add` does at its first call: done later, it would put a second mount
+/// over each of our names, and they could not be removed.
+fn own_folder() -> Result<()> {
+    fs::create_dir_all(FOLDER)?;
+    let none = None::<&str>;
+    let _lock = Flock::lock(File::open(FOLDER)?, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
+    let share = || mount(none, FOLDER, none, MsFlags::MS_SHARED | MsFlags::MS_REC, none);
+    if share().is_err() {
+        mount(
+            Some(FOLDER),
+            FOLDER,
+            none,
+            MsFlags::MS_BIND | MsFlags::MS_REC,
+            none,
+        )?;
+        share()?;
+    }
+    Ok(())
 }
 
 /// Removes a name. The namespace itself ends with the last process and socket inside.

@@ -8,6 +8,7 @@
 
 mod flood;
 mod forgery;
+mod host;
 mod icmp;
 mod lifecycle;
 mod matrix;
