@@ -41,18 +41,11 @@ use deliver::{deliver, forward, send, translate};
 use headers::Ethertype;
 use stage::Stage;
 
-/// What every hook begins with.
+/// What every hook begins with: nothing of the packet before is told or counted with this one.
 #[inline(always)]
-fn open<T: Tables, P: Packet>(
-    tables: &T,
-    packet: &mut P,
-    work: &mut Work,
-    at: u8,
-    towards: u8,
-) -> Result<(), Reason> {
-    work.now = tables.now();
-    work.hook = at;
-    work.direction = towards;
+fn start(work: &mut Work, at: u8, towards: u8) {
+    put(&mut work.hook, at);
+    put(&mut work.direction, towards);
     put(&mut work.endpoint, 0);
     put(&mut work.rule, 0);
     put(&mut work.service, 0);
@@ -60,6 +53,12 @@ fn open<T: Tables, P: Packet>(
     put(&mut work.tell, 0);
     put(&mut work.reply, 0);
     put(&mut work.way, way::PASS);
+}
+
+/// Reads the packet.
+#[inline(always)]
+fn open<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Result<(), Reason> {
+    work.now = tables.now();
     work.tuple.src.clear();
     work.tuple.dst.clear();
     stage::call(Stage::Parse, tables, packet, work)?;
@@ -69,7 +68,8 @@ fn open<T: Tables, P: Packet>(
 /// What a pod sends: its egress, a local destination's ingress, and the way there, in one run.
 #[inline(always)]
 pub fn from_pod<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
-    open(tables, packet, work, hook::FROM_POD, direction::EGRESS)?;
+    start(work, hook::FROM_POD, direction::EGRESS);
+    open(tables, packet, work)?;
     let sender = sender::check(tables, packet, work)?;
     limit::check(tables, packet, work, sender, direction::EGRESS)?;
     if work.headers.icmp_error != 0 {
@@ -169,11 +169,12 @@ fn related_from_pod<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut
 /// What the host's stack hands to a pod: its own packets, and what another proxy or a chained plugin handled.
 #[inline(always)]
 pub fn to_pod<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
+    start(work, hook::TO_POD, direction::INGRESS);
     let config = tables.config();
     if packet.mark() & config.own_mark_mask() == config.own_mark() {
         return work.pass();
     }
-    open(tables, packet, work, hook::TO_POD, direction::INGRESS)?;
+    open(tables, packet, work)?;
     let Some(receiver) = tables.endpoint(&work.tuple.dst) else {
         let link_local = route::is_link_local(&work.tuple.dst);
         return Err(if link_local {
@@ -209,11 +210,12 @@ pub fn to_pod<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work)
 /// What arrives on a device of the node, or out of the tunnel. What is not for a pod is the stack's.
 #[inline(always)]
 pub fn from_netdev<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
+    start(work, hook::FROM_NETDEV, direction::INGRESS);
     if headers::ethertype(packet) != Ethertype::Ip {
         return work.pass();
     }
     let tunnel = packet.ifindex() == tables.config().tunnel_device();
-    match open(tables, packet, work, hook::FROM_NETDEV, direction::INGRESS) {
+    match open(tables, packet, work) {
         Ok(()) => {}
         // What cannot be read is no pod's business here: the stack judges what is its own, and `to_pod` stands before
         // every pod. Out of the tunnel nothing comes but pods' packets.
@@ -300,6 +302,7 @@ fn arriving<T: Tables, P: Packet>(
 /// What the host's stack sends through a device of the node, or into the tunnel.
 #[inline(always)]
 pub fn to_netdev<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
+    start(work, hook::TO_NETDEV, direction::EGRESS);
     let config = tables.config();
     if packet.mark() & config.own_mark_mask() == config.own_mark()
         || headers::ethertype(packet) != Ethertype::Ip
@@ -307,7 +310,7 @@ pub fn to_netdev<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Wo
         return work.pass();
     }
     let tunnel = packet.ifindex() == config.tunnel_device();
-    match open(tables, packet, work, hook::TO_NETDEV, direction::EGRESS) {
+    match open(tables, packet, work) {
         Ok(()) => {}
         Err(_) if !tunnel => return work.pass(),
         Err(reason) => return Err(reason),

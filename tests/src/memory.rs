@@ -326,6 +326,10 @@ pub struct Frame {
     pub mark: u32,
     pub segment_size: u32,
     pub tunnel: Option<(Addr, u32)>,
+    /// A VLAN tag stands beside the packet.
+    pub vlan: bool,
+    /// `skb->csum` of a packet that the device summed up from the network header on (CHECKSUM_COMPLETE).
+    pub complete: Option<u32>,
     /// The kernel's routes, by destination.
     pub fib: fn(&Addr) -> Fib,
     /// Tuples that sockets of the host receive.
@@ -341,6 +345,8 @@ impl Frame {
             mark: 0,
             segment_size: 0,
             tunnel: None,
+            vlan: false,
+            complete: None,
             fib: |_| Fib::Unroutable,
             sockets: Vec::new(),
         }
@@ -352,6 +358,33 @@ impl Frame {
         let old = u16::from_ne_bytes([bytes[0], bytes[1]]);
         bytes.copy_from_slice(&change(old).to_ne_bytes());
         Ok(())
+    }
+}
+
+impl Frame {
+    /// The sum over the packet from its network header on, as a device gives it with CHECKSUM_COMPLETE.
+    pub fn sum(&self) -> u32 {
+        let packet = self.bytes.get(14..).unwrap_or_default();
+        packet.chunks(2).fold(0, |sum, pair| {
+            let word = u16::from_ne_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]);
+            add(sum, u32::from(word))
+        })
+    }
+
+    /// Whether the device's sum is still that of the packet.
+    pub fn complete_holds(&self) -> bool {
+        self.complete
+            .is_none_or(|sum| matches!(fold(add(sum, !self.sum())), 0 | 0xffff))
+    }
+
+    /// What `inet_proto_csum_replace4` and `inet_proto_csum_replace_by_diff` do to the device's sum: a word of the
+    /// pseudo header changed, and they take it that a header checksum moved against it, which is so in IPv4 only.
+    fn pseudo_changes(&mut self, pseudo: bool, difference: u32) {
+        if let Some(complete) = &mut self.complete
+            && pseudo
+        {
+            *complete = !add(!*complete, difference);
+        }
     }
 }
 
@@ -391,7 +424,7 @@ impl Packet for Frame {
     }
 
     fn vlan(&self) -> bool {
-        false
+        self.vlan
     }
 
     fn segment_size(&self) -> u32 {
@@ -410,12 +443,19 @@ impl Packet for Frame {
         from_bytes(self.bytes.get(at..at + size_of::<T>())?)
     }
 
-    fn store<T: Plain>(&mut self, offset: u32, value: &T, _: bool) -> Result<(), NotRewritten> {
+    fn store<T: Plain>(&mut self, offset: u32, value: &T, checksum: bool) -> Result<(), NotRewritten> {
         let (at, bytes) = (offset as usize, as_bytes(value));
+        let before = self.sum();
         self.bytes
             .get_mut(at..at + bytes.len())
             .ok_or(NotRewritten)?
             .copy_from_slice(bytes);
+        let after = self.sum();
+        if let Some(complete) = &mut self.complete
+            && checksum
+        {
+            *complete = add(add(*complete, !before), after);
+        }
         Ok(())
     }
 
@@ -438,9 +478,10 @@ impl Packet for Frame {
         from: u32,
         to: u32,
         _: u32,
-        _: bool,
+        pseudo: bool,
         zero_is_none: bool,
     ) -> Result<(), NotRewritten> {
+        self.pseudo_changes(pseudo, add(!from, to));
         self.sum_at(offset, |sum| mangled(sum, zero_is_none, replace4(sum, from, to)))
     }
 
@@ -448,9 +489,10 @@ impl Packet for Frame {
         &mut self,
         offset: u32,
         diff: u32,
-        _: bool,
+        pseudo: bool,
         zero_is_none: bool,
     ) -> Result<(), NotRewritten> {
+        self.pseudo_changes(pseudo, diff);
         self.sum_at(offset, |sum| {
             mangled(sum, zero_is_none, fold(add(diff, !u32::from(sum))))
         })

@@ -12,12 +12,14 @@ mod fixtures;
 mod malformed;
 #[path = "packets/mutation.rs"]
 mod mutation;
+#[path = "packets/reports.rs"]
+mod reports;
 #[path = "packets/translation.rs"]
 mod translation;
 
-use cni_ebpf::abi::Reason;
+use cni_ebpf::abi::{Event, Reason};
 use cni_ebpf::datapath::{Verdict, Work};
-use cni_tests::memory::Memory;
+use cni_tests::memory::{Frame, Memory};
 use cni_tests::world::{self, Hook, Kernel};
 
 /// Both worlds.
@@ -26,6 +28,8 @@ struct Pair {
     kernel: Kernel,
     work: Work,
     out: Vec<u8>,
+    /// What the host build told in the last run.
+    events: Vec<Event>,
 }
 
 impl Pair {
@@ -35,24 +39,28 @@ impl Pair {
             kernel: Kernel::new().unwrap(),
             work: Work::default(),
             out: Vec::new(),
+            events: Vec::new(),
         }
     }
 
     /// Runs the packet through both and compares; gives what became of it, and the packet as it left.
     fn run(&mut self, hook: Hook, bytes: &[u8], ifindex: u32) -> (Result<Verdict, Reason>, Vec<u8>) {
-        let mut frame = world::frame(bytes.to_vec(), ifindex);
+        self.run_frame(hook, &world::frame(bytes.to_vec(), ifindex))
+    }
+
+    /// The same with all that can be said about a packet.
+    fn run_frame(&mut self, hook: Hook, before: &Frame) -> (Result<Verdict, Reason>, Vec<u8>) {
         self.memory.clock.set(world::monotonic());
-        let host = world::run(&self.memory, hook, &mut frame, &mut self.work);
+        let (host, frame) = self.host(hook, before);
+        let bytes = &before.bytes;
         if !runs_in_kernel(bytes) {
-            self.memory.settle();
             return (host, frame.bytes);
         }
-        let before = world::frame(bytes.to_vec(), ifindex);
-        let kernel = self.kernel.run(hook, &before, &mut self.out).unwrap();
+        let kernel = self.kernel.run(hook, before, &mut self.out).unwrap();
         assert_eq!(host, kernel, "{} over {}", hook.name(), hex(bytes));
         if host.is_err() {
             assert_eq!(
-                frame.bytes,
+                &frame.bytes,
                 bytes,
                 "a dropped packet is left as it was: {}",
                 hex(bytes)
@@ -65,8 +73,16 @@ impl Pair {
             hook.name(),
             hex(bytes)
         );
-        self.memory.settle();
         (host, frame.bytes)
+    }
+
+    /// Runs the packet through the host build alone: for states and times that the kernel's maps cannot be put into.
+    fn host(&mut self, hook: Hook, before: &Frame) -> (Result<Verdict, Reason>, Frame) {
+        let mut frame = before.clone();
+        let outcome = world::run(&self.memory, hook, &mut frame, &mut self.work);
+        self.events = self.memory.events.take();
+        self.memory.settle();
+        (outcome, frame)
     }
 
     /// Fills the bucket of the pod with a limit.

@@ -246,6 +246,11 @@ pub(super) fn admit<T: Tables, P: Packet>(
 fn judge<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Result<(), Reason> {
     let outcome = stage::call(Stage::Decide, tables, packet, work);
     work.rule = work.answer.rule;
+    if outcome.is_err() {
+        // A drop is told of the one who refused: a sender's run asks its receiver too.
+        work.endpoint = work.question.endpoint;
+        work.direction = work.question.direction;
+    }
     outcome
 }
 

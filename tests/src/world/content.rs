@@ -112,7 +112,7 @@ pub(super) fn fib(dst: &Addr) -> Fib {
     match IpAddr::from(*dst) {
         IpAddr::V4(v4) if v4.is_loopback() => Fib::Stack,
         IpAddr::V4(v4) => match v4.octets() {
-            [192, 0, 2, 1 | 255] => Fib::Stack,
+            [192, 0, 2, 1 | 255] | [203, 0, 113, _] => Fib::Stack,
             [192, 0, 2, _] => Fib::Device {
                 ifindex: ifindex::NETDEV,
                 gateway: *dst,
@@ -121,7 +121,7 @@ pub(super) fn fib(dst: &Addr) -> Fib {
         },
         IpAddr::V6(v6) => match v6.segments() {
             [0, 0, 0, 0, 0, 0, 0, 1] => Fib::Stack,
-            [0x2001, 0xdb8, 0, 0, 0, 0, 0, 0 | 1] => Fib::Stack,
+            [0x2001, 0xdb8, 0, 0, 0, 0, 0, 0 | 1] | [0x2001, 0xdb8, 0xdead, ..] => Fib::Stack,
             [0x2001, 0xdb8, 0, 0, ..] => Fib::Device {
                 ifindex: ifindex::NETDEV,
                 gateway: *dst,
@@ -219,7 +219,7 @@ pub(super) type Services = (
     Vec<(u32, Backend)>,
 );
 
-/// 10.96.0.1:80 and fd00:96::1:80 lead to pod B's 8080; port 81 has no backend.
+/// 10.96.0.1:80 and fd00:96::1:80 lead to pod B's 8080, port 82 of both to the node's own 6443; port 81 has no backend.
 pub(super) fn services() -> Services {
     let key = |addr: &str, port| ServiceKey {
         addr: Addr::from(ip(addr)),
@@ -239,16 +239,31 @@ pub(super) fn services() -> Services {
         proto: 6,
         ..Backend::default()
     };
+    let on_host = |addr: &str| Backend {
+        addr: Addr::from(ip(addr)),
+        port: Port::new(6443),
+        proto: 6,
+        ..Backend::default()
+    };
     (
         vec![
             (key("10.96.0.1", 80), service(1, 1)),
             (key("fd00:96::1", 80), service(2, 1)),
             (key("10.96.0.1", 81), service(3, 0)),
+            (key("10.96.0.1", 82), service(4, 1)),
+            (key("fd00:96::1", 82), service(5, 1)),
         ],
         vec![
             (SlotKey { service: 1, slot: 0 }, 1),
             (SlotKey { service: 2, slot: 0 }, 2),
+            (SlotKey { service: 4, slot: 0 }, 3),
+            (SlotKey { service: 5, slot: 0 }, 4),
         ],
-        vec![(1, backend(false)), (2, backend(true))],
+        vec![
+            (1, backend(false)),
+            (2, backend(true)),
+            (3, on_host("192.0.2.1")),
+            (4, on_host("2001:db8::1")),
+        ],
     )
 }

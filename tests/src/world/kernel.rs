@@ -144,6 +144,7 @@ impl Kernel {
         context[8..12].copy_from_slice(&frame.mark.to_ne_bytes());
         context[36..40].copy_from_slice(&frame.ingress_ifindex.to_ne_bytes());
         context[40..44].copy_from_slice(&frame.ifindex.to_ne_bytes());
+        context[176..180].copy_from_slice(&frame.segment_size.to_ne_bytes());
         out.resize(frame.bytes.len() + 64, 0);
         let program: &SchedClassifier = self.ebpf.program(hook.name()).context("program")?.try_into()?;
         let result = program
@@ -236,5 +237,7 @@ fn devices() -> Result<()> {
         std::fs::write(format!("/proc/sys/net/{family}/conf/all/forwarding"), "1")?;
     }
     ip_command(&format!("route add default via 192.0.2.254 dev {device}"))?;
-    ip_command(&format!("route add default via 2001:db8::fe dev {device}"))
+    ip_command(&format!("route add default via 2001:db8::fe dev {device}"))?;
+    ip_command("route add unreachable 203.0.113.0/24")?;
+    ip_command("route add unreachable 2001:db8:dead::/48")
 }
