@@ -183,6 +183,7 @@ pub fn parse<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut Work) -> R
 
 #[inline(always)]
 fn clear(headers: &mut Headers) {
+    headers.l4_length = 0;
     headers.fragment_id = 0;
     headers.tcp_flags = 0;
     headers.icmp_type = 0;
@@ -279,6 +280,7 @@ fn transport<P: Packet>(
     if l4 + least > L3 + headers.length {
         return Err(Reason::Truncated);
     }
+    headers.l4_length = least;
     if tuple.proto == proto::ICMP || tuple.proto == proto::ICMPV6 {
         return control::message(packet, headers, tuple, inner);
     }
@@ -291,6 +293,7 @@ fn transport<P: Packet>(
         if header < 20 || (headers.fragment == fragment::WHOLE && l4 + header > L3 + headers.length) {
             return Err(Reason::Malformed);
         }
+        headers.l4_length = header;
         headers.tcp_flags = flags & 0x3f;
     } else if tuple.proto == proto::UDP {
         let [length, checksum]: [u16; 2] = packet.load(l4 + 4).ok_or(Reason::Truncated)?;

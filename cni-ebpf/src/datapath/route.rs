@@ -1,5 +1,6 @@
 //! Where a packet goes.
 
+use super::headers::L3;
 use super::stage::{self, Stage};
 use super::{Fib, Outcome, Packet, Tables, Work, way};
 use crate::abi::{Addr, Endpoint, Prefix, Reason, Route, endpoint_flags, route_action};
@@ -76,8 +77,13 @@ pub(super) fn by_fib<P: Packet>(packet: &P, work: &mut Work) -> Outcome {
     Ok(())
 }
 
-/// Whether the packet is larger than `mtu` and will not be cut into segments by the device.
+/// Whether the packet, or a segment that it will be cut into, is larger than `mtu`.
 #[inline(always)]
 pub(super) fn exceeds<P: Packet>(packet: &P, work: &Work, mtu: u32) -> bool {
-    mtu != 0 && work.headers.length > mtu && packet.segment_size() == 0
+    let headers = &work.headers;
+    let length = match packet.segment_size() {
+        0 => headers.length,
+        segment => headers.l4 - L3 + headers.l4_length + segment,
+    };
+    mtu != 0 && length > mtu
 }

@@ -9,6 +9,8 @@ use crate::abi::*;
 pub struct Headers {
     /// Where the transport's header begins.
     pub l4: u32,
+    /// Length of the transport's header.
+    pub l4_length: u32,
     /// Length by the network header, without what the link added.
     pub length: u32,
     /// Identification of the datagram that this is a fragment of.

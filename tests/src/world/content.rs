@@ -71,7 +71,10 @@ pub(super) fn routes() -> Vec<(Prefix, Route)> {
         ),
         (
             prefix("10.3.0.0/16"),
-            route(route_action::TUNNEL, 0, "192.0.2.3", 0),
+            Route {
+                mtu: 1450,
+                ..route(route_action::TUNNEL, 0, "192.0.2.3", 0)
+            },
         ),
         (
             prefix("fd00:3::/64"),

@@ -363,3 +363,25 @@ fn a_bandwidth_limit_drops_what_is_above_it() {
         assert_eq!(pair.run(Hook::FromPod, &unlimited, ifindex::POD_A).0, TO_B);
     });
 }
+
+#[test]
+fn what_its_segments_make_too_big_goes_to_the_stack_as_it_was_sent() {
+    families(|pair, v6| {
+        if v6 {
+            return;
+        }
+        // The tunnel carries 1450 bytes: 20 of IPv4, 20 of TCP, 1410 of data.
+        let ends = from_a(ip("10.3.0.9"));
+        let bytes = ends.tcp(ACK, &[0; 900]);
+        let tunnel = Ok(Verdict::Tunnel {
+            remote: Addr::from(ip("192.0.2.3")),
+        });
+        for (segment, expected) in [(1410, tunnel), (1411, Ok(Verdict::Pass))] {
+            let mut frame = world::frame(bytes.clone(), ifindex::POD_A);
+            frame.segment_size = segment;
+            let (verdict, out) = pair.run_frame(Hook::FromPod, &frame);
+            assert_eq!(verdict, expected, "segments of {segment}");
+            assert_eq!(out == bytes, verdict == Ok(Verdict::Pass));
+        }
+    });
+}
