@@ -61,8 +61,7 @@ fn open<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Re
     work.now = tables.now();
     work.tuple.src.clear();
     work.tuple.dst.clear();
-    stage::call(Stage::Parse, tables, packet, work)?;
-    fragments::resolve(tables, work)
+    stage::call(Stage::Parse, tables, packet, work)
 }
 
 /// What a pod sends: its egress, a local destination's ingress, and the way there, in one run.
@@ -71,6 +70,8 @@ pub fn from_pod<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Wor
     start(work, hook::FROM_POD, direction::EGRESS);
     open(tables, packet, work)?;
     let sender = sender::check(tables, packet, work)?;
+    // What is forged is not remembered.
+    fragments::resolve(tables, work)?;
     limit::check(tables, packet, work, sender, direction::EGRESS)?;
     if work.headers.icmp_error != 0 {
         return related_from_pod(tables, packet, work);
@@ -89,6 +90,7 @@ fn connection_from_pod<T: Tables, P: Packet>(
         let receiver = advance_known(tables, packet, work, &found, sender, false)?;
         return forward(tables, packet, work, receiver);
     }
+    conntrack::may_begin(work)?;
     // A Service is looked for on a miss only: an established connection outlives its Service.
     work.out = work.tuple;
     let chosen = service::choose(tables, work)?;
@@ -175,6 +177,7 @@ pub fn to_pod<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work)
         return work.pass();
     }
     open(tables, packet, work)?;
+    fragments::resolve(tables, work)?;
     let Some(receiver) = tables.endpoint(&work.tuple.dst) else {
         let link_local = route::is_link_local(&work.tuple.dst);
         return Err(if link_local {
@@ -197,6 +200,7 @@ pub fn to_pod<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work)
         translate(tables, packet, work)?;
         return work.pass();
     }
+    conntrack::may_begin(work)?;
     work.out = work.tuple;
     conntrack::begin(packet, work);
     let from_host = packet.ingress_ifindex() == 0;
@@ -223,11 +227,16 @@ pub fn from_netdev<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut 
         Err(reason) => return Err(reason),
     }
     // A pod of this node sends by `from_pod`, never from outside, whoever the packet is for.
-    if tables.endpoint(&work.tuple.src).is_some() {
+    let loopback = route::is_loopback(&work.tuple.src) || route::is_loopback(&work.tuple.dst);
+    if loopback || tables.endpoint(&work.tuple.src).is_some() {
         return Err(Reason::Martian);
     }
     if tunnel {
         tunnel_source(tables, packet, work)?;
+    }
+    match fragments::resolve(tables, work) {
+        Err(_) if !tunnel => return work.pass(),
+        outcome => outcome?,
     }
     if let Some(receiver) = tables.endpoint(&work.tuple.dst) {
         work.endpoint = receiver.id;
@@ -260,6 +269,23 @@ fn tunnel_source<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut Work) 
     Ok(())
 }
 
+/// Who comes by a device of the node lies neither on this node nor behind the tunnel.
+#[inline(always)]
+fn outside_source<T: Tables>(tables: &T, work: &mut Work) -> Result<(), Reason> {
+    let source = work.tuple.src;
+    match route::lookup(tables, work, &source) {
+        Ok(route)
+            if matches!(
+                route.action,
+                route_action::HOST | route_action::ENDPOINTS | route_action::TUNNEL
+            ) =>
+        {
+            Err(Reason::Martian)
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A packet from another node or from outside for a pod of this one.
 #[inline(always)]
 fn arriving<T: Tables, P: Packet>(
@@ -268,6 +294,7 @@ fn arriving<T: Tables, P: Packet>(
     work: &mut Work,
     receiver: &Endpoint,
 ) -> Outcome {
+    let tunnel = packet.ifindex() == tables.config().tunnel_device();
     if work.headers.icmp_error != 0 {
         stage::call(Stage::Related, tables, packet, work)?;
         work.stack_reply = 0;
@@ -279,21 +306,15 @@ fn arriving<T: Tables, P: Packet>(
         work.stack_reply = 0;
         return deliver(tables, packet, work, receiver);
     }
-    let source = work.tuple.src;
-    if let Ok(route) = route::lookup(tables, work, &source)
-        && route.action == route_action::HOST
-    {
-        return Err(Reason::Martian);
+    conntrack::may_begin(work)?;
+    if !tunnel {
+        outside_source(tables, work)?;
     }
     work.out = work.tuple;
     conntrack::begin(packet, work);
     policy::admit(tables, packet, work, None, Some(receiver), false)?;
     work.flow.via_forward = via::PEER;
-    work.flow.via_reply = if packet.ifindex() == tables.config().tunnel_device() {
-        via::TUNNEL
-    } else {
-        via::DEVICE
-    };
+    work.flow.via_reply = if tunnel { via::TUNNEL } else { via::DEVICE };
     enter(tables, work)?;
     work.stack_reply = 0;
     deliver(tables, packet, work, receiver)
@@ -310,7 +331,7 @@ pub fn to_netdev<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Wo
         return work.pass();
     }
     let tunnel = packet.ifindex() == config.tunnel_device();
-    match open(tables, packet, work) {
+    match open(tables, packet, work).and_then(|()| fragments::resolve(tables, work)) {
         Ok(()) => {}
         Err(_) if !tunnel => return work.pass(),
         Err(reason) => return Err(reason),

@@ -8,6 +8,8 @@
 
 #[path = "packets/fixtures.rs"]
 mod fixtures;
+#[path = "packets/forged.rs"]
+mod forged;
 #[path = "packets/malformed.rs"]
 mod malformed;
 #[path = "packets/mutation.rs"]

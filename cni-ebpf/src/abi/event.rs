@@ -34,7 +34,7 @@ macro_rules! reasons {
 }
 
 reasons! {
-    UnknownEthertype = 1, "unknown_ethertype", "neither IPv4 nor IPv6";
+    UnknownEthertype = 1, "unknown_ethertype", "neither IPv4 nor IPv6, or tagged for a VLAN";
     Arp = 2, "arp", "ARP from a pod: its neighbours are permanent, nobody needs to be asked";
     Truncated = 3, "truncated", "the packet ends inside a header";
     Malformed = 4, "malformed", "a header's version or length contradicts the packet";
@@ -48,8 +48,8 @@ reasons! {
     SourceMac = 12, "source_mac", "a source MAC address that is not the sender's";
     NeighbourDiscovery = 13, "neighbour_discovery", "neighbour or router discovery from a pod";
     DhcpServer = 14, "dhcp_server", "a DHCP server's answer from a pod";
-    LinkLocal = 15, "link_local", "a multicast, broadcast or link-local destination";
-    Martian = 16, "martian", "a packet from outside that bears an address of this node's pods";
+    LinkLocal = 15, "link_local", "a multicast, broadcast, loopback or link-local destination";
+    Martian = 16, "martian", "a packet from outside with an address that is not outside: of this node, its pods, its loopback or behind the tunnel";
     InvalidState = 17, "invalid_state", "a packet that cannot begin a connection and belongs to none";
     RelatedUnknown = 18, "related_unknown", "an ICMP error about a connection that does not exist";
     ConntrackFull = 19, "conntrack_full", "no room for a connection";

@@ -6,8 +6,9 @@
 //! found, and the timestamp is looked at in that moment and not by a collector.
 
 use super::headers::{proto, tcp};
+use super::work::fragment;
 use super::{Packet, Table, Tables, Work};
-use crate::abi::{Flow, FlowKey, Port, Tuple, event_kind, flow_flags, put, tcp_state};
+use crate::abi::{Flow, FlowKey, Port, Reason, Tuple, event_kind, flow_flags, put, tcp_state};
 
 pub const SECOND: u64 = 1_000_000_000;
 
@@ -159,13 +160,22 @@ pub(super) fn by_alias<'t, T: Tables>(tables: &'t T, tuple: &Tuple) -> Option<&'
         .or_else(|| tables.alias(Table::New, tuple))
 }
 
+/// The first packet of a TCP connection.
+#[inline(always)]
+pub(super) fn begins(work: &Work) -> bool {
+    let flags = work.headers.tcp_flags;
+    work.tuple.proto == proto::TCP && flags & tcp::SYN != 0 && flags & tcp::ACK == 0
+}
+
 /// A new connection may begin where an old one with the same tuple has ended; and an ICMP query is never an answer,
 /// whatever its id.
 #[inline(always)]
 fn usable<'t>(work: &Work, found: Found<'t>) -> Option<Found<'t>> {
-    let flags = work.headers.tcp_flags;
-    let begins = work.tuple.proto == proto::TCP && flags & tcp::SYN != 0 && flags & tcp::ACK == 0;
-    if begins && found.flow.state.get() >= tcp_state::FIN_WAIT {
+    let icmp = work.tuple.proto == proto::ICMP || work.tuple.proto == proto::ICMPV6;
+    if icmp && work.headers.fragment != fragment::LATER && work.reply != work.headers.icmp_reply {
+        return None;
+    }
+    if begins(work) && found.flow.state.get() >= tcp_state::FIN_WAIT {
         return None;
     }
     Some(found)
@@ -221,6 +231,15 @@ pub(super) fn advance<P: Packet>(packet: &P, work: &mut Work, flow: &Flow) {
 pub(super) fn ripe(work: &Work, table: Table) -> bool {
     let icmp = work.key.proto == proto::ICMP || work.key.proto == proto::ICMPV6;
     table == Table::New && work.reply != 0 && !icmp && work.state == tcp_state::ESTABLISHED
+}
+
+/// Whether the packet may begin a connection: an answer or a reset is one to something that is not there.
+#[inline(always)]
+pub(super) fn may_begin(work: &Work) -> Result<(), Reason> {
+    if work.headers.icmp_reply != 0 || work.headers.tcp_flags & tcp::RST != 0 {
+        return Err(Reason::InvalidState);
+    }
+    Ok(())
 }
 
 /// Enters `work.flow` as a new connection with the tuple `work.out` in the originator's direction.

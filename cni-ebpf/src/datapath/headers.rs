@@ -147,6 +147,8 @@ pub fn parse<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut Work) -> R
         ..
     } = work;
     clear(headers);
+    // The tag stands beside the packet and would leave with it, on a VLAN of the sender's choice.
+    let ethertype = if packet.vlan() { 0 } else { ethertype };
     tuple.src_port = Port::ZERO;
     tuple.dst_port = Port::ZERO;
     tuple.proto = 0;

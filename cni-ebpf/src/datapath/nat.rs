@@ -7,7 +7,7 @@
 use super::conntrack::{self, SECOND};
 use super::headers::proto;
 use super::{Packet, Table, Tables, Work};
-use crate::abi::{Addr, Flow, FlowKey, Port, Reason, Tuple, flow_flags, tcp_state};
+use crate::abi::{Addr, Alias, Flow, FlowKey, Port, Reason, Tuple, flow_flags, tcp_state};
 
 /// Says that a port was found; 0 is a port, too, on the wire.
 const TAKEN: u32 = 1 << 16;
@@ -232,6 +232,19 @@ fn promote_alias<T: Tables>(tables: &T, work: &Work) {
     }
 }
 
+/// Whether the alias's flow was lost: one that is over, or whose time is, stays over. Nor does a flow come back by what
+/// would begin another.
+#[inline(always)]
+fn could_be_rebuilt<T: Tables>(tables: &T, work: &Work, alias: &Alias) -> bool {
+    let there = |table| tables.flow(table, &alias.flow).is_some();
+    if there(Table::Established) || there(Table::New) || conntrack::begins(work) {
+        return false;
+    }
+    // Nothing says how long a datagram's alias has been idle; its age is the bound.
+    let lasting = work.tuple.proto == proto::TCP || work.tuple.proto == proto::SCTP;
+    lasting || work.now.saturating_sub(alias.created) <= conntrack::timeout::DATAGRAM_ESTABLISHED * SECOND
+}
+
 /// Builds the flow anew whose alias stands and which is gone: the alias proves that this node opened it. `work.out`
 /// becomes its forward tuple, `work.flow` the entry.
 #[inline(always)]
@@ -239,6 +252,9 @@ pub(super) fn rebuild<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut W
     let Some(alias) = conntrack::by_alias(tables, &work.tuple) else {
         return false;
     };
+    if !could_be_rebuilt(tables, work, alias) {
+        return false;
+    }
     let reply = alias.reply != 0;
     let key: FlowKey = alias.flow;
     // The far side's address is in the packet: a reply comes from the flow's destination, a dialled tuple from its
@@ -253,6 +269,8 @@ pub(super) fn rebuild<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut W
             .flags
             .set(work.flow.flags.get() | flow_flags::SNAT | flow_flags::REPLIED);
         work.flow.state.set(tcp_state::ESTABLISHED);
+        work.flow.tcp_forward.set(0);
+        work.flow.tcp_reply.set(work.headers.tcp_flags);
         work.reply = 1;
     } else {
         work.flow.dnat = work.tuple.dst;

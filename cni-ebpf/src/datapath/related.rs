@@ -2,13 +2,19 @@
 
 use super::conntrack::{self, Found};
 use super::{Outcome, Packet, Tables, Work, rewrite};
-use crate::abi::{FlowKey, Reason, Tuple, flow_flags, via};
+use crate::abi::{FlowKey, Reason, Tuple, flow_flags, hook, via};
 
 /// Finds the flow that an ICMP error is about and makes the error what its receiver must see. Afterwards `work.tuple`
 /// and `work.out` are the error's own addresses as they are now, `work.stack_reply` says whether the flow returns
 /// through the stack.
 #[inline(always)]
 pub(super) fn stage<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
+    // The error goes to the one who sent the packet inside; a pod is no router, so its errors are about what it got.
+    let forged =
+        work.tuple.dst != work.inner.src || (work.hook == hook::FROM_POD && work.tuple.src != work.inner.dst);
+    if forged {
+        return Err(Reason::RelatedUnknown);
+    }
     let found = find(tables, work).ok_or(Reason::RelatedUnknown)?;
     work.stack_reply = u8::from(work.reply != 0 && found.flow.via_reply == via::STACK);
     let source = leaving(work, &found);

@@ -16,17 +16,30 @@ pub(super) fn lookup<'t, T: Tables>(
     tables.route(&work.route_key).ok_or(Reason::NoRoute)
 }
 
-/// A multicast, broadcast or link-local destination: a pod's link ends at its node.
+/// A multicast, broadcast, loopback or link-local destination: a pod's link ends at its node.
 #[inline(always)]
 pub(super) fn is_link_local(addr: &Addr) -> bool {
     if addr.is_v4() {
         let [first, ..] = addr.word_v4().to_ne_bytes();
         // 224.0.0.0/4 and above, and "this network"; 169.254.0.0/16 is where clouds keep their metadata and clusters
         // their DNS caches, and goes by the routes.
-        return first >= 224 || first == 0;
+        return first >= 224 || first == 0 || is_loopback(addr);
     }
     let [first, second, ..] = addr.octets();
-    first == 0xff || (first == 0xfe && second & 0xc0 == 0x80) || (addr.hi == 0 && addr.lo == 0)
+    first == 0xff
+        || (first == 0xfe && second & 0xc0 == 0x80)
+        || (addr.hi == 0 && addr.lo == 0)
+        || is_loopback(addr)
+}
+
+/// The stack lets these in from anywhere as soon as somebody sets `route_localnet`, which other proxies do.
+#[inline(always)]
+pub(super) fn is_loopback(addr: &Addr) -> bool {
+    if addr.is_v4() {
+        let [first, ..] = addr.word_v4().to_ne_bytes();
+        return first == 127;
+    }
+    addr.hi == 0 && addr.lo == u64::from_ne_bytes([0, 0, 0, 0, 0, 0, 0, 1])
 }
 
 /// Hands the packet to a local endpoint: straight into it, or through the stack where plugins behind ours act there.

@@ -205,7 +205,7 @@ fn a_cidr_class_admits_by_address() {
                 ifindex: ifindex::POD_RULES
             })
         );
-        assert_eq!(arrive(pair, "10.3.3.4"), Err(Reason::PolicyIngress));
+        assert_eq!(arrive(pair, "10.5.3.4"), Err(Reason::PolicyIngress));
     });
 }
 

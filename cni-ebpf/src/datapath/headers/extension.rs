@@ -66,8 +66,9 @@ fn extension<P: Packet>(packet: &P, headers: &mut Headers) -> Result<(), Reason>
     } else if headers.next == proto::AUTHENTICATION {
         offset + (u32::from(length) + 2) * 4
     } else {
-        // RFC 5095: routing header type 0 is not to be followed by anybody.
-        if headers.next == proto::ROUTING && kind == 0 {
+        // RFC 5095: routing header type 0 is not to be followed by anybody. With segments left the destination that is
+        // judged is not the one where the packet ends.
+        if headers.next == proto::ROUTING && (kind == 0 || flags != 0) {
             return Err(Reason::ExtensionHeader);
         }
         offset + (u32::from(length) + 1) * 8
