@@ -1,5 +1,7 @@
 //! The kernel's side of the datapath: maps, packets, programs.
 
+#[cfg(feature = "bench")]
+mod bench;
 mod maps;
 mod packet;
 mod programs;

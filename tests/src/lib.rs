@@ -13,6 +13,7 @@
 //! A missing privilege or kernel feature is a failure when `CI=true`; elsewhere the reason is printed and the test
 //! passes without having proved anything ([`require`]).
 
+pub mod bench;
 pub mod frames;
 pub mod lab;
 pub mod memory;

@@ -28,9 +28,10 @@ pub fn bytes() -> Result<Vec<u8>> {
     std::fs::read(&path).with_context(|| format!("{}: build it with `cargo xtask build`", path.display()))
 }
 
+/// The configuration as aya writes it into the object.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
-struct Global(Config);
+pub struct Global(pub Config);
 // SAFETY: `Config` is plain integers without padding.
 unsafe impl aya::Pod for Global {}
 

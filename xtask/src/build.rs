@@ -1,5 +1,7 @@
 //! `cargo xtask build`: the BPF object, then the binaries that embed it.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 
 use crate::process::{self, cargo, command, output, run, step};
@@ -28,29 +30,8 @@ impl Build {
 
     /// The BPF object alone.
     pub(crate) fn programs(&self) -> Result<()> {
-        let toolchain = Toolchain::find()?;
-        step(format_args!("BPF programs ({toolchain})"));
-        let mut cargo = toolchain.cargo_build();
-        cargo.args([
-            "--profile",
-            "bpf",
-            "--package",
-            "cni-ebpf",
-            "--bin",
-            "millrace-bpf",
-        ]);
-        if self.debug_log {
-            cargo.args(["--features", "debug-log"]);
-        }
-        run(&mut cargo)?;
-        let linked = workspace::bpf_target().join(TARGET).join("bpf/millrace-bpf");
-        let object = workspace::bpf_object();
-        let stripped = object.with_extension("stripped");
-        // DWARF is two thirds of the file, and nobody reads it after the linker has made BTF of it.
-        let objcopy = objcopy().context("llvm-objcopy is not installed; run `cargo xtask setup`")?;
-        output(command(objcopy).arg("--strip-debug").arg(&linked).arg(&stripped))?;
-        object::check(&stripped)?;
-        publish(&stripped, &object)
+        let features: &[&str] = if self.debug_log { &["debug-log"] } else { &[] };
+        programs(features, &workspace::bpf_object())
     }
 
     fn binaries(&self) -> Result<()> {
@@ -71,8 +52,38 @@ impl Build {
     }
 }
 
+/// The object with the programs that `cargo xtask bench` measures with.
+pub(crate) fn bench_programs() -> Result<()> {
+    programs(&["bench"], &workspace::bpf_bench_object())
+}
+
+fn programs(features: &[&str], object: &Path) -> Result<()> {
+    let toolchain = Toolchain::find()?;
+    step(format_args!("BPF programs ({toolchain})"));
+    let mut cargo = toolchain.cargo_build();
+    cargo.args([
+        "--profile",
+        "bpf",
+        "--package",
+        "cni-ebpf",
+        "--bin",
+        "millrace-bpf",
+    ]);
+    if !features.is_empty() {
+        cargo.arg("--features").arg(features.join(","));
+    }
+    run(&mut cargo)?;
+    let linked = workspace::bpf_target().join(TARGET).join("bpf/millrace-bpf");
+    let stripped = object.with_extension("stripped");
+    // DWARF is two thirds of the file, and nobody reads it after the linker has made BTF of it.
+    let objcopy = objcopy().context("llvm-objcopy is not installed; run `cargo xtask setup`")?;
+    output(command(objcopy).arg("--strip-debug").arg(&linked).arg(&stripped))?;
+    object::check(&stripped)?;
+    publish(&stripped, object)
+}
+
 /// An unchanged object keeps its time stamp, so that the agent is not compiled anew.
-fn publish(stripped: &std::path::Path, object: &std::path::Path) -> Result<()> {
+fn publish(stripped: &Path, object: &Path) -> Result<()> {
     let new = std::fs::read(stripped).with_context(|| format!("reading {}", stripped.display()))?;
     if std::fs::read(object).is_ok_and(|old| old == new) {
         return Ok(());

@@ -4,6 +4,7 @@
 //! shell, and none knows a path that `workspace` does not give it.
 
 mod abi;
+mod bench;
 mod build;
 mod demo;
 mod licence;
@@ -36,6 +37,7 @@ enum Cli {
     Build(build::Build),
     Demo(demo::Demo),
     Test(test::Test),
+    Bench(bench::Bench),
     #[command(subcommand)]
     Vm(vm::Vm),
     Tidy(tidy::Tidy),
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         Cli::Build(build) => build.run().map(|()| ExitCode::SUCCESS),
         Cli::Demo(demo) => demo.run(),
         Cli::Test(test) => test.run(),
+        Cli::Bench(bench) => bench.run().map(|()| ExitCode::SUCCESS),
         Cli::Vm(vm) => vm.run(),
         Cli::Tidy(tidy) => tidy.run().map(|()| ExitCode::SUCCESS),
         Cli::Abi(abi) => abi.run().map(|()| ExitCode::SUCCESS),

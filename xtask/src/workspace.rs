@@ -22,6 +22,11 @@ pub(crate) fn bpf_object() -> PathBuf {
     bpf_target().join("millrace.bpf.o")
 }
 
+/// The same programs with those that measure them.
+pub(crate) fn bpf_bench_object() -> PathBuf {
+    bpf_target().join("millrace-bench.bpf.o")
+}
+
 /// Tools that `setup` builds for this tree alone.
 pub(crate) fn tools() -> PathBuf {
     target().join("tools")

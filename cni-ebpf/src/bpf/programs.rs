@@ -20,7 +20,7 @@ const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
 
 #[inline(always)]
-fn run(context: &TcContext, hook: impl FnOnce(&Maps, &mut Skb, &mut Work) -> Outcome) -> i32 {
+pub(super) fn run(context: &TcContext, hook: impl FnOnce(&Maps, &mut Skb, &mut Work) -> Outcome) -> i32 {
     let Some(work) = WORK.get_ptr_mut(0) else {
         return TC_ACT_SHOT;
     };

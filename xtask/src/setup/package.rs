@@ -14,16 +14,14 @@ pub(crate) enum Group {
     Build,
     /// The lint layer
     Lint,
-    /// The layers that touch this machine's kernel
+    /// The layers that touch this machine's kernel, and comparisons with peers
     Test,
-    /// Comparisons with peers
-    Bench,
     /// Layers inside virtual machines
     Vm,
 }
 
 impl Group {
-    pub(crate) const ALL: [Self; 5] = [Self::Build, Self::Lint, Self::Test, Self::Bench, Self::Vm];
+    pub(crate) const ALL: [Self; 4] = [Self::Build, Self::Lint, Self::Test, Self::Vm];
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,7 +175,6 @@ pub(super) const PACKAGES: &[Package] = &[
         why: "compiles cnitool, which calls plugins as a container runtime does",
         only_for_toolchain: false,
     },
-    tool(Group::Bench, "iperf3", "iperf3", "streams between pods"),
     Package {
         name: "qemu-system-x86",
         group: Group::Vm,

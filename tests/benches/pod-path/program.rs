@@ -1,0 +1,326 @@
+//! `from_pod` by itself: nanoseconds a packet by `BPF_PROG_TEST_RUN`, over one flow and over many.
+//!
+//! The programs `bench_empty` and `bench_from_pod` write the packet anew before each run; the first does nothing else, so
+//! the difference is the cost of the pipeline.
+
+use std::net::IpAddr;
+
+use anyhow::{Context, Result, ensure};
+use aya::maps::lpm_trie::Key;
+use aya::maps::{Array, HashMap, LpmTrie, Map, PerCpuArray, PerCpuValues};
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
+use aya::{Ebpf, EbpfLoader};
+use cni_ebpf::abi::{Addr, Config, Endpoint, Prefix, Route, as_bytes, route_action};
+use cni_tests::bench::Command;
+use cni_tests::bench::load::bind;
+use cni_tests::bench::report::Limit;
+use cni_tests::bench::series::{Samples, median};
+use cni_tests::frames::Ends;
+use cni_tests::netns::Namespace;
+use cni_tests::object::Global;
+
+const FLOWS: u32 = 65_536;
+/// As long as the object's map.
+const ORDER: u32 = 1 << 17;
+/// Of the packet, headers and payload.
+const BYTES: usize = 96;
+/// Two pods; their devices have these indices.
+const PODS: [u32; 2] = [10, 11];
+/// As many endpoints as a full node has.
+const ENDPOINTS: u32 = 110;
+/// Each round's figure is the least of so many: what interrupts a run only makes it longer.
+const TRIES: usize = 5;
+const REDIRECT: u32 = 7;
+const MOST: f64 = 60.0;
+
+const EMPTY: &str = "empty program";
+const FULL: &str = "from_pod";
+
+/// In which order flows come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Keys {
+    Hot,
+    Zipf,
+    Uniform,
+}
+
+impl Keys {
+    const ALL: [Self; 3] = [Self::Hot, Self::Zipf, Self::Uniform];
+
+    fn metric(self, v4: bool) -> String {
+        let family = if v4 { "IPv4" } else { "IPv6" };
+        match self {
+            Self::Hot => format!("a packet, {family}, one flow"),
+            Self::Zipf => format!("a packet, {family}, {FLOWS} flows, Zipf"),
+            Self::Uniform => format!("a packet, {family}, {FLOWS} flows, uniform"),
+        }
+    }
+
+    fn order(self) -> Vec<u32> {
+        let mut random = Random(0x9e37_79b9_7f4a_7c15);
+        match self {
+            Self::Hot => vec![0; ORDER as usize],
+            Self::Uniform => (0..ORDER).map(|_| random.below(FLOWS)).collect(),
+            Self::Zipf => zipf(&mut random),
+        }
+    }
+}
+
+/// Ranks with a probability of one over the rank, spread over the flows' numbers.
+fn zipf(random: &mut Random) -> Vec<u32> {
+    let mut sum = 0.0;
+    let sums: Vec<f64> = (1..=FLOWS)
+        .map(|rank| {
+            sum += 1.0 / f64::from(rank);
+            sum
+        })
+        .collect();
+    let draw = |random: &mut Random| {
+        let point = f64::from(random.below(u32::MAX)) / f64::from(u32::MAX) * sum;
+        let rank = sums.partition_point(|sum| *sum < point) as u32;
+        // An odd factor is a permutation of the numbers.
+        rank.wrapping_mul(40_503) % FLOWS
+    };
+    (0..ORDER).map(|_| draw(random)).collect()
+}
+
+/// A generator with the same sequence in every run (xorshift).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u32) -> u32 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (((self.0 >> 32) * u64::from(end)) >> 32) as u32
+    }
+}
+
+fn address(v4: bool, pod: u32) -> IpAddr {
+    if v4 {
+        IpAddr::from([10, 1, 0, 2 + pod as u8])
+    } else {
+        IpAddr::from([0xfd00, 1, 0, 0, 0, 0, 0, 2 + pod as u16])
+    }
+}
+
+fn mac(pod: u32) -> [u8; 6] {
+    [2, 0, 0, 0, 1, pod as u8]
+}
+
+fn raw<T: cni_ebpf::abi::Plain, const N: usize>(value: &T) -> Result<[u8; N]> {
+    Ok(as_bytes(value).try_into()?)
+}
+
+/// The object in a namespace whose devices have the right indices.
+struct Bench {
+    ebpf: Ebpf,
+    _namespace: Namespace,
+}
+
+impl Bench {
+    /// The calling thread is in the namespace that this needs, and bound to one processor.
+    fn load(namespace: Namespace) -> Result<Self> {
+        for index in PODS {
+            namespace.ip(&format!(
+                "link add d{index} index {index} type veth peer name p{index}"
+            ))?;
+        }
+        let path = std::env::var_os("MILLRACE_BENCH_OBJECT").context("MILLRACE_BENCH_OBJECT is not set")?;
+        let bytes = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        let mut loader = EbpfLoader::new();
+        let global = Global(Config::DEFAULT);
+        loader.override_global("CONFIG", &global, true);
+        let ebpf = loader.load(&bytes).context("create the maps")?;
+        let mut bench = Self {
+            ebpf,
+            _namespace: namespace,
+        };
+        for name in ["from_pod", "bench_empty", "bench_from_pod"] {
+            let program: &mut SchedClassifier = bench.ebpf.program_mut(name).context(name)?.try_into()?;
+            program.load().with_context(|| format!("load {name}"))?;
+        }
+        bench.fill()?;
+        Ok(bench)
+    }
+
+    fn map(&mut self, name: &str) -> Result<&mut Map> {
+        self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))
+    }
+
+    fn fill(&mut self) -> Result<()> {
+        let mut endpoints: HashMap<_, [u8; 16], [u8; 64]> = HashMap::try_from(self.map("endpoints")?)?;
+        for pod in 0..ENDPOINTS {
+            let endpoint = Endpoint {
+                id: 1 + pod,
+                ifindex: PODS[0] + pod,
+                mac: mac(pod),
+                host_mac: mac(0xff),
+                mtu: 1500,
+                ..Endpoint::default()
+            };
+            for v4 in [true, false] {
+                endpoints.insert(raw(&Addr::from(address(v4, pod)))?, raw::<_, 64>(&endpoint)?, 0)?;
+            }
+        }
+        let mut routes: LpmTrie<_, [u32; 4], [u8; 32]> = LpmTrie::try_from(self.map("routes")?)?;
+        for (v4, length) in [(true, 24), (false, 64)] {
+            let first = match address(v4, 0) {
+                IpAddr::V4(_) => IpAddr::from([10, 1, 0, 0]),
+                IpAddr::V6(_) => IpAddr::from([0xfd00, 1, 0, 0, 0, 0, 0, 0]),
+            };
+            let prefix = Prefix::new(first, length).context("a prefix")?;
+            let route = Route {
+                action: route_action::ENDPOINTS,
+                ..Route::default()
+            };
+            routes.insert(&Key::new(prefix.len, prefix.words), raw::<_, 32>(&route)?, 0)?;
+        }
+        Ok(())
+    }
+
+    /// One handshake for each flow: through the real program, so that entries are what they are in traffic.
+    fn establish(&mut self, v4: bool) -> Result<()> {
+        for flow in 0..FLOWS {
+            for (flags, from) in [(0x02, 0), (0x12, 1), (0x10, 0)] {
+                let mut ends = ends(v4, flow);
+                if from == 1 {
+                    ends = ends.reversed();
+                    (ends.src_mac, ends.dst_mac) = (mac(1), mac(0xff));
+                }
+                let packet = ends.tcp(flags, &[]);
+                let context = context(PODS[from]);
+                let options = TestRunOptions {
+                    data_in: Some(&packet),
+                    ctx_in: Some(&context),
+                    ..TestRunOptions::new()
+                };
+                let verdict = self.program("from_pod")?.test_run(options)?.return_value;
+                ensure!(
+                    verdict == REDIRECT,
+                    "a handshake's packet of flow {flow}: {verdict:#x}"
+                );
+            }
+        }
+        let flows: HashMap<_, [u8; 40], [u8; 192]> = HashMap::try_from(self.map("conntrack")?)?;
+        let established = flows.keys().flatten().count() as u32;
+        // An LRU map may evict a little before it is full.
+        ensure!(
+            established >= FLOWS / 100 * 99,
+            "only {established} flows are established"
+        );
+        Ok(())
+    }
+
+    fn program(&self, name: &str) -> Result<&SchedClassifier> {
+        Ok(self
+            .ebpf
+            .program(name)
+            .context("a program of the object")?
+            .try_into()?)
+    }
+
+    fn prepare(&mut self, packet: &[u8], order: &[u32]) -> Result<()> {
+        let mut words = [0u16; BYTES / 2];
+        for (word, bytes) in words.iter_mut().zip(packet.as_chunks::<2>().0) {
+            *word = u16::from_ne_bytes(*bytes);
+        }
+        let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
+        let mut map: PerCpuArray<_, [u16; BYTES / 2]> = PerCpuArray::try_from(self.map("bench_packet")?)?;
+        map.set(0, PerCpuValues::try_from(vec![words; cpus])?, 0)?;
+        let mut map: Array<_, u32> = Array::try_from(self.map("bench_order")?)?;
+        for (index, flow) in order.iter().enumerate() {
+            map.set(index as u32, flow, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Nanoseconds a run, over the whole order.
+    fn measure(&self, program: &str, packet: &[u8]) -> Result<f64> {
+        let context = context(PODS[0]);
+        let mut least = f64::MAX;
+        for _ in 0..TRIES {
+            let result = self.program(program)?.test_run(TestRunOptions {
+                data_in: Some(packet),
+                ctx_in: Some(&context),
+                repeat: ORDER,
+                ..TestRunOptions::new()
+            })?;
+            let expected = if program == "bench_empty" { 0 } else { REDIRECT };
+            ensure!(
+                result.return_value == expected,
+                "{program} ended with {}, not {expected}: this would measure another path",
+                result.return_value
+            );
+            least = least.min(result.duration.as_nanos() as f64);
+        }
+        Ok(least)
+    }
+}
+
+/// The program's context: only the device counts.
+fn context(ifindex: u32) -> [u8; 192] {
+    let mut context = [0; 192];
+    context[40..44].copy_from_slice(&ifindex.to_ne_bytes());
+    context
+}
+
+/// A flow as the bench programs number them.
+fn ends(v4: bool, flow: u32) -> Ends {
+    Ends {
+        src_mac: mac(0),
+        dst_mac: mac(0xff),
+        src: address(v4, 0),
+        dst: address(v4, 1),
+        src_port: 1024 + (flow & 0x7fff) as u16,
+        dst_port: 8000 + (flow >> 15) as u16,
+        ttl: 64,
+    }
+}
+
+/// What the programs are run over.
+fn packet(v4: bool) -> Vec<u8> {
+    let headers = if v4 { 54 } else { 74 };
+    ends(v4, 0).tcp(0x10, &vec![0; BYTES - headers])
+}
+
+/// Takes the samples of all rounds. The calling thread stays in the namespace.
+pub(crate) fn measure(command: &Command, samples: &mut Samples, limits: &mut Vec<Limit>) -> Result<()> {
+    let namespace = Namespace::create(&format!("mrbench-{}-program", std::process::id()))?;
+    let inside = namespace.duplicate()?;
+    inside.run(|| {
+        bind(0)?;
+        let mut bench = Bench::load(namespace)?;
+        for v4 in [true, false] {
+            bench.establish(v4)?;
+            family(&mut bench, v4, command.rounds, samples)?;
+        }
+        anyhow::Ok(())
+    })?;
+    let net = samples.values(NET, &Keys::Hot.metric(true));
+    limits.extend(net.and_then(median).map(|value| Limit {
+        metric: format!("{} of {FULL}, net", Keys::Hot.metric(true)),
+        value,
+        unit: "ns",
+        most: MOST,
+    }));
+    Ok(())
+}
+
+const NET: &str = "from_pod, net";
+
+fn family(bench: &mut Bench, v4: bool, rounds: usize, samples: &mut Samples) -> Result<()> {
+    let packet = packet(v4);
+    let orders = Keys::ALL.map(Keys::order);
+    for _ in 0..rounds {
+        for (keys, order) in Keys::ALL.into_iter().zip(&orders) {
+            bench.prepare(&packet, order)?;
+            let empty = bench.measure("bench_empty", &packet)?;
+            let full = bench.measure("bench_from_pod", &packet)?;
+            for (contender, value) in [(EMPTY, empty), (FULL, full), (NET, full - empty)] {
+                samples.add(contender, &keys.metric(v4), "ns", value);
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,51 @@
+//! The command line of a bench program.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+
+use super::Report;
+
+#[derive(Debug, Parser)]
+pub struct Command {
+    /// Rounds to take medians over
+    #[arg(long, default_value_t = 7)]
+    pub rounds: usize,
+    /// Write the report here
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Only metrics and parts whose name contains this
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// Given by `cargo bench`
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+impl Command {
+    /// Reads the arguments of this process.
+    pub fn read() -> Result<Self> {
+        let command = Self::parse();
+        ensure!(command.rounds > 0, "--rounds: at least one");
+        ensure!(
+            nix::unistd::geteuid().is_root(),
+            "network namespaces and programs need root; run as root"
+        );
+        Ok(command)
+    }
+
+    pub fn wants(&self, name: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| name.contains(only.as_str()))
+    }
+
+    /// Prints the table, writes the file.
+    pub fn publish(&self, report: &Report) -> Result<()> {
+        print!("{report}");
+        let Some(path) = &self.json else {
+            return Ok(());
+        };
+        let text = serde_json::to_string_pretty(report)?;
+        std::fs::write(path, text + "\n").with_context(|| format!("write {}", path.display()))
+    }
+}

@@ -1,0 +1,135 @@
+//! `cargo xtask bench`: comparisons with real peers.
+//!
+//! Each bench is a bench target of the package `tests`, optimised, which prints its own table and writes its own report;
+//! here the product is built as it is shipped, and the reports are put together.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+use crate::build::{self, Build};
+use crate::process::{self, cargo, run, step};
+use crate::setup::{self, Group};
+use crate::workspace;
+
+/// Compare with real peers: bare devices, the kernel's own forwarding, the reference plugins
+///
+/// Contenders take turns within each round, so that what else the machine does meets all of them alike. Prints medians
+/// with their spread, ratios (more is better) and what each ought to be at least. A goal that is missed is a row that says
+/// so; the exit status is 0 nevertheless. Needs root; works inside network namespaces of its own.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  cargo xtask bench
+          Everything
+  cargo xtask bench pod-path --rounds 15 --json pod-path.json
+          One bench with more rounds, for the record")]
+pub(crate) struct Bench {
+    /// What to measure; everything if nothing is named
+    #[arg(value_enum, value_name = "NAME")]
+    names: Vec<Name>,
+    /// Rounds to take medians over
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Also write the reports to a file: one object, or a list if there are several
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Name {
+    /// Pod to pod on one node and across two, and nanoseconds a packet in the program itself
+    PodPath,
+    /// Attaching and detaching pods, one after the other and 110 at once
+    CniAdd,
+}
+
+impl Name {
+    /// The name of the bench target.
+    fn target(self) -> String {
+        let value = self.to_possible_value();
+        value.map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+}
+
+impl Bench {
+    pub(crate) fn run(&self) -> Result<()> {
+        setup::ensure(&[Group::Build, Group::Test])?;
+        Build {
+            release: true,
+            ..Build::default()
+        }
+        .run()?;
+        build::bench_programs()?;
+        let names = if self.names.is_empty() {
+            Name::value_variants()
+        } else {
+            &self.names
+        };
+        let folder = workspace::target().join("bench");
+        std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+        let mut reports = Vec::new();
+        for name in names {
+            reports.push(self.measure(*name, &folder)?);
+        }
+        self.json.as_deref().map_or(Ok(()), |path| write(reports, path))
+    }
+
+    fn measure(&self, name: Name, folder: &Path) -> Result<serde_json::Value> {
+        let target = name.target();
+        let report = folder.join(&target).with_extension("json");
+        step(format_args!("bench {target}, {} rounds", self.rounds));
+        let mut bench = cargo();
+        bench.args(["bench", "--package", "cni-tests", "--bench", &target, "--"]);
+        bench
+            .args(["--rounds", &self.rounds.to_string(), "--json"])
+            .arg(&report);
+        bench.env("PATH", process::path()).envs([
+            ("MILLRACE_BIN", workspace::host_binary("millrace", true)),
+            ("MILLRACE_CNI_BIN", workspace::host_binary("millrace-cni", true)),
+            ("MILLRACE_BPF_OBJECT", workspace::bpf_object()),
+            ("MILLRACE_BENCH_OBJECT", workspace::bpf_bench_object()),
+        ]);
+        run(&mut bench)?;
+        let text = std::fs::read(&report).with_context(|| format!("reading {}", report.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("{} is not JSON", report.display()))
+    }
+}
+
+/// One report as it is, several as a list.
+fn together(mut reports: Vec<serde_json::Value>) -> serde_json::Value {
+    match (reports.len(), reports.pop()) {
+        (1, Some(only)) => only,
+        (_, last) => {
+            reports.extend(last);
+            reports.into()
+        }
+    }
+}
+
+fn write(reports: Vec<serde_json::Value>, path: &Path) -> Result<()> {
+    let text = format!("{:#}\n", together(reports));
+    std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn one_report_is_an_object_and_several_are_a_list() {
+        assert_eq!(together(vec![json!({ "bench": "a" })]), json!({ "bench": "a" }));
+        let two = vec![json!({ "bench": "a" }), json!({ "bench": "b" })];
+        assert_eq!(together(two), json!([{ "bench": "a" }, { "bench": "b" }]));
+    }
+
+    #[test]
+    fn every_bench_has_its_target() {
+        for name in Name::value_variants() {
+            let target = workspace::root().join("tests/benches").join(name.target());
+            assert!(target.join("main.rs").is_file(), "{}", target.display());
+        }
+    }
+}
