@@ -72,6 +72,8 @@ impl Missing {
     fn on_this_machine(groups: &[Group]) -> Self {
         let wanted = PACKAGES.iter().filter(|package| groups.contains(&package.group));
         let mut packages: Vec<_> = wanted.filter(|package| !package.is_present()).collect();
+        // What several groups need is listed in each, side by side.
+        packages.dedup_by_key(|package| package.name);
         let mut toolchain = None;
         if groups.contains(&Group::Build) {
             match Toolchain::find() {

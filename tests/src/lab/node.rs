@@ -185,6 +185,11 @@ impl Node {
         Ok(())
     }
 
+    /// Ends a process that was started on this node with the lab, also if the lab's own program is killed.
+    pub fn adopt(&self, child: &Child) -> Result<()> {
+        folder::note_process(&self.lab, child.id())
+    }
+
     /// Ends the agent by a signal, and waits for its end.
     pub fn end_agent(&self, signal: Signal) -> Result<()> {
         let mut agent = self

@@ -13,6 +13,7 @@ mod icmp;
 mod lifecycle;
 mod matrix;
 mod restart;
+mod runtimes;
 
 use std::{
     thread,

@@ -184,6 +184,12 @@ pub(super) const PACKAGES: &[Package] = &[
         only_for_toolchain: false,
     },
     file(
+        Group::Test,
+        "busybox-static",
+        "/usr/share/doc/busybox-static",
+        "the programs in the containers of tests",
+    ),
+    file(
         Group::Vm,
         "busybox-static",
         "/usr/share/doc/busybox-static",
@@ -230,8 +236,11 @@ mod tests {
     }
 
     #[test]
-    fn no_package_is_listed_twice() {
-        let mut names: Vec<_> = PACKAGES.iter().map(|package| package.name).collect();
+    fn no_group_lists_a_package_twice() {
+        let mut names: Vec<_> = PACKAGES
+            .iter()
+            .map(|package| (package.name, format!("{:?}", package.group)))
+            .collect();
         names.sort_unstable();
         let count = names.len();
         names.dedup();
