@@ -1,30 +1,29 @@
 //! A node: a network namespace, the real agent in it, and the pods that the real plugin attaches.
 
+mod agent;
+mod plugin;
+mod query;
+
 use std::{
-    collections::BTreeMap,
-    fs::{self, File, OpenOptions},
-    io::{Read, Write},
-    net::{IpAddr, SocketAddr, TcpStream},
-    os::unix::process::CommandExt,
+    fs::{self, File},
+    io::Read,
+    net::IpAddr,
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Command, Output},
     sync::Mutex,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 pub use nix::sys::signal::Signal;
-use nix::{sys::signal::kill, unistd::Pid};
 use serde_json::{Value, json};
 
-use super::{Families, Plan, Pod, Routing, folder};
+use super::{Families, Plan, Routing};
 use crate::netns::Namespace;
+pub use query::Drops;
 
 /// How long an agent may take until it is ready, on a machine with nothing to spare.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Dropped packets by reason and direction (`source_address/egress`), only those that are not 0.
-pub type Drops = BTreeMap<String, u64>;
 
 /// A built binary: what the environment variable names, or what cargo has built beside this program.
 pub fn binary(variable: &str, name: &str) -> PathBuf {
@@ -145,8 +144,6 @@ impl Node {
         fs::rename(aside, folder.join(name)).context("put a manifest in place")
     }
 
-    // The agent.
-
     /// The command line `millrace ARGS` on this node.
     pub fn millrace<const N: usize>(&self, arguments: [&str; N]) -> Command {
         let mut command = self.namespace.command(binary("MILLRACE_BIN", "millrace"));
@@ -154,6 +151,7 @@ impl Node {
         command
     }
 
+<<<<<<< HEAD
     /// What `millrace ARGS --json` says.
     pub fn ask<const N: usize>(&self, arguments: [&str; N]) -> Result<Value> {
         let mut command = self.millrace(arguments);
@@ -432,6 +430,8 @@ impl Node {
         })
     }
 
+=======
+>>>>>>> 22bed5f (The lab's node by concern: process, plugin, questions)
     pub(super) fn keep(&mut self) {
         self.namespace.keep();
         // Dropping a child does not end it.
@@ -463,15 +463,6 @@ impl Drop for Node {
             end.iter().rev().for_each(|line| eprintln!("{line}"));
         }
     }
-}
-
-fn names(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect();
-    names.sort();
-    names
 }
 
 fn merge(into: &mut Value, more: &Value) {

@@ -1,0 +1,135 @@
+//! The agent's process.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    os::unix::process::CommandExt,
+    path::PathBuf,
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use super::{super::folder, Node, PATIENCE};
+
+impl Node {
+    pub fn start_agent(&self) -> Result<()> {
+        let log = self.log_file();
+        let log = OpenOptions::new().create(true).append(true).open(&log)?;
+        let child = self
+            .millrace(["agent"])
+            .args(&self.agent_arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            // What a person types at the terminal is not for it.
+            .process_group(0)
+            .spawn()
+            .context("start the agent")?;
+        folder::note_process(&self.lab, child.id())?;
+        let mut agent = self
+            .agent
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        ensure!(agent.is_none(), "{} has an agent already", self.name());
+        *agent = Some(child);
+        Ok(())
+    }
+
+    /// Ends the agent by a signal, and waits for its end.
+    pub fn end_agent(&self, signal: Signal) -> Result<()> {
+        let mut agent = self
+            .agent
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut child = agent
+            .take()
+            .with_context(|| format!("{} has no agent", self.name()))?;
+        kill(Pid::from_raw(child.id() as i32), signal)?;
+        let deadline = Instant::now() + PATIENCE;
+        while child.try_wait()?.is_none() {
+            if Instant::now() > deadline {
+                child.kill()?;
+                child.wait()?;
+                bail!("the agent did not end by {signal}:\n{}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    pub fn has_agent(&self) -> bool {
+        self.agent
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .is_some()
+    }
+
+    /// Waits for `/readyz`.
+    pub fn wait_until_ready(&self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if self.is_ready() {
+                return Ok(());
+            }
+            if let Some(child) = &mut *self
+                .agent
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                && let Some(status) = child.try_wait()?
+            {
+                bail!(
+                    "the agent of {} ended with {status}:\n{}",
+                    self.name(),
+                    self.log()
+                );
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "the agent of {} is not ready:\n{}",
+                self.name(),
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        self.http("/readyz")
+            .is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+    }
+
+    /// GET from the agent's HTTP server, head and body.
+    pub fn http(&self, path: &str) -> Result<String> {
+        let address = SocketAddr::from(([127, 0, 0, 1], 9765));
+        let wait = Duration::from_secs(5);
+        let mut stream = self
+            .namespace
+            .run(|| TcpStream::connect_timeout(&address, wait))?;
+        stream.set_read_timeout(Some(wait))?;
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n"
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    }
+
+    pub(super) fn log_file(&self) -> PathBuf {
+        self.folder.join("agent.log")
+    }
+
+    /// The end of the agent's log.
+    pub fn log(&self) -> String {
+        let text = fs::read_to_string(self.log_file()).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+}
