@@ -340,7 +340,13 @@ pub fn to_netdev<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Wo
         let destination = work.tuple.dst;
         let route = route::lookup(tables, work, &destination)?;
         if route.action != route_action::TUNNEL {
-            return Err(Reason::NoRoute);
+            // The host reports its multicast groups on every device, this one included.
+            let link_local = route::is_link_local(&destination);
+            return Err(if link_local {
+                Reason::LinkLocal
+            } else {
+                Reason::NoRoute
+            });
         }
         let [a, b, c, d, e, f] = Config::TUNNEL_SENDER;
         let sender = [[a, b], [c, d], [e, f]].map(u16::from_ne_bytes);
