@@ -6,7 +6,7 @@ use std::{
     net::{SocketAddr, TcpStream},
     os::unix::process::CommandExt,
     path::PathBuf,
-    process::Stdio,
+    process::{Child, Stdio},
     time::{Duration, Instant},
 };
 
@@ -40,6 +40,11 @@ impl Node {
         ensure!(agent.is_none(), "{} has an agent already", self.name());
         *agent = Some(child);
         Ok(())
+    }
+
+    /// Ends a process that was started on this node with the lab, also if the lab's own program is killed.
+    pub fn adopt(&self, child: &Child) -> Result<()> {
+        folder::note_process(&self.lab, child.id())
     }
 
     /// Ends the agent by a signal, and waits for its end.
