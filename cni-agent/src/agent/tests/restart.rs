@@ -78,8 +78,17 @@ async fn a_deletion_that_was_queued_while_nobody_ran_is_carried_out_first() {
         .plugin(|client| client.status(StatusRequest::default()))
         .await
         .unwrap_err();
-    assert_eq!(machine.pods_in_kernel(), pods);
-    assert!(queue::list(&machine.config.paths.state).unwrap().is_empty());
+    // Nothing answers while it starts, so only a look tells when it is through.
+    let done = async {
+        while machine.pods_in_kernel() != pods
+            || !queue::list(&machine.config.paths.state).unwrap().is_empty()
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), done)
+        .await
+        .unwrap_or_else(|_| panic!("{:?} instead of {pods:?}", machine.pods_in_kernel()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
