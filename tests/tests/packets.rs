@@ -10,6 +10,8 @@
 mod fixtures;
 #[path = "packets/forged.rs"]
 mod forged;
+#[path = "packets/lifetime.rs"]
+mod lifetime;
 #[path = "packets/malformed.rs"]
 mod malformed;
 #[path = "packets/mutation.rs"]

@@ -167,6 +167,13 @@ pub(super) fn begins(work: &Work) -> bool {
     work.tuple.proto == proto::TCP && flags & tcp::SYN != 0 && flags & tcp::ACK == 0
 }
 
+/// Whether a side has ended the flow. One that this node knows by its last packets only is new, and over all the same.
+#[inline(always)]
+fn ended(flow: &Flow) -> bool {
+    let flags = flow.tcp_forward.get() | flow.tcp_reply.get();
+    flow.state.get() >= tcp_state::FIN_WAIT || flags & (tcp::FIN | tcp::RST) != 0
+}
+
 /// A new connection may begin where an old one with the same tuple has ended; and an ICMP query is never an answer,
 /// whatever its id.
 #[inline(always)]
@@ -175,7 +182,7 @@ fn usable<'t>(work: &Work, found: Found<'t>) -> Option<Found<'t>> {
     if icmp && work.headers.fragment != fragment::LATER && work.reply != work.headers.icmp_reply {
         return None;
     }
-    if begins(work) && found.flow.state.get() >= tcp_state::FIN_WAIT {
+    if begins(work) && ended(found.flow) {
         return None;
     }
     Some(found)
@@ -197,8 +204,15 @@ pub(super) fn advance<P: Packet>(packet: &P, work: &mut Work, flow: &Flow) {
     };
     let before = flow.state.get();
     let mut state = before;
-    if work.tuple.proto == proto::TCP && work.headers.tcp_flags & !seen.get() != 0 {
-        seen.set(seen.get() | work.headers.tcp_flags);
+    let flags = work.headers.tcp_flags;
+    // Who goes on after a reset of its own did not send it: it was forged. A later fragment shows no flags.
+    let revived = flags != 0 && flags & tcp::RST == 0 && seen.get() & tcp::RST != 0;
+    if work.tuple.proto == proto::TCP && (revived || flags & !seen.get() != 0) {
+        if revived {
+            seen.set(seen.get() & !tcp::RST);
+            state = answered(flow);
+        }
+        seen.set(seen.get() | flags);
         work.tell = event_kind::FLAGS;
         let both = flow.tcp_forward.get() & flow.tcp_reply.get();
         let any = flow.tcp_forward.get() | flow.tcp_reply.get();
@@ -222,6 +236,16 @@ pub(super) fn advance<P: Packet>(packet: &P, work: &mut Work, flow: &Flow) {
     work.state = state;
     if work.reply != 0 && flow.flags.get() & flow_flags::REPLIED == 0 {
         flow.flags.set(flow.flags.get() | flow_flags::REPLIED);
+    }
+}
+
+/// The state of a flow that nobody has ended.
+#[inline(always)]
+fn answered(flow: &Flow) -> u8 {
+    if flow.flags.get() & flow_flags::REPLIED != 0 {
+        tcp_state::ESTABLISHED
+    } else {
+        tcp_state::NEW
     }
 }
 

@@ -59,7 +59,7 @@ const IPV6: u16 = 0x86dd;
 const ARP: u16 = 0x0806;
 
 /// The port that stands for the side that answers an ICMP query; the side that asks has the query's id.
-const ICMP_ANSWERER: Port = Port::new(0xffff);
+pub(super) const ICMP_ANSWERER: Port = Port::new(0xffff);
 /// More extension headers than this are refused.
 const EXTENSION_HEADERS: u32 = 8;
 

@@ -5,7 +5,7 @@
 //! So there is no collector and nothing that it could delete too early.
 
 use super::conntrack::{self, SECOND};
-use super::headers::proto;
+use super::headers::{ICMP_ANSWERER, proto};
 use super::{Packet, Table, Tables, Work};
 use crate::abi::{Addr, Alias, Flow, FlowKey, Port, Reason, Tuple, flow_flags, tcp_state};
 
@@ -46,37 +46,54 @@ fn fill_alias(work: &mut Work, reply: u64) {
     work.alias.reply = reply;
 }
 
-/// Whether the alias that stands under this tuple belongs to a flow that lives.
+/// An alias without a flow is given this long: its flow is entered right after it, perhaps by another CPU this moment.
+const GRACE: u64 = SECOND;
+
+/// Makes `work.alias_tuple` free in this table for `work.key`. False if another living flow has it there.
 #[inline(always)]
-fn alive<T: Tables>(tables: &T, table: Table, tuple: &Tuple, now: u64) -> Option<bool> {
-    let alias = tables.alias(table, tuple)?;
-    Some(conntrack::by_key(tables, &alias.flow, now).is_some())
+fn vacate<T: Tables>(tables: &T, work: &Work, table: Table) -> bool {
+    let Some(alias) = tables.alias(table, &work.alias_tuple) else {
+        return true;
+    };
+    if alias.flow != work.key && taken(tables, work, alias) {
+        return false;
+    }
+    tables.remove_alias(table, &work.alias_tuple);
+    true
+}
+
+/// Whether the alias under `work.alias_tuple` leads to a flow that lives and has this tuple still.
+#[inline(always)]
+fn taken<T: Tables>(tables: &T, work: &Work, alias: &Alias) -> bool {
+    let Some(found) = conntrack::by_key(tables, &alias.flow, work.now) else {
+        return work.now.saturating_sub(alias.created) <= GRACE;
+    };
+    let (addr, port) = if alias.reply != 0 {
+        (found.flow.snat, found.flow.snat_port)
+    } else {
+        (found.flow.dnat, found.flow.dnat_port)
+    };
+    addr == work.alias_tuple.dst && port == work.alias_tuple.dst_port
 }
 
 /// Takes `work.alias_tuple` for `work.key`. False if another living flow has it.
 #[inline(always)]
 fn take<T: Tables>(tables: &T, work: &Work, table: Table) -> bool {
     // Both tables count: a tuple must not stand in one for one flow and in the other for another.
-    if alive(tables, Table::Established, &work.alias_tuple, work.now) == Some(true) {
-        return false;
-    }
-    if table == Table::New {
-        tables.remove_alias(Table::Established, &work.alias_tuple);
-    }
-    if tables.insert_alias(table, &work.alias_tuple, &work.alias).is_ok() {
-        return true;
-    }
-    if alive(tables, table, &work.alias_tuple, work.now) == Some(true) {
-        return false;
-    }
-    tables.remove_alias(table, &work.alias_tuple);
-    tables.insert_alias(table, &work.alias_tuple, &work.alias).is_ok()
+    vacate(tables, work, Table::Established)
+        && vacate(tables, work, Table::New)
+        && tables.insert_alias(table, &work.alias_tuple, &work.alias).is_ok()
 }
 
-/// Whether this protocol has a port that may be changed: SCTP's checksum is a CRC over the whole packet.
+/// Whether the packet has a port that may be changed: SCTP's checksum is a CRC over the whole packet, and of ICMP only
+/// queries have an id.
 #[inline(always)]
-fn port_may_change(protocol: u8) -> bool {
-    protocol != proto::SCTP
+fn port_may_change(tuple: &Tuple) -> bool {
+    match tuple.proto {
+        proto::SCTP => false,
+        proto::ICMP | proto::ICMPV6 => tuple.dst_port == ICMP_ANSWERER,
+        _ => true,
+    }
 }
 
 /// Finds a source port for `work.out` behind `work.snat` and enters the alias. `work.key` must be set. `keep_port`: the
@@ -88,7 +105,7 @@ pub(super) fn allocate<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut 
     let (first, last) = (config.first_port(), config.last_port());
     let range = last.wrapping_sub(first).wrapping_add(1) & 0xffff;
     fill_alias(work, 1);
-    let fixed = !port_may_change(work.out.proto);
+    let fixed = !port_may_change(&work.out);
     let own = work.out.src_port;
     // An odd stride visits every port once in a range that is a power of two, and nearly every one in others.
     let random = tables.random();
@@ -131,11 +148,12 @@ pub(super) fn enter_dialled<T: Tables>(tables: &T, work: &mut Work) -> Result<()
     work.flow.dnat = work.tuple.dst;
     work.flow.dnat_port = work.tuple.dst_port;
     work.flow.flags.set(work.flow.flags.get() | flow_flags::DNAT);
-    if take(tables, work, Table::New) {
-        Ok(())
-    } else {
-        Err(Reason::ConntrackFull)
-    }
+    // It is the sender's own tuple: a flow that had it before is over, or this packet would have found it.
+    tables.remove_alias(Table::Established, &work.alias_tuple);
+    tables.remove_alias(Table::New, &work.alias_tuple);
+    tables
+        .insert_alias(Table::New, &work.alias_tuple, &work.alias)
+        .map_err(|_| Reason::ConntrackFull)
 }
 
 /// Sets `work.alias_tuple` and `work.alias` to the alias that this direction of the flow does not pass through. False

@@ -4,6 +4,7 @@
 //! every port in use. They keep their port; only if a pod's flow has it towards the same destination are they
 //! translated too.
 
+use super::headers::{ICMP_ANSWERER, proto};
 use super::stage::{self, Stage};
 use super::{Outcome, Packet, Tables, Work, conntrack, enter, known, nat, route, translate};
 use crate::abi::{Addr, Reason, flow_flags, route_action, route_flags, via};
@@ -150,7 +151,12 @@ pub(super) fn leaving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &m
 fn host_flow<T: Tables>(tables: &T, work: &mut Work, source: &Addr) -> bool {
     let config = tables.config();
     let port = u32::from(work.tuple.src_port.get());
-    if port < config.first_port() || port > config.last_port() || work.headers.icmp_reply != 0 {
+    // Of ICMP only queries have something that could be taken for a port.
+    let icmp = matches!(work.tuple.proto, proto::ICMP | proto::ICMPV6);
+    if port < config.first_port()
+        || port > config.last_port()
+        || (icmp && work.tuple.dst_port != ICMP_ANSWERER)
+    {
         return false;
     }
     route::lookup(tables, work, source).is_ok_and(|route| route.action == route_action::HOST)
