@@ -116,11 +116,12 @@ fn mount_all() -> Result<()> {
         ("devtmpfs", "/dev"),
         ("devpts", "/dev/pts"),
         ("tmpfs", "/run"),
-        ("tmpfs", "/tmp"),
         ("cgroup2", "/sys/fs/cgroup"),
         ("bpf", "/sys/fs/bpf"),
         ("tracefs", "/sys/kernel/tracing"),
     ];
+    // Nothing is mounted over /tmp: the checkout, and with it the test program, may lie there.
+    fs::create_dir_all("/tmp").context("creating /tmp")?;
     for (kind, on) in file_systems {
         fs::create_dir_all(on).with_context(|| format!("creating {on}"))?;
         mount(Some(kind), on, Some(kind), MsFlags::empty(), None::<&str>)
