@@ -57,7 +57,7 @@ impl Tap {
         what: &str,
         mut wanted: impl FnMut(&[u8]) -> bool,
     ) -> Result<(Vec<u8>, Vec<Vec<u8>>)> {
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + Duration::from_secs(30);
         self.socket.set_read_timeout(Some(Duration::from_millis(100)))?;
         let mut before = Vec::new();
         let mut buffer = vec![0; 65_536];

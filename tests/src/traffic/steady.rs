@@ -80,10 +80,13 @@ impl Steady {
         let (ended, count) = (Arc::clone(&stop), Arc::clone(&exchanges));
         let thread = thread::spawn(move || {
             let mut failures = Vec::new();
-            while !ended.load(Ordering::Relaxed) && failures.len() < 20 {
+            while !ended.load(Ordering::Relaxed) && failures.len() < 3 {
                 match exchange() {
                     Ok(()) => _ = count.fetch_add(1, Ordering::Relaxed),
-                    Err(error) => failures.push(format!("{error:#}")),
+                    Err(error) => {
+                        let after = count.load(Ordering::Relaxed);
+                        failures.push(format!("after {after} exchanges: {error:#}"));
+                    }
                 }
                 thread::sleep(PACE);
             }

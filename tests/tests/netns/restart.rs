@@ -46,14 +46,14 @@ impl Load {
     }
 
     #[track_caller]
-    fn end(self) {
+    fn end(self, dropped: &[Drops]) {
         let lost: Vec<(String, Tally)> = self
             .flows
             .into_iter()
             .map(|(name, flow)| (name, flow.stop()))
             .filter(|(_, tally)| !tally.failures.is_empty())
             .collect();
-        assert!(lost.is_empty(), "{lost:#?}");
+        assert!(lost.is_empty(), "{dropped:?} {lost:#?}");
     }
 }
 
@@ -77,8 +77,9 @@ fn end_and_return(plan: Plan, signal: Signal) {
         load.go_on(20);
         assert_eq!(node.intent().unwrap(), before, "after the agent's return");
     }
-    load.end();
-    assert_eq!(node.drops().unwrap(), Drops::new());
+    let dropped = [node, &lab.nodes[1]].map(|node| node.drops().unwrap());
+    load.end(&dropped);
+    assert_eq!(dropped, [Drops::new(), Drops::new()]);
 }
 
 #[test]
