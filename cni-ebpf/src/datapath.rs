@@ -52,6 +52,7 @@ fn start(work: &mut Work, at: u8, towards: u8) {
     put(&mut work.state, 0);
     put(&mut work.tell, 0);
     put(&mut work.reply, 0);
+    put(&mut work.unmasked, 0);
     put(&mut work.way, way::PASS);
 }
 
@@ -109,7 +110,8 @@ fn connection_from_pod<T: Tables, P: Packet>(
     }
     work.flow.via_reply = via::PEER;
     if let Some(receiver) = receiver {
-        work.flow.via_forward = via::PEER;
+        work.flow.via_forward = route::via_to(receiver);
+        work.flow.via_reply = work.flow.via_forward;
         enter(tables, work)?;
         work.stack_reply = 0;
         return deliver(tables, packet, work, receiver);
@@ -313,8 +315,14 @@ fn arriving<T: Tables, P: Packet>(
     work.out = work.tuple;
     conntrack::begin(packet, work);
     policy::admit(tables, packet, work, None, Some(receiver), false)?;
-    work.flow.via_forward = via::PEER;
-    work.flow.via_reply = if tunnel { via::TUNNEL } else { via::DEVICE };
+    work.flow.via_forward = route::via_to(receiver);
+    work.flow.via_reply = if work.flow.via_forward == via::STACK {
+        via::STACK
+    } else if tunnel {
+        via::TUNNEL
+    } else {
+        via::DEVICE
+    };
     enter(tables, work)?;
     work.stack_reply = 0;
     deliver(tables, packet, work, receiver)

@@ -6,6 +6,8 @@
     reason = "a test that cannot go on panics"
 )]
 
+#[path = "packets/admission.rs"]
+mod admission;
 #[path = "packets/fixtures.rs"]
 mod fixtures;
 #[path = "packets/forged.rs"]
@@ -18,6 +20,8 @@ mod malformed;
 mod mutation;
 #[path = "packets/reports.rs"]
 mod reports;
+#[path = "packets/stack.rs"]
+mod stack;
 #[path = "packets/translation.rs"]
 mod translation;
 

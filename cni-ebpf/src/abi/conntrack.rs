@@ -120,7 +120,7 @@ crate::abi! {
         pub dnat: Addr,
         /// What the other side sees as the originator, if `SNAT`.
         pub snat: Addr,
-        /// The selector bits that admitted the flow at its source, with the word they stand in.
+        /// The granted selector bits that admitted the flow at its source, with the word they stand in.
         pub egress_bits: Racy<u64>,
         pub ingress_bits: Racy<u64>,
         pub egress_word: Racy<u32>,

@@ -254,10 +254,9 @@ impl Packet for Skb {
         match result {
             // Found, with or without a neighbour entry.
             0 | 7 => {}
-            // Blackhole, unreachable and prohibited routes, forwarding off, too big: the stack says it properly.
-            1..=3 | 5 | 8 => return Fib::Stack,
-            // Not forwarded: a local or multicast destination, or no route at all.
-            4 => return Fib::Stack,
+            // Blackhole, unreachable and prohibited routes, forwarding off, too big: the stack says it properly. Not
+            // forwarded: a local or multicast destination, or no route at all. Or a route that encapsulates.
+            1..=6 | 8 => return Fib::Stack,
             _ => return Fib::Unroutable,
         }
         // SAFETY: the helper left the gateway, or the destination itself, in the half of the family.

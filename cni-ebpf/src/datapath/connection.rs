@@ -3,7 +3,7 @@
 use super::conntrack::{self, Found};
 use super::stage::{self, Stage};
 use super::{Outcome, Packet, Table, Tables, Work, nat, policy};
-use crate::abi::{Endpoint, Reason, via};
+use crate::abi::{Endpoint, Reason, flow_flags, via};
 
 /// Enters `work.flow` among the new connections, in the place of one that is over.
 #[inline(always)]
@@ -63,6 +63,8 @@ pub(super) fn advance_known<'t, T: Tables, P: Packet>(
     work.service = found.flow.service;
     nat::leaving(work, found.flow);
     work.stack_reply = u8::from(work.reply != 0 && found.flow.via_reply == via::STACK);
+    let translated = found.flow.flags.get() & flow_flags::SNAT != 0;
+    work.unmasked = u8::from(work.reply == 0 && found.flow.via_forward == via::STACK && !translated);
     if conntrack::ripe(work, found.table) {
         promote(tables, packet, work)?;
     }

@@ -2,7 +2,7 @@
 
 use super::stage::{self, Stage};
 use super::{Outcome, Packet, Tables, Work, limit, rewrite, route, way};
-use crate::abi::{Config, Endpoint, direction, endpoint_flags};
+use crate::abi::{Config, Endpoint, direction, endpoint_flags, route_flags};
 
 /// Hands on a packet whose way is known: to the local `receiver`, or off this node. Replies go back the way the
 /// connection came.
@@ -21,6 +21,9 @@ pub(super) fn forward<T: Tables, P: Packet>(
     }
     let destination = work.out.dst;
     let route = route::lookup(tables, work, &destination)?;
+    if work.unmasked != 0 && route.flags & route_flags::MASQUERADE != 0 {
+        return work.pass();
+    }
     route::leave(tables, packet, work, route)?;
     send(tables, packet, work)
 }
@@ -36,13 +39,18 @@ pub(super) fn deliver<T: Tables, P: Packet>(
     // The stack answers these with an error, which must show the packet as it was sent. A pod may receive more than its
     // MTU, so that size matters only where the stack carries the packet on.
     let through_stack = work.stack_reply != 0 || receiver.flags & endpoint_flags::VIA_STACK != 0;
-    if work.headers.ttl <= 1 || through_stack && route::exceeds(packet, work, receiver.mtu) {
+    let stack_answers = work.headers.ttl <= 1 || through_stack && route::exceeds(packet, work, receiver.mtu);
+    // An answer to a translated source is the node's own as it came: the stack would refuse it in the pod's name.
+    let seems_the_nodes = work.reply != 0 && work.tuple.dst != work.out.dst;
+    if stack_answers && !seems_the_nodes {
         return work.pass();
     }
     limit::check(tables, packet, work, receiver, direction::INGRESS)?;
     translate(tables, packet, work)?;
     route::to_endpoint(work, receiver);
-    if work.way == way::PEER {
+    if stack_answers {
+        work.way = way::HANDLED;
+    } else if work.way == way::PEER {
         rewrite::hop(packet, &work.headers, &receiver.mac, &receiver.host_mac)?;
     }
     Ok(())
@@ -56,7 +64,8 @@ pub(super) fn translate<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: 
     Ok(())
 }
 
-/// Sends the packet off this node. What the stack gets is left as the pod sent it, `to_netdev` translates it then.
+/// Sends the packet off this node. What the stack gets to forward is left as the pod sent it, `to_netdev` translates it
+/// then; what the stack receives itself it must find addressed to itself.
 #[inline(always)]
 pub(super) fn send<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
     if work.way == way::NEIGHBOUR {
@@ -66,6 +75,8 @@ pub(super) fn send<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut 
     } else if work.way == way::TUNNEL {
         translate(tables, packet, work)?;
         rewrite::hop(packet, &work.headers, &Config::TUNNEL_MAC, &Config::TUNNEL_SENDER)?;
+    } else if work.way == way::LOCAL && work.tuple.src == work.out.src {
+        translate(tables, packet, work)?;
     }
     Ok(())
 }

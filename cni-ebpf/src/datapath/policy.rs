@@ -20,7 +20,7 @@ const CHUNKS: u32 = 4096;
 #[repr(C)]
 pub struct Question {
     pub peer: Addr,
-    /// Bits that admitted the connection before, and the word they stand in.
+    /// Granted bits that admitted the connection before, and the word they stand in.
     pub held_bits: u64,
     pub held_word: u32,
     pub rule_set: u32,
@@ -105,16 +105,18 @@ fn decide<T: Tables>(tables: &T, work: &mut Work) {
     let (id, chunks) = (list.list, list.chunks.min(CHUNKS));
     tables.repeat(chunks, |chunk| {
         let Some(found) = tables.groups(&GroupKey { list: id, chunk }) else {
+            // A hole: what stood there may have denied.
+            answer.denied = 1;
             return false;
         };
         for group in &found.groups {
             if group.action == action::NONE {
                 return false;
             }
-            let met = meets(tables, question, &classes, group, now);
-            if met != 0 {
+            let (known, granted) = meets(tables, question, &classes, group, now);
+            if known | granted != 0 {
                 answer.denied = u32::from(group.action == action::DENY);
-                answer.bits = met;
+                answer.bits = granted;
                 answer.word = group.word;
                 answer.rule = group.rule;
                 return false;
@@ -139,10 +141,19 @@ impl Classes {
     }
 }
 
-/// The bits of the peer that meet the group's mask.
+/// The bits of the peer that meet the group's mask: by what it is, and by what was granted. Only the second outlive
+/// their reason, for a name may lead elsewhere while the connection goes on; a peer that is another one now has nothing
+/// from the one before.
 #[inline(always)]
-fn meets<T: Tables>(tables: &T, question: &Question, classes: &Classes, group: &Group, now: u64) -> u64 {
+fn meets<T: Tables>(
+    tables: &T,
+    question: &Question,
+    classes: &Classes,
+    group: &Group,
+    now: u64,
+) -> (u64, u64) {
     let mut bits = 0;
+    let mut granted = 0;
     if group.word == ClassKey::EVERYBODY_WORD {
         bits = ClassKey::EVERYBODY_BITS;
     } else {
@@ -171,13 +182,13 @@ fn meets<T: Tables>(tables: &T, question: &Question, classes: &Classes, group: &
             word: group.word,
         }) && grant.expires > now
         {
-            bits |= grant.bits;
+            granted = grant.bits;
         }
         if question.held_word == group.word {
-            bits |= question.held_bits;
+            granted |= question.held_bits;
         }
     }
-    bits & group.mask
+    (bits & group.mask, granted & group.mask)
 }
 
 /// Writes `work.question` about the connection whose forward tuple is `work.out`.
@@ -279,6 +290,8 @@ pub(super) fn revalidate<T: Tables, P: Packet>(
                     flow.egress_word.get(),
                 );
                 judge(tables, packet, work)?;
+                flow.egress_bits.set(work.answer.bits);
+                flow.egress_word.set(work.answer.word);
                 flow.egress_rule.set(work.answer.rule);
             }
             flow.egress_generation.set(generation);
@@ -298,6 +311,8 @@ pub(super) fn revalidate<T: Tables, P: Packet>(
                     flow.ingress_word.get(),
                 );
                 judge(tables, packet, work)?;
+                flow.ingress_bits.set(work.answer.bits);
+                flow.ingress_word.set(work.answer.word);
                 flow.ingress_rule.set(work.answer.rule);
             }
             flow.ingress_generation.set(generation);

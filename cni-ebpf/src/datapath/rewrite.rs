@@ -126,7 +126,9 @@ fn address<P: Packet>(
             packet.add_l4_checksum(sum.offset, address_difference(from, to), true, sum.zero_is_none)?;
         }
         let at = l3 + if destination { 24 } else { 8 };
-        return packet.store(at, &to.words(), false);
+        // No header checksum moves against the address: the device's sum over the packet changes with it. The helper
+        // above takes the change of the transport's checksum from that sum, this adds the address's.
+        return packet.store(at, &to.words(), true);
     }
     let (old, new) = (from.word_v4(), to.word_v4());
     if let Some(sum) = checksum

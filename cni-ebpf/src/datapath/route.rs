@@ -3,7 +3,7 @@
 use super::headers::L3;
 use super::stage::{self, Stage};
 use super::{Fib, Outcome, Packet, Tables, Work, way};
-use crate::abi::{Addr, Endpoint, Prefix, Reason, Route, endpoint_flags, route_action};
+use crate::abi::{Addr, Endpoint, Prefix, Reason, Route, endpoint_flags, route_action, via};
 
 /// The route to an address.
 #[inline(always)]
@@ -50,6 +50,16 @@ pub(super) fn to_endpoint(work: &mut Work, endpoint: &Endpoint) {
     work.way = if stack { way::HANDLED } else { way::PEER };
 }
 
+/// How a connection's packets reach a local endpoint.
+#[inline(always)]
+pub(super) fn via_to(endpoint: &Endpoint) -> u8 {
+    if endpoint.flags & endpoint_flags::VIA_STACK != 0 {
+        via::STACK
+    } else {
+        via::PEER
+    }
+}
+
 /// Where a packet that is not for a local endpoint leaves.
 #[inline(always)]
 pub(super) fn leave<T: Tables, P: Packet>(
@@ -58,6 +68,10 @@ pub(super) fn leave<T: Tables, P: Packet>(
     work: &mut Work,
     route: &Route,
 ) -> Outcome {
+    if matches!(route.action, route_action::HOST | route_action::STACK) {
+        work.way = way::LOCAL;
+        return Ok(());
+    }
     work.way = way::PASS;
     // What the stack can do and redirection cannot, it does: it answers with "time exceeded" or "too big", it cuts
     // into fragments. What it sends comes by `to_netdev`.
@@ -66,7 +80,6 @@ pub(super) fn leave<T: Tables, P: Packet>(
     }
     match route.action {
         route_action::ENDPOINTS => return Err(Reason::NoEndpoint),
-        route_action::HOST | route_action::STACK => {}
         route_action::TUNNEL => {
             work.way = way::TUNNEL;
             work.gateway = route.gateway;
@@ -82,7 +95,9 @@ pub(super) fn leave<T: Tables, P: Packet>(
 #[inline(always)]
 pub(super) fn by_fib<P: Packet>(packet: &P, work: &mut Work) -> Outcome {
     work.way = way::PASS;
-    match packet.fib(&work.out.src, &work.out.dst, work.headers.length) {
+    // By the address that the pod sent from, before and after translation: rules that look at the source must not lead
+    // a connection's first packet one way and the others another.
+    match packet.fib(&work.tuple.src, &work.out.dst, work.headers.length) {
         Fib::Device { ifindex, gateway } => work.neighbour(ifindex, gateway),
         Fib::Stack => {}
         Fib::Unroutable => return Err(Reason::NoRoute),

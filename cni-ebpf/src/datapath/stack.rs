@@ -104,10 +104,13 @@ pub(super) fn leaving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &m
     let Ok(route) = route::lookup(tables, work, &destination) else {
         return work.pass();
     };
-    if route.flags & route_flags::MASQUERADE == 0
-        || tables.config().masquerades() == 0
-        || work.headers.icmp_error != 0
-    {
+    if route.flags & route_flags::MASQUERADE == 0 || tables.config().masquerades() == 0 {
+        return work.pass();
+    }
+    if work.headers.icmp_error != 0 {
+        // The stack's, about an answer that it was to forward to a pod: the far side knows the node's address only.
+        // Nothing is changed unless the flow is found.
+        let _ = stage::call(Stage::Related, tables, packet, work);
         return work.pass();
     }
     let source = work.tuple.src;
@@ -116,14 +119,17 @@ pub(super) fn leaving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &m
         return work.pass();
     }
     if let Some(found) = known(tables, packet, work) {
-        if found.flow.flags.get() & flow_flags::SNAT == 0 {
+        if found.flow.flags.get() & flow_flags::SNAT != 0 {
+            // `from_pod` counted a pod's packet already; a host's flow is only kept alive.
+            found.flow.seen.set(work.now);
+            nat::leaving(work, found.flow);
+            translate(tables, packet, work)?;
             return work.pass();
         }
-        // `from_pod` counted a pod's packet already; a host's flow is only kept alive.
-        found.flow.seen.set(work.now);
-        nat::leaving(work, found.flow);
-        translate(tables, packet, work)?;
-        return work.pass();
+        // `from_pod` left it to the stack where the packet leaves, and so the address to leave with to us.
+        if !pod || work.reply != 0 || found.flow.via_forward != via::STACK {
+            return work.pass();
+        }
     }
     work.out = work.tuple;
     conntrack::begin(packet, work);

@@ -12,6 +12,8 @@ pub mod way {
     pub const NEIGHBOUR: u8 = 3;
     pub const TUNNEL: u8 = 4;
     pub const TUNNEL_KEY: u8 = 5;
+    /// To a receiver in the host's stack.
+    pub const LOCAL: u8 = 6;
 }
 
 /// What becomes of a packet that is not dropped.

@@ -80,7 +80,9 @@ pub struct Work {
     pub pad5: u32,
     /// The flow at hand returns through the stack.
     pub stack_reply: u8,
-    pub pad4: [u8; 6],
+    /// The flow at hand leaves through the stack and has no translated source: `to_netdev` gives it one, if it needs one.
+    pub unmasked: u8,
+    pub pad4: [u8; 5],
     /// Where the packet goes: see [`way`](super::way); device and neighbour as far as the way needs them.
     pub gateway: Addr,
     pub to_ifindex: u32,

@@ -239,5 +239,7 @@ fn devices() -> Result<()> {
     ip_command(&format!("route add default via 192.0.2.254 dev {device}"))?;
     ip_command(&format!("route add default via 2001:db8::fe dev {device}"))?;
     ip_command("route add unreachable 203.0.113.0/24")?;
-    ip_command("route add unreachable 2001:db8:dead::/48")
+    ip_command("route add unreachable 2001:db8:dead::/48")?;
+    ip_command("rule add from 192.0.2.1 to 198.51.100.9 prohibit")?;
+    ip_command("-6 rule add from 2001:db8::1 to 2001:db8:beef::9 prohibit")
 }

@@ -1,0 +1,206 @@
+//! A packet in memory: the second implementation of [`Packet`].
+//!
+//! Checksum arithmetic repeats what the kernel's helpers do step by step (`include/net/checksum.h`), so that results are
+//! equal bit for bit, both zeros included.
+
+use cni_ebpf::abi::*;
+use cni_ebpf::datapath::{Fib, NotRewritten, Packet};
+
+/// A packet as a program gets it.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    pub bytes: Vec<u8>,
+    pub ifindex: u32,
+    pub ingress_ifindex: u32,
+    pub mark: u32,
+    pub segment_size: u32,
+    pub tunnel: Option<(Addr, u32)>,
+    /// A VLAN tag stands beside the packet.
+    pub vlan: bool,
+    /// `skb->csum` of a packet that the device summed up from the network header on (CHECKSUM_COMPLETE).
+    pub complete: Option<u32>,
+    /// The kernel's routes, by destination.
+    pub fib: fn(&Addr) -> Fib,
+    /// Tuples that sockets of the host receive.
+    pub sockets: Vec<Tuple>,
+}
+
+impl Frame {
+    pub fn new(bytes: Vec<u8>, ifindex: u32) -> Self {
+        Self {
+            bytes,
+            ifindex,
+            ingress_ifindex: ifindex,
+            mark: 0,
+            segment_size: 0,
+            tunnel: None,
+            vlan: false,
+            complete: None,
+            fib: |_| Fib::Unroutable,
+            sockets: Vec::new(),
+        }
+    }
+
+    fn sum_at(&mut self, offset: u32, change: impl FnOnce(u16) -> u16) -> Result<(), NotRewritten> {
+        let at = offset as usize;
+        let bytes = self.bytes.get_mut(at..at + 2).ok_or(NotRewritten)?;
+        let old = u16::from_ne_bytes([bytes[0], bytes[1]]);
+        bytes.copy_from_slice(&change(old).to_ne_bytes());
+        Ok(())
+    }
+}
+
+impl Frame {
+    /// The sum over the packet from its network header on, as a device gives it with CHECKSUM_COMPLETE.
+    pub fn sum(&self) -> u32 {
+        let packet = self.bytes.get(14..).unwrap_or_default();
+        packet.chunks(2).fold(0, |sum, pair| {
+            let word = u16::from_ne_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]);
+            add(sum, u32::from(word))
+        })
+    }
+
+    /// Whether the device's sum is still that of the packet.
+    pub fn complete_holds(&self) -> bool {
+        self.complete
+            .is_none_or(|sum| matches!(fold(add(sum, !self.sum())), 0 | 0xffff))
+    }
+
+    /// What `inet_proto_csum_replace4` and `inet_proto_csum_replace_by_diff` do to the device's sum: a word of the
+    /// pseudo header changed, and they take it that a header checksum moved against it, which is so in IPv4 only.
+    fn pseudo_changes(&mut self, pseudo: bool, difference: u32) {
+        if let Some(complete) = &mut self.complete
+            && pseudo
+        {
+            *complete = !add(!*complete, difference);
+        }
+    }
+}
+
+/// `csum_add`.
+fn add(a: u32, b: u32) -> u32 {
+    let (sum, carry) = a.overflowing_add(b);
+    sum.wrapping_add(u32::from(carry))
+}
+
+/// `csum_fold`.
+fn fold(sum: u32) -> u16 {
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    !(sum as u16)
+}
+
+/// `csum_replace4`.
+fn replace4(sum: u16, from: u32, to: u32) -> u16 {
+    fold(add(add(!u32::from(sum), !from), to))
+}
+
+impl Packet for Frame {
+    fn length(&self) -> u32 {
+        self.bytes.len() as u32
+    }
+
+    fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+
+    fn ingress_ifindex(&self) -> u32 {
+        self.ingress_ifindex
+    }
+
+    fn mark(&self) -> u32 {
+        self.mark
+    }
+
+    fn vlan(&self) -> bool {
+        self.vlan
+    }
+
+    fn segment_size(&self) -> u32 {
+        self.segment_size
+    }
+
+    fn tunnel_source(&self) -> Option<(Addr, u32)> {
+        self.tunnel
+    }
+
+    fn load<T: Plain + Copy>(&self, offset: u32) -> Option<T> {
+        if offset > 0x3ff {
+            return None;
+        }
+        let at = offset as usize;
+        from_bytes(self.bytes.get(at..at + size_of::<T>())?)
+    }
+
+    fn store<T: Plain>(&mut self, offset: u32, value: &T, checksum: bool) -> Result<(), NotRewritten> {
+        let (at, bytes) = (offset as usize, as_bytes(value));
+        let before = self.sum();
+        self.bytes
+            .get_mut(at..at + bytes.len())
+            .ok_or(NotRewritten)?
+            .copy_from_slice(bytes);
+        let after = self.sum();
+        if let Some(complete) = &mut self.complete
+            && checksum
+        {
+            *complete = add(add(*complete, !before), after);
+        }
+        Ok(())
+    }
+
+    fn replace_l3_checksum(
+        &mut self,
+        offset: u32,
+        from: u32,
+        to: u32,
+        size: u32,
+    ) -> Result<(), NotRewritten> {
+        if size != 4 {
+            return Err(NotRewritten);
+        }
+        self.sum_at(offset, |sum| replace4(sum, from, to))
+    }
+
+    fn replace_l4_checksum(
+        &mut self,
+        offset: u32,
+        from: u32,
+        to: u32,
+        _: u32,
+        pseudo: bool,
+        zero_is_none: bool,
+    ) -> Result<(), NotRewritten> {
+        self.pseudo_changes(pseudo, add(!from, to));
+        self.sum_at(offset, |sum| mangled(sum, zero_is_none, replace4(sum, from, to)))
+    }
+
+    fn add_l4_checksum(
+        &mut self,
+        offset: u32,
+        diff: u32,
+        pseudo: bool,
+        zero_is_none: bool,
+    ) -> Result<(), NotRewritten> {
+        self.pseudo_changes(pseudo, diff);
+        self.sum_at(offset, |sum| {
+            mangled(sum, zero_is_none, fold(add(diff, !u32::from(sum))))
+        })
+    }
+
+    fn fib(&self, _: &Addr, dst: &Addr, _: u32) -> Fib {
+        (self.fib)(dst)
+    }
+
+    fn socket(&self, tuple: &Tuple) -> bool {
+        self.sockets.contains(tuple)
+    }
+}
+
+/// UDP's zero: none stays none, and a sum that comes to zero is written as its other form.
+fn mangled(before: u16, zero_is_none: bool, after: u16) -> u16 {
+    match (zero_is_none, before, after) {
+        (true, 0, _) => 0,
+        (true, _, 0) => 0xffff,
+        _ => after,
+    }
+}

@@ -1,0 +1,244 @@
+//! What is left to the host's stack, and what comes back from it.
+
+use cni_ebpf::datapath::Verdict;
+use cni_tests::frames::{self, Ends};
+use cni_tests::world::{self, Hook, ifindex, ip, mac, pod};
+
+use crate::fixtures::{SYN, SYN_ACK, TO_A, families, from_a, from_b, gateway, outside};
+
+fn node(v6: bool) -> std::net::IpAddr {
+    ip(if v6 { "2001:db8::1" } else { "192.0.2.1" })
+}
+
+fn far(v6: bool) -> std::net::IpAddr {
+    ip(if v6 { "2620:fe::9" } else { "9.9.9.9" })
+}
+
+/// Source address and port of a packet without options.
+fn source(bytes: &[u8], v6: bool) -> (std::net::IpAddr, u16) {
+    let (ip, l4): (std::net::IpAddr, _) = if v6 {
+        (<[u8; 16]>::try_from(&bytes[22..38]).unwrap().into(), 54)
+    } else {
+        (<[u8; 4]>::try_from(&bytes[26..30]).unwrap().into(), 34)
+    };
+    (ip, u16::from_be_bytes([bytes[l4], bytes[l4 + 1]]))
+}
+
+#[test]
+fn where_plugins_act_in_the_stack_both_directions_pass_it() {
+    families(|pair, v6| {
+        let to_pod = Ends {
+            dst: pod(4, v6),
+            ..outside(from_a(far(v6)))
+        };
+        let (verdict, _) = pair.run(Hook::FromNetdev, &to_pod.tcp(SYN, b""), ifindex::NETDEV);
+        assert_eq!(verdict, Ok(Verdict::Handled));
+        let back = Ends {
+            src_mac: mac(ifindex::POD_STACK),
+            dst_mac: world::NODE_MAC,
+            ..to_pod.reversed()
+        };
+        let bytes = back.tcp(SYN_ACK, b"");
+        let (verdict, out) = pair.run(Hook::FromPod, &bytes, ifindex::POD_STACK);
+        assert_eq!((verdict, out), (Ok(Verdict::Pass), bytes.clone()));
+        let (verdict, out) = pair.run(Hook::ToNetdev, &bytes, ifindex::NETDEV);
+        assert_eq!(
+            (verdict, out),
+            (Ok(Verdict::Pass), bytes),
+            "it is no connection of the pod's own"
+        );
+        // From a neighbour on this node.
+        let near = Ends {
+            src_port: 1,
+            ..from_a(pod(4, v6))
+        };
+        let (verdict, _) = pair.run(Hook::FromPod, &near.tcp(SYN, b""), ifindex::POD_A);
+        assert_eq!(verdict, Ok(Verdict::Handled));
+        let back = Ends {
+            src_mac: mac(ifindex::POD_STACK),
+            ..from_b(near)
+        };
+        let (verdict, _) = pair.run(Hook::FromPod, &back.tcp(SYN_ACK, b""), ifindex::POD_STACK);
+        assert_eq!(verdict, Ok(Verdict::Handled));
+    });
+}
+
+#[test]
+fn what_the_stack_routes_is_masqueraded_behind_it() {
+    families(|pair, v6| {
+        // The kernel's answer is an error that only the stack can send: it gets the packet as it was.
+        let ends = from_a(ip(if v6 { "2001:db8:dead::9" } else { "203.0.113.9" }));
+        for round in 0..2 {
+            let bytes = ends.udp(b"hello");
+            let (verdict, out) = pair.run(Hook::FromPod, &bytes, ifindex::POD_A);
+            assert_eq!((verdict, &out), (Ok(Verdict::Pass), &bytes));
+            let (kind, code) = if v6 { (1, 0) } else { (3, 0) };
+            let error = Ends {
+                src: node(v6),
+                dst_mac: mac(ifindex::POD_A),
+                ..outside(ends)
+            }
+            .icmp_error(kind, code, &bytes);
+            let (verdict, shown) = pair.run(Hook::ToPod, &error, ifindex::POD_A);
+            assert_eq!(
+                (verdict, shown),
+                (Ok(Verdict::Pass), error),
+                "it is about the pod's own packet"
+            );
+            if round == 0 {
+                // The route was there after all.
+                let (verdict, out) = pair.run(Hook::ToNetdev, &bytes, ifindex::NETDEV);
+                assert_eq!(verdict, Ok(Verdict::Pass));
+                assert_eq!(source(&out, v6), (node(v6), 40000));
+                assert!(frames::checksums_hold(&out));
+            }
+        }
+        let (_, out) = pair.run(Hook::ToNetdev, &ends.udp(b"hello"), ifindex::NETDEV);
+        assert_eq!(source(&out, v6), (node(v6), 40000));
+    });
+}
+
+#[test]
+fn a_service_may_lead_to_the_node_itself() {
+    families(|pair, v6| {
+        let vip = ip(if v6 { "fd00:96::1" } else { "10.96.0.1" });
+        for ttl in [64, 1] {
+            let ends = Ends {
+                dst_port: 82,
+                ttl,
+                ..from_a(vip)
+            };
+            let (verdict, out) = pair.run(Hook::FromPod, &ends.tcp(SYN, b""), ifindex::POD_A);
+            assert_eq!(verdict, Ok(Verdict::Pass));
+            assert!(frames::checksums_hold(&out));
+            let direct = Ends {
+                dst: node(v6),
+                dst_port: 6443,
+                ..ends
+            };
+            assert_eq!(crate::hex(&out), crate::hex(&direct.tcp(SYN, b"")));
+            let back = Ends {
+                dst_mac: mac(ifindex::POD_A),
+                ..direct.reversed()
+            };
+            let mut frame = world::frame(back.tcp(SYN_ACK, b""), ifindex::POD_A);
+            frame.ingress_ifindex = 0;
+            let (verdict, out) = pair.run_frame(Hook::ToPod, &frame);
+            assert_eq!(verdict, Ok(Verdict::Pass));
+            assert_eq!(source(&out, v6), (vip, 82));
+            pair.forget();
+        }
+    });
+}
+
+#[test]
+fn an_answer_to_a_translated_connection_is_never_taken_for_the_nodes() {
+    families(|pair, v6| {
+        let ends = from_a(far(v6));
+        let back = Ends {
+            src: node(v6),
+            src_port: 40000,
+            ..ends
+        }
+        .reversed();
+        assert_eq!(
+            pair.run(Hook::FromPod, &ends.udp(b"q"), ifindex::POD_A).0,
+            gateway(v6)
+        );
+        // Larger than the pod's link says: it fits all the same, and the stack would refuse it as its own.
+        let (verdict, out) = pair.run(Hook::FromNetdev, &back.udp(&[7; 1600]), ifindex::NETDEV);
+        assert_eq!(verdict, TO_A);
+        assert!(frames::checksums_hold(&out));
+        // At its last hop: translated, so that the stack forwards it, which it cannot.
+        let last = Ends { ttl: 1, ..back };
+        let (verdict, out) = pair.run(Hook::FromNetdev, &last.udp(b"a"), ifindex::NETDEV);
+        assert_eq!(verdict, Ok(Verdict::Handled));
+        assert_eq!(source(&out, v6), (far(v6), 8080));
+        // What it says about that goes to the far side, in the far side's terms.
+        let (kind, code) = if v6 { (3, 0) } else { (11, 0) };
+        let error = Ends {
+            src: node(v6),
+            dst: far(v6),
+            ..ends
+        }
+        .icmp_error(kind, code, &out);
+        let mut frame = world::frame(error, ifindex::NETDEV);
+        frame.ingress_ifindex = 0;
+        let (verdict, out) = pair.run_frame(Hook::ToNetdev, &frame);
+        assert_eq!(verdict, Ok(Verdict::Pass));
+        assert!(frames::checksums_hold(&out));
+        let inner = if v6 { 14 + 40 + 8 } else { 14 + 20 + 8 };
+        let seen = [&[0; 14][..], &out[inner..]].concat();
+        let expected = [&[0; 14][..], &last.udp(b"a")[14..]].concat();
+        assert_eq!(source(&seen, v6), source(&expected, v6));
+        let (at, len) = if v6 { (14 + 24, 16) } else { (14 + 16, 4) };
+        assert_eq!(
+            seen[at..at + len],
+            expected[at..at + len],
+            "the address that it sent to"
+        );
+    });
+}
+
+#[test]
+fn one_connection_leaves_one_way() {
+    families(|pair, v6| {
+        // The kernel's rules would send what bears the node's address another way: the stack asks with the pod's.
+        let ends = from_a(ip(if v6 { "2001:db8:beef::9" } else { "198.51.100.9" }));
+        for _ in 0..2 {
+            let (verdict, out) = pair.run(Hook::FromPod, &ends.udp(b"x"), ifindex::POD_A);
+            assert_eq!(verdict, gateway(v6));
+            assert_eq!(source(&out, v6), (node(v6), 40000));
+        }
+    });
+}
+
+#[test]
+fn the_devices_checksum_over_a_packet_stays_right() {
+    families(|pair, v6| {
+        let far = far(v6);
+        let ends = from_a(far);
+        let back = Ends {
+            src: node(v6),
+            src_port: 40000,
+            ..ends
+        }
+        .reversed();
+        for (query, answers) in [
+            (ends.udp(b"q"), vec![back.udp(b"answer")]),
+            (ends.tcp(SYN, b""), vec![back.tcp(SYN_ACK, b"")]),
+            (
+                ends.udp(b"q"),
+                frames::fragments(&back.udp(&[7; 100]), 48, 5).to_vec(),
+            ),
+        ] {
+            let mut sent = world::frame(query, ifindex::POD_A);
+            sent.complete = Some(sent.sum());
+            let (verdict, sent) = pair.host(Hook::FromPod, &sent);
+            assert_eq!(verdict, gateway(v6));
+            assert!(sent.complete_holds());
+            for answer in answers {
+                let mut answer = world::frame(answer, ifindex::NETDEV);
+                answer.complete = Some(answer.sum());
+                let (verdict, answer) = pair.host(Hook::FromNetdev, &answer);
+                assert_eq!(verdict, TO_A);
+                assert!(answer.complete_holds());
+            }
+        }
+        let (_, sent) = pair.host(
+            Hook::FromPod,
+            &world::frame(ends.udp(b"hello there"), ifindex::POD_A),
+        );
+        let (kind, code) = if v6 { (1, 4) } else { (3, 3) };
+        let error = Ends {
+            dst: node(v6),
+            ..outside(ends)
+        }
+        .icmp_error(kind, code, &sent.bytes);
+        let mut error = world::frame(error, ifindex::NETDEV);
+        error.complete = Some(error.sum());
+        let (verdict, error) = pair.host(Hook::FromNetdev, &error);
+        assert_eq!(verdict, TO_A);
+        assert!(error.complete_holds());
+    });
+}
