@@ -1,4 +1,4 @@
-//! The datapath's world in memory: the second implementation of [`Tables`] and [`Packet`].
+//! The datapath's world in memory: the second implementation of [`Tables`] and [`Packet`](cni_ebpf::datapath::Packet).
 
 mod frame;
 
