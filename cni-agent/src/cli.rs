@@ -9,6 +9,7 @@ mod conntrack;
 mod drops;
 mod dump;
 mod endpoints;
+mod install;
 mod monitor;
 mod status;
 mod table;
@@ -50,6 +51,9 @@ struct Settings {
     /// Where maps and links are pinned
     #[arg(long, global = true, value_name = "FOLDER", env = "MILLRACE_BPFFS")]
     bpffs: Option<PathBuf>,
+    /// Where kernel settings are written
+    #[arg(long, global = true, value_name = "FOLDER", env = "MILLRACE_PROC_SYS")]
+    proc_sys: Option<PathBuf>,
     /// The socket on which a running agent answers
     #[arg(long, global = true, value_name = "PATH", env = "MILLRACE_ADMIN_SOCKET")]
     admin_socket: Option<PathBuf>,
@@ -80,6 +84,11 @@ enum Command {
     Dump(dump::Options),
     /// Events as they happen: drops, new and closed connections
     Monitor(monitor::Options),
+    /// Put the CNI plugin where the container runtime looks for it
+    ///
+    /// The plugin comes from beside this program. It is copied aside, tried, and renamed, so that pods which start
+    /// meanwhile have the old one or the new one. Nothing happens if it is there already.
+    Install(install::Options),
     /// Remove everything of Millrace from this node
     Uninstall(uninstall::Options),
     /// Completions for a shell, on standard output
@@ -144,6 +153,7 @@ impl Cli {
             _ => Overrides::default(),
         };
         overrides.bpffs = self.settings.bpffs;
+        overrides.proc_sys = self.settings.proc_sys;
         overrides.admin_socket = self.settings.admin_socket;
         let path = self.settings.config.clone().unwrap_or_else(|| CONFIG_FILE.into());
         let config = Config::load(&path, self.settings.config.is_some(), overrides)?;
@@ -152,6 +162,7 @@ impl Cli {
             json: self.settings.json,
         };
         match self.command {
+            Command::Install(options) => install::run(&context, &options),
             Command::Agent(options) => agent::run(context, &options),
             Command::Config(command) => check_config(&context, &command),
             Command::Status => status::run(&context),

@@ -203,6 +203,8 @@ pub struct MapSizes {
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Paths {
     pub bpffs: PathBuf,
+    /// Where kernel settings are written: a container's own `/proc/sys` is read-only.
+    pub proc_sys: PathBuf,
     pub manifests: PathBuf,
     pub state: PathBuf,
     pub agent_socket: PathBuf,
@@ -213,6 +215,7 @@ impl Default for Paths {
     fn default() -> Self {
         Self {
             bpffs: "/sys/fs/bpf/millrace".into(),
+            proc_sys: "/proc/sys".into(),
             manifests: "/etc/millrace/manifests".into(),
             state: STATE_DIR.into(),
             agent_socket: AGENT_SOCKET.into(),
@@ -257,6 +260,7 @@ pub struct Overrides {
     pub mtu: Option<u32>,
     pub masquerade: Option<bool>,
     pub bpffs: Option<PathBuf>,
+    pub proc_sys: Option<PathBuf>,
     pub manifests: Option<PathBuf>,
     pub state: Option<PathBuf>,
     pub agent_socket: Option<PathBuf>,

@@ -1,6 +1,6 @@
 //! `cargo xtask build`: the BPF object, then the binaries that embed it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -52,6 +52,46 @@ impl Build {
     }
 }
 
+/// The binaries of the image, which need nothing of the system that they run on.
+pub(crate) struct StaticBinaries {
+    pub(crate) agent: PathBuf,
+    pub(crate) plugin: PathBuf,
+}
+
+impl StaticBinaries {
+    /// Compiles them. The BPF object must be there.
+    pub(crate) fn build() -> Result<Self> {
+        // A target is named so that the flags are not those of build scripts and macros, which cannot be static.
+        let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+        let mut cargo = cargo();
+        cargo.args(["build", "--profile", "image", "--target", &target]);
+        cargo.args(["--package", "cni-agent", "--package", "cni-plugin", "--bins"]);
+        cargo.env("CARGO_ENCODED_RUSTFLAGS", static_flags().join("\x1f"));
+        run(&mut cargo)?;
+        let folder = workspace::target().join(target).join("image");
+        Ok(Self {
+            agent: folder.join("millrace"),
+            plugin: folder.join("millrace-cni"),
+        })
+    }
+}
+
+/// glibc without its shared parts (it resolves names by `files` and `dns` without them, and nothing here asks for more),
+/// and no path of this machine in panic messages, so that every machine makes the same bytes.
+fn static_flags() -> Vec<String> {
+    let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
+    let remap = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
+    let sources = process::cargo_home().map(|home| home.join("registry/src"));
+    let registries = sources
+        .and_then(|sources| sources.read_dir().ok())
+        .into_iter()
+        .flatten()
+        .flatten();
+    flags.extend(registries.map(|registry| remap(&registry.path(), "/registry")));
+    flags.push(remap(workspace::root(), "/millrace"));
+    flags
+}
+
 /// The object with the programs that `cargo xtask bench` measures with.
 pub(crate) fn bench_programs() -> Result<()> {
     programs(&["bench"], &workspace::bpf_bench_object())
@@ -91,7 +131,7 @@ fn publish(stripped: &Path, object: &Path) -> Result<()> {
     std::fs::rename(stripped, object).with_context(|| format!("renaming to {}", object.display()))
 }
 
-pub(crate) fn objcopy() -> Option<std::path::PathBuf> {
+pub(crate) fn objcopy() -> Option<PathBuf> {
     let versioned = (20..=24).rev().map(|version| format!("llvm-objcopy-{version}"));
     std::iter::once("llvm-objcopy".to_owned())
         .chain(versioned)

@@ -7,7 +7,9 @@ mod abi;
 mod bench;
 mod build;
 mod demo;
+mod image;
 mod licence;
+mod manifests;
 mod object;
 mod process;
 mod setup;
@@ -35,6 +37,8 @@ use clap::Parser;
 enum Cli {
     Setup(setup::Setup),
     Build(build::Build),
+    Image(image::Image),
+    Manifests(manifests::Manifests),
     Demo(demo::Demo),
     Test(test::Test),
     Bench(bench::Bench),
@@ -51,6 +55,8 @@ fn main() -> ExitCode {
     let done = match Cli::parse() {
         Cli::Setup(setup) => setup.run(),
         Cli::Build(build) => build.run().map(|()| ExitCode::SUCCESS),
+        Cli::Image(image) => image.run().map(|()| ExitCode::SUCCESS),
+        Cli::Manifests(manifests) => manifests.run().map(|()| ExitCode::SUCCESS),
         Cli::Demo(demo) => demo.run(),
         Cli::Test(test) => test.run(),
         Cli::Bench(bench) => bench.run().map(|()| ExitCode::SUCCESS),

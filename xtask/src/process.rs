@@ -159,7 +159,8 @@ fn folders() -> Vec<PathBuf> {
     folders
 }
 
-fn cargo_home() -> Option<PathBuf> {
+/// Where cargo keeps what it fetched.
+pub(crate) fn cargo_home() -> Option<PathBuf> {
     let explicit = env::var_os("CARGO_HOME").map(PathBuf::from);
     explicit.or_else(|| env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo")))
 }

@@ -12,6 +12,7 @@ use crate::build;
 use crate::process::{cargo, command, find, output, run, step};
 use crate::toolchain::{Origin, Toolchain};
 
+use from_source::{GO_TOOLS, GoTool};
 pub(crate) use package::Group;
 use package::{PACKAGES, Package, Suite};
 
@@ -46,8 +47,8 @@ impl Setup {
         if let Some(why) = &missing.toolchain {
             println!("missing: {why}");
         }
-        if missing.cnitool {
-            println!("missing: {}", from_source::CNITOOL);
+        for tool in &missing.tools {
+            println!("missing: {tool}");
         }
         if let Ok(toolchain) = Toolchain::find() {
             println!("BPF toolchain: {toolchain}");
@@ -65,7 +66,7 @@ struct Missing {
     packages: Vec<&'static Package>,
     /// Why there is no BPF toolchain, if one is needed.
     toolchain: Option<String>,
-    cnitool: bool,
+    tools: Vec<&'static GoTool>,
 }
 
 impl Missing {
@@ -85,16 +86,17 @@ impl Missing {
                 packages.retain(|package| package.name != package::OBJCOPY);
             }
         }
-        let cnitool = groups.contains(&Group::Test) && find("cnitool").is_none();
+        let wanted = GO_TOOLS.iter().filter(|tool| groups.contains(&tool.group));
+        let tools = wanted.filter(|tool| !tool.is_present()).collect();
         Self {
             packages,
             toolchain,
-            cnitool,
+            tools,
         }
     }
 
     fn is_empty(&self) -> bool {
-        self.packages.is_empty() && self.toolchain.is_none() && !self.cnitool
+        self.packages.is_empty() && self.toolchain.is_none() && self.tools.is_empty()
     }
 }
 
@@ -108,9 +110,7 @@ pub(crate) fn ensure(groups: &[Group]) -> Result<()> {
     if missing.toolchain.is_some() {
         from_source::bpf_linker()?;
     }
-    if missing.cnitool {
-        from_source::cnitool()?;
-    }
+    missing.tools.iter().try_for_each(|tool| tool.install())?;
     if groups.contains(&Group::Lint) {
         install_host_lints()?;
     }

@@ -10,6 +10,7 @@ use std::time::Instant;
 use anyhow::Result;
 
 use crate::build::Build;
+use crate::image::Image;
 use crate::process::step;
 use crate::setup;
 
@@ -89,6 +90,9 @@ fn prepare(layers: &[Layer]) -> Result<()> {
     setup::ensure(&groups)?;
     if layers.iter().any(|layer| layer.needs_build()) {
         Build::default().run()?;
+    }
+    if layers.iter().any(|layer| layer.needs_image()) {
+        Image::default().run()?;
     }
     Ok(())
 }

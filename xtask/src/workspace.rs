@@ -27,6 +27,11 @@ pub(crate) fn bpf_bench_object() -> PathBuf {
     bpf_target().join("millrace-bench.bpf.o")
 }
 
+/// The container image, unless somebody wants it elsewhere.
+pub(crate) fn image_archive() -> PathBuf {
+    target().join("oci/millrace.tar")
+}
+
 /// Tools that `setup` builds for this tree alone.
 pub(crate) fn tools() -> PathBuf {
     target().join("tools")

@@ -163,8 +163,9 @@ impl Config {
 
     fn check_paths(&self, problems: &mut Problems) {
         let paths = &self.paths;
-        let all: [(&str, &Path); 5] = [
+        let all: [(&str, &Path); 6] = [
             ("paths.bpffs", &paths.bpffs),
+            ("paths.procSys", &paths.proc_sys),
             ("paths.manifests", &paths.manifests),
             ("paths.state", &paths.state),
             ("paths.agentSocket", &paths.agent_socket),
@@ -180,7 +181,7 @@ impl Config {
             }
         }
         // sun_path has 108 bytes, its end included.
-        for (key, path) in &all[3..] {
+        for (key, path) in &all[4..] {
             if path.as_os_str().len() > 107 {
                 problems.add(
                     *key,

@@ -80,6 +80,7 @@ impl Config {
         set(&mut self.mtu, overrides.mtu);
         set(&mut self.masquerade.enabled, overrides.masquerade);
         set(&mut self.paths.bpffs, overrides.bpffs);
+        set(&mut self.paths.proc_sys, overrides.proc_sys);
         set(&mut self.paths.manifests, overrides.manifests);
         set(&mut self.paths.state, overrides.state);
         set(&mut self.paths.agent_socket, overrides.agent_socket);

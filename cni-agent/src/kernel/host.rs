@@ -56,7 +56,10 @@ impl Check {
 
 /// Looks at everything.
 pub fn checks(config: &Config) -> Vec<Check> {
-    let mut checks = vec![bpffs(&Pins::new(&config.paths.bpffs)), proc_sys()];
+    let mut checks = vec![
+        bpffs(&Pins::new(&config.paths.bpffs)),
+        proc_sys(&config.paths.proc_sys),
+    ];
     if config.families.v4() {
         checks.push(forwarding("net/ipv4/ip_forward"));
     }
@@ -86,16 +89,17 @@ fn bpffs(pins: &Pins) -> Check {
     }
 }
 
-fn proc_sys() -> Check {
+fn proc_sys(root: &Path) -> Check {
     const NAME: &str = "proc-sys-writable";
-    let path = "/proc/sys/net";
-    match nix::sys::statvfs::statvfs(path) {
+    let folder = root.join("net");
+    let path = folder.display();
+    match nix::sys::statvfs::statvfs(&folder) {
         Ok(stat) if stat.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY) => Check::new(
             NAME,
             State::Warning,
             format!("{path} is read-only here"),
             "set net.ipv4.ip_forward=1, net.ipv6.conf.all.forwarding=1 and net.ipv4.conf.default.rp_filter=0 in \
-             /etc/sysctl.d on the host, or give the agent a writable /proc/sys/net",
+             /etc/sysctl.d on the host, or mount the host's /proc/sys/net and name it by paths.procSys",
         ),
         Ok(_) => Check::ok(NAME, format!("{path} can be written")),
         Err(error) => Check::new(NAME, State::Warning, format!("{path}: {error}"), "mount /proc"),

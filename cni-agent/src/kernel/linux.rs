@@ -25,6 +25,7 @@ use crate::{
 /// The kernel of this host, in the network namespace of the thread that opened it.
 pub struct Linux {
     pins: Pins,
+    proc_sys: PathBuf,
     sizes: MapSizes,
     object: &'static [u8],
     tunnel: String,
@@ -43,6 +44,7 @@ impl Linux {
         let netlink = Netlink::open().map_err(|error| KernelError::new("open an rtnetlink socket", error))?;
         Ok(Self {
             pins: Pins::new(&config.paths.bpffs),
+            proc_sys: config.paths.proc_sys.clone(),
             sizes: config.maps,
             object: loader::OBJECT,
             tunnel: config.vxlan.device.clone(),
@@ -226,7 +228,7 @@ impl Linux {
             Change::RemoveVxlan(name) | Change::RemoveVeth(name) => {
                 devices::remove(&mut self.netlink, name).map_err(failed)
             }
-            Change::SetSysctl { path, value } => set_sysctl(path, value),
+            Change::SetSysctl { path, value } => set_sysctl(&self.proc_sys, path, value),
             Change::Put { table, key, value } => self.existing_map(*table)?.put(key, value),
             Change::Delete { table, key } => self.existing_map(*table)?.remove_all([key]).map(drop),
             Change::Attach { link, ifindex } => self.attach(link, *ifindex),
@@ -259,11 +261,14 @@ impl Kernel for Linux {
     }
 }
 
-fn sysctl_path(path: &str) -> Option<PathBuf> {
+/// What is read belongs to the reader's network namespace, and any mount will do.
+const PROC_SYS: &str = "/proc/sys";
+
+fn sysctl_path(root: &Path, path: &str) -> Option<PathBuf> {
     let safe = !path
         .split('/')
         .any(|part| part.is_empty() || part == "." || part == "..");
-    safe.then(|| Path::new("/proc/sys").join(path))
+    safe.then(|| root.join(path))
 }
 
 /// The wanted settings as they are. One that does not exist (a device that has just gone) is left out.
@@ -279,7 +284,7 @@ fn read_sysctls(wanted: &Desired) -> Result<BTreeMap<String, String>, KernelErro
 
 /// The value of a setting; `None` if there is no such setting.
 pub(super) fn read_sysctl(path: &str) -> Result<Option<String>, KernelError> {
-    let Some(file) = sysctl_path(path) else {
+    let Some(file) = sysctl_path(Path::new(PROC_SYS), path) else {
         return Err(KernelError::new(
             format!("read sysctl {path}"),
             "not a path below /proc/sys",
@@ -292,15 +297,16 @@ pub(super) fn read_sysctl(path: &str) -> Result<Option<String>, KernelError> {
     }
 }
 
-fn set_sysctl(path: &str, value: &str) -> Result<(), KernelError> {
+fn set_sysctl(root: &Path, path: &str, value: &str) -> Result<(), KernelError> {
     let action = || format!("set sysctl {path} to {value}");
-    let Some(file) = sysctl_path(path) else {
+    let Some(file) = sysctl_path(root, path) else {
         return Err(KernelError::new(action(), "not a path below /proc/sys"));
     };
     fs::write(file, value).map_err(|error| {
         let remedy = match error.raw_os_error() {
             Some(libc::EROFS) => format!(
-                "/proc/sys is read-only here: set `{}={value}` on the host (/etc/sysctl.d), or give the agent a writable /proc/sys/net",
+                "{} is read-only here: set `{}={value}` on the host (/etc/sysctl.d), or mount the host's /proc/sys/net and name it by paths.procSys",
+                root.display(),
                 path.replace('/', ".")
             ),
             Some(libc::EACCES | libc::EPERM) => "run the agent as root with CAP_NET_ADMIN".to_owned(),
@@ -316,9 +322,10 @@ mod tests {
 
     #[test]
     fn sysctl_paths_stay_below_proc_sys() {
-        assert!(sysctl_path("net/ipv4/conf/eth0.1/rp_filter").is_some());
+        let root = Path::new("/host/proc/sys");
+        assert!(sysctl_path(root, "net/ipv4/conf/eth0.1/rp_filter").is_some());
         for path in ["../etc/passwd", "/net", "net//x", "net/./x", ""] {
-            assert_eq!(sysctl_path(path), None, "{path}");
+            assert_eq!(sysctl_path(root, path), None, "{path}");
         }
         assert_eq!(read_sysctl("net/ipv4/no_such_setting").unwrap(), None);
     }

@@ -1,7 +1,10 @@
 //! Tools that no Debian package has, built into `target/tools`.
 
+use std::fmt;
+
 use anyhow::{Context, Result};
 
+use super::Group;
 use crate::process::{cargo, command, find, run, step};
 use crate::toolchain::Origin;
 use crate::workspace;
@@ -34,21 +37,55 @@ pub(super) fn bpf_linker() -> Result<()> {
     run(&mut install)
 }
 
-pub(super) const CNITOOL: &str = "cnitool (calls plugins as a container runtime does)";
+/// A program that is a Go module.
+pub(super) struct GoTool {
+    name: &'static str,
+    module: &'static str,
+    pub(super) group: Group,
+    why: &'static str,
+}
 
-/// Builds the CNI project's own caller of plugins.
-pub(super) fn cnitool() -> Result<()> {
-    step(format_args!("missing: {CNITOOL}"));
-    let go = find("go").context("go is not installed")?;
-    let tools = workspace::tools();
-    let mut install = command(go);
-    install.args(["install", "github.com/containernetworking/cni/cnitool@v1.3.0"]);
-    install
-        .env("GOBIN", tools.join("bin"))
-        .env("GOPATH", tools.join("go"));
-    // Go's cache is read-only by default, and `cargo clean` would fail on it.
-    install
-        .env("GOCACHE", tools.join("go/cache"))
-        .env("GOFLAGS", "-modcacherw");
-    run(&mut install)
+pub(super) const GO_TOOLS: [GoTool; 2] = [
+    GoTool {
+        name: "cnitool",
+        module: "github.com/containernetworking/cni/cnitool@v1.3.0",
+        group: Group::Test,
+        why: "calls plugins as a container runtime does",
+    },
+    GoTool {
+        name: "helm",
+        module: "helm.sh/helm/v4/cmd/helm@v4.3.1",
+        group: Group::Deploy,
+        why: "renders and checks the chart",
+    },
+];
+
+impl GoTool {
+    pub(super) fn is_present(&self) -> bool {
+        find(self.name).is_some()
+    }
+
+    pub(super) fn install(&self) -> Result<()> {
+        step(format_args!("missing: {self}"));
+        let go = find("go").context("go is not installed")?;
+        let tools = workspace::tools();
+        let mut install = command(go);
+        install.args(["install", self.module]);
+        install
+            .env("GOBIN", tools.join("bin"))
+            .env("GOPATH", tools.join("go"));
+        // Debian's Go may be older than what a module asks for, and then fetches that.
+        install.env("GOTOOLCHAIN", "auto");
+        // Go's cache is read-only by default, and `cargo clean` would fail on it.
+        install
+            .env("GOCACHE", tools.join("go/cache"))
+            .env("GOFLAGS", "-modcacherw");
+        run(&mut install)
+    }
+}
+
+impl fmt::Display for GoTool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.name, self.why)
+    }
 }

@@ -16,12 +16,14 @@ pub(crate) enum Group {
     Lint,
     /// The layers that touch this machine's kernel, and comparisons with peers
     Test,
+    /// Rendering and checking what is shipped
+    Deploy,
     /// Layers inside virtual machines
     Vm,
 }
 
 impl Group {
-    pub(crate) const ALL: [Self; 4] = [Self::Build, Self::Lint, Self::Test, Self::Vm];
+    pub(crate) const ALL: [Self; 5] = [Self::Build, Self::Lint, Self::Test, Self::Deploy, Self::Vm];
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,6 +175,14 @@ pub(super) const PACKAGES: &[Package] = &[
         suite: Suite::Backports,
         probe: Probe::Either("cnitool", "go"),
         why: "compiles cnitool, which calls plugins as a container runtime does",
+        only_for_toolchain: false,
+    },
+    Package {
+        name: "golang-go",
+        group: Group::Deploy,
+        suite: Suite::Backports,
+        probe: Probe::Either("helm", "go"),
+        why: "compiles helm, which renders the chart",
         only_for_toolchain: false,
     },
     Package {

@@ -25,6 +25,8 @@ pub(crate) enum Layer {
     Packets,
     /// Nodes and pods as network namespaces, with real sockets
     Netns,
+    /// The image, the manifests and the chart, as they are shipped
+    Deploy,
     /// The verifier layer in virtual machines, on every supported kernel
     Vm,
 }
@@ -42,7 +44,7 @@ impl Layer {
     fn exists(self) -> bool {
         match self {
             Self::Lint | Self::Unit => true,
-            Self::Verifier | Self::Packets | Self::Netns => {
+            Self::Verifier | Self::Packets | Self::Netns | Self::Deploy => {
                 let tests = workspace::root().join("tests/tests");
                 let name = self.to_string();
                 tests.join(&name).with_extension("rs").exists() || tests.join(&name).join("main.rs").exists()
@@ -56,12 +58,17 @@ impl Layer {
             Self::Lint => &[Group::Build, Group::Lint],
             Self::Unit => &[],
             Self::Verifier | Self::Packets | Self::Netns => &[Group::Build, Group::Test],
+            Self::Deploy => &[Group::Build, Group::Deploy],
             Self::Vm => &[Group::Build, Group::Vm],
         }
     }
 
     pub(crate) fn needs_build(self) -> bool {
-        !matches!(self, Self::Lint | Self::Unit)
+        !matches!(self, Self::Lint | Self::Unit | Self::Deploy)
+    }
+
+    pub(crate) fn needs_image(self) -> bool {
+        self == Self::Deploy
     }
 
     pub(crate) fn run(self, arguments: &[String]) -> Result<Tally> {
@@ -79,7 +86,7 @@ impl Layer {
                 tally += libtest(docs, arguments)?;
                 Ok(tally)
             }
-            Self::Verifier | Self::Packets | Self::Netns => {
+            Self::Verifier | Self::Packets | Self::Netns | Self::Deploy => {
                 let mut tests = cargo_test();
                 tests.args(["--package", "cni-tests", "--test", &self.to_string()]);
                 libtest(tests, arguments)
@@ -145,6 +152,7 @@ fn cargo_test() -> Command {
     let mut command = cargo();
     command.args(["test", "--no-fail-fast"]);
     command.envs(environment()).env("PATH", process::path());
+    command.env("MILLRACE_IMAGE", workspace::image_archive());
     command
 }
 
