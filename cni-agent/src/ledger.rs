@@ -15,6 +15,8 @@ use std::{
 use crate::model::{Endpoint, Phase};
 
 const EXTENSION: &str = "json";
+/// How many numbers are set aside at a time: a write for each would be one more for every pod.
+const NUMBERS: u32 = 1024;
 
 /// Reads and writes the records.
 #[derive(Debug)]
@@ -23,6 +25,10 @@ pub struct Ledger {
     resting: PathBuf,
     /// Addresses that keep a file in `resting`.
     rests: BTreeMap<u32, Vec<IpAddr>>,
+    /// Holds `set_aside`.
+    numbers: PathBuf,
+    /// No endpoint has had a number above.
+    set_aside: u32,
 }
 
 /// What was found.
@@ -31,7 +37,8 @@ pub struct Restored {
     pub endpoints: Vec<Endpoint>,
     /// Addresses that had been given back.
     pub resting: Vec<IpAddr>,
-    /// The highest number that any endpoint had.
+    /// No endpoint, whose record may be gone, has had a number above: connections and grants in the kernel bear the
+    /// numbers of their endpoints, so a number is not given twice.
     pub last_id: u32,
     pub problems: Vec<String>,
 }
@@ -43,11 +50,25 @@ impl Ledger {
             active: state_dir.join("endpoints"),
             resting: state_dir.join("addresses"),
             rests: BTreeMap::new(),
+            numbers: state_dir.join("numbers"),
+            set_aside: 0,
         };
         let mut restored = Restored::default();
         for folder in [&ledger.active, &ledger.resting] {
             DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         }
+        match fs::read_to_string(&ledger.numbers) {
+            Ok(text) => match text.trim().parse() {
+                Ok(number) => ledger.set_aside = number,
+                Err(error) => restored.problems.push(format!(
+                    "{}: {error}; numbers of endpoints may be given twice. `millrace conntrack flush`, then restart the agent",
+                    ledger.numbers.display()
+                )),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        restored.last_id = ledger.set_aside;
         for endpoint in read(&ledger.active, &mut restored.problems)? {
             restored.last_id = restored.last_id.max(endpoint.id);
             // One that was only reserved has a plugin that lost its agent: it fails, and cleans up.
@@ -61,6 +82,17 @@ impl Ledger {
             ledger.rests.insert(endpoint.id, endpoint.addresses);
         }
         Ok((ledger, restored))
+    }
+
+    /// Sees to it that number `id` is not given again, whatever becomes of its record.
+    pub fn claim_number(&mut self, id: u32) -> io::Result<()> {
+        if id <= self.set_aside {
+            return Ok(());
+        }
+        let bound = id.saturating_add(NUMBERS - 1);
+        write(&self.numbers, bound.to_string().as_bytes())?;
+        self.set_aside = bound;
+        Ok(())
     }
 
     /// Writes records, also from another thread.
@@ -121,23 +153,30 @@ impl Writer {
     /// Returns when all of them are on the disk.
     pub fn save(&self, endpoints: &[Endpoint]) -> io::Result<()> {
         for endpoint in endpoints {
-            let path = file(&self.folder, endpoint.id);
-            let unfinished = path.with_extension("tmp");
-            let mut file = OpenOptions::new()
-                .create(true)
-                .write(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&unfinished)?;
-            file.write_all(&serde_json::to_vec_pretty(endpoint)?)?;
-            file.sync_data()?;
-            fs::rename(&unfinished, &path)?;
+            write(
+                &file(&self.folder, endpoint.id),
+                &serde_json::to_vec_pretty(endpoint)?,
+            )?;
         }
         if !endpoints.is_empty() {
             File::open(&self.folder)?.sync_all()?;
         }
         Ok(())
     }
+}
+
+/// The file has its name when it is complete.
+fn write(path: &Path, content: &[u8]) -> io::Result<()> {
+    let unfinished = path.with_extension("tmp");
+    let mut file = OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&unfinished)?;
+    file.write_all(content)?;
+    file.sync_data()?;
+    fs::rename(&unfinished, path)
 }
 
 fn file(folder: &Path, id: u32) -> PathBuf {
@@ -214,6 +253,25 @@ mod tests {
         assert_eq!(Ledger::open(folder.path()).unwrap().1.resting.len(), 1);
         ledger.wake(|_| false).unwrap();
         assert_eq!(Ledger::open(folder.path()).unwrap().1.resting.len(), 0);
+    }
+
+    #[test]
+    fn rel_38_a_number_is_not_given_twice() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut ledger, restored) = Ledger::open(folder.path()).unwrap();
+        assert_eq!(restored.last_id, 0);
+        ledger.claim_number(1).unwrap();
+        ledger.writer().save(&[endpoint(1)]).unwrap();
+        ledger.release(&endpoint(1), false).unwrap();
+        let (mut ledger, restored) = Ledger::open(folder.path()).unwrap();
+        assert_eq!(restored.last_id, NUMBERS, "numbers may be left out");
+        ledger.claim_number(NUMBERS).unwrap();
+        assert_eq!(Ledger::open(folder.path()).unwrap().1.last_id, NUMBERS);
+        ledger.claim_number(NUMBERS + 1).unwrap();
+        assert_eq!(Ledger::open(folder.path()).unwrap().1.last_id, 2 * NUMBERS);
+        fs::write(folder.path().join("numbers"), "many").unwrap();
+        let problems = Ledger::open(folder.path()).unwrap().1.problems;
+        assert!(problems[0].contains("numbers"), "{problems:?}");
     }
 
     #[test]

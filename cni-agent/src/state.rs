@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use cni_ebpf::datapath::policy::FROM_HOST;
 use cni_plugin::Attachment;
 
 use crate::model::{
@@ -107,7 +108,7 @@ impl State {
     pub fn free_id(&self, last: u32) -> u32 {
         let mut id = last;
         loop {
-            id = id.checked_add(1).unwrap_or(1);
+            id = id.checked_add(1).filter(|id| *id != FROM_HOST).unwrap_or(1);
             if !self.endpoints.contains_key(&id) {
                 return id;
             }
@@ -162,5 +163,6 @@ mod tests {
         let state = State::default();
         assert_eq!(state.free_id(0), 1);
         assert_eq!(state.free_id(u32::MAX), 1);
+        assert_eq!(state.free_id(FROM_HOST - 1), 1, "the host's own number in flows");
     }
 }

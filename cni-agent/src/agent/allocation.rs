@@ -30,6 +30,10 @@ impl<K: Kernel> Agent<K> {
             });
         }
         let id = self.state.free_id(self.last_id);
+        self.ledger.claim_number(id).map_err(|error| {
+            CniError::new(code::IO, "the endpoint's number could not be set aside on disk")
+                .with_details(error)
+        })?;
         let addresses = self.addresses(id, request)?;
         self.last_id = id;
         let config = Arc::clone(&self.config);
