@@ -35,7 +35,9 @@ pub use tables::{Fib, NotInserted, NotRewritten, Packet, Table, Tables};
 pub use verdict::{Outcome, Verdict, way};
 pub use work::{Headers, Work};
 
-use crate::abi::{Config, Endpoint, Reason, direction, hook, put, route_action, route_flags, via};
+use crate::abi::{
+    Config, Endpoint, Reason, direction, flow_flags, hook, put, route_action, route_flags, via,
+};
 use connection::{advance_known, enter, known};
 use deliver::{deliver, forward, send, translate};
 use headers::Ethertype;
@@ -65,9 +67,30 @@ fn open<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Re
     stage::call(Stage::Parse, tables, packet, work)
 }
 
+/// An IPv6 fragment that goes to the stack is marked: the stack puts the datagram together, and if it cuts it again,
+/// the new fragments name no device by which they came (`ip6_copy_metadata` copies the mark alone). `to_pod` would take
+/// them for the host's own.
+#[inline(always)]
+fn remember_arrival(work: &mut Work) {
+    let headers = &work.headers;
+    if headers.fragment != work::fragment::WHOLE
+        && headers.v6 != 0
+        && matches!(work.way, way::PASS | way::LOCAL)
+    {
+        work.way = way::ARRIVED;
+    }
+}
+
 /// What a pod sends: its egress, a local destination's ingress, and the way there, in one run.
 #[inline(always)]
 pub fn from_pod<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
+    sent_by_pod(tables, packet, work)?;
+    remember_arrival(work);
+    Ok(())
+}
+
+#[inline(always)]
+fn sent_by_pod<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
     start(work, hook::FROM_POD, direction::EGRESS);
     open(tables, packet, work)?;
     let sender = sender::check(tables, packet, work)?;
@@ -87,8 +110,13 @@ fn connection_from_pod<T: Tables, P: Packet>(
     work: &mut Work,
     sender: &Endpoint,
 ) -> Outcome {
-    if let Some(found) = known(tables, packet, work) {
-        let receiver = advance_known(tables, packet, work, &found, sender, false)?;
+    if let Some(known) = known(tables, packet, work, Some(sender), false) {
+        advance_known(tables, packet, work, &known)?;
+        let receiver = if work.reply == 0 {
+            known.destination
+        } else {
+            known.source
+        };
         return forward(tables, packet, work, receiver);
     }
     conntrack::may_begin(work)?;
@@ -197,15 +225,16 @@ pub fn to_pod<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work)
         stage::call(Stage::Related, tables, packet, work)?;
         return work.pass();
     }
-    if let Some(found) = known(tables, packet, work) {
-        advance_known(tables, packet, work, &found, receiver, true)?;
+    if let Some(known) = known(tables, packet, work, Some(receiver), true) {
+        advance_known(tables, packet, work, &known)?;
         translate(tables, packet, work)?;
         return work.pass();
     }
     conntrack::may_begin(work)?;
     work.out = work.tuple;
     conntrack::begin(packet, work);
-    let from_host = packet.ingress_ifindex() == 0;
+    let arrived = packet.mark() & config.own_mark_mask() == config.mark_of_arrival();
+    let from_host = packet.ingress_ifindex() == 0 && !arrived;
     policy::admit(tables, packet, work, None, Some(receiver), from_host)?;
     work.flow.via_forward = via::STACK;
     work.flow.via_reply = via::STACK;
@@ -217,9 +246,17 @@ pub fn to_pod<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work)
 #[inline(always)]
 pub fn from_netdev<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
     start(work, hook::FROM_NETDEV, direction::INGRESS);
-    if headers::ethertype(packet) != Ethertype::Ip {
+    let tunnel = packet.ifindex() == tables.config().tunnel_device();
+    if !tunnel && headers::ethertype(packet) != Ethertype::Ip {
         return work.pass();
     }
+    arrived(tables, packet, work)?;
+    remember_arrival(work);
+    Ok(())
+}
+
+#[inline(always)]
+fn arrived<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
     let tunnel = packet.ifindex() == tables.config().tunnel_device();
     match open(tables, packet, work) {
         Ok(()) => {}
@@ -256,7 +293,8 @@ pub fn from_netdev<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut 
     stack::arriving(tables, packet, work)
 }
 
-/// The node that sent a tunnelled packet must own the address inside.
+/// The node that sent a tunnelled packet must own the address inside. It may send from any of its addresses, whichever its
+/// own routes chose.
 #[inline(always)]
 fn tunnel_source<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut Work) -> Result<(), Reason> {
     let (remote, number) = packet.tunnel_source().ok_or(Reason::TunnelKey)?;
@@ -265,13 +303,26 @@ fn tunnel_source<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut Work) 
     }
     let inner = work.tuple.src;
     let route = route::lookup(tables, work, &inner).map_err(|_| Reason::TunnelSource)?;
-    if route.action != route_action::TUNNEL || route.gateway != remote {
+    if route.action != route_action::TUNNEL {
         return Err(Reason::TunnelSource);
     }
-    Ok(())
+    let owner = route.gateway;
+    if owner == remote {
+        return Ok(());
+    }
+    match route::lookup(tables, work, &remote) {
+        Ok(route)
+            if route.action == route_action::TUNNEL
+                && route.flags & route_flags::NODE != 0
+                && route.gateway == owner =>
+        {
+            Ok(())
+        }
+        _ => Err(Reason::TunnelSource),
+    }
 }
 
-/// Who comes by a device of the node lies neither on this node nor behind the tunnel.
+/// Who comes by a device of the node lies neither on this node nor behind the tunnel. Of a connection it is asked once.
 #[inline(always)]
 fn outside_source<T: Tables>(tables: &T, work: &mut Work) -> Result<(), Reason> {
     let source = work.tuple.src;
@@ -298,12 +349,20 @@ fn arriving<T: Tables, P: Packet>(
 ) -> Outcome {
     let tunnel = packet.ifindex() == tables.config().tunnel_device();
     if work.headers.icmp_error != 0 {
+        if !tunnel {
+            outside_source(tables, work)?;
+        }
         stage::call(Stage::Related, tables, packet, work)?;
         work.stack_reply = 0;
         return deliver(tables, packet, work, receiver);
     }
-    if let Some(found) = known(tables, packet, work) {
-        advance_known(tables, packet, work, &found, receiver, true)?;
+    if let Some(known) = known(tables, packet, work, Some(receiver), true) {
+        let flags = &known.found.flow.flags;
+        if !tunnel && flags.get() & flow_flags::OUTSIDE == 0 {
+            outside_source(tables, work)?;
+            flags.set(flags.get() | flow_flags::OUTSIDE);
+        }
+        advance_known(tables, packet, work, &known)?;
         // It came by a device, whatever way the connection's first packet took.
         work.stack_reply = 0;
         return deliver(tables, packet, work, receiver);
@@ -314,6 +373,9 @@ fn arriving<T: Tables, P: Packet>(
     }
     work.out = work.tuple;
     conntrack::begin(packet, work);
+    if !tunnel {
+        work.flow.flags.set(work.flow.flags.get() | flow_flags::OUTSIDE);
+    }
     policy::admit(tables, packet, work, None, Some(receiver), false)?;
     work.flow.via_forward = route::via_to(receiver);
     work.flow.via_reply = if work.flow.via_forward == via::STACK {

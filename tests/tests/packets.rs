@@ -22,6 +22,8 @@ mod mutation;
 mod reports;
 #[path = "packets/stack.rs"]
 mod stack;
+#[path = "packets/succession.rs"]
+mod succession;
 #[path = "packets/translation.rs"]
 mod translation;
 

@@ -1,5 +1,7 @@
 //! What the programs are told: constants at load, and the few numbers that change under them.
 
+use super::Racy;
+
 crate::abi! {
     /// Read-only globals, set at load, so that the verifier prunes what is switched off. Changing one is loading the
     /// programs again and exchanging them under their links.
@@ -18,14 +20,14 @@ crate::abi! {
         pub policy: u32,
         pub tunnel_ifindex: u32,
         pub vni: u32,
-        /// The bits of the packet mark that say "already handled", and the value.
+        /// The value in the bits of the packet mark that are ours (`mark_mask`) which says "already handled".
         pub mark: u32,
         pub mark_mask: u32,
         /// Ports that source translation may use, host order, both ends included.
         pub snat_first: u32,
         pub snat_last: u32,
-        /// The last two bytes of every tunnel device's MAC are the same on all nodes.
-        pub hash_seed: u32,
+        /// The value that says "came by a device", for packets of which the stack forgets it.
+        pub arrived_mark: u32,
         pub bandwidth: u32,
         pub reserved: u32,
     }
@@ -47,7 +49,7 @@ impl Config {
         mark_mask: 0xf000_0000,
         snat_first: 32768,
         snat_last: 65535,
-        hash_seed: 0,
+        arrived_mark: 0xa000_0000,
         bandwidth: 0,
         reserved: 0,
     };
@@ -67,11 +69,13 @@ impl Default for Config {
 
 crate::abi! {
     /// The one entry of the `settings` map.
-    #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+    #[derive(Clone, PartialEq, Eq, Debug, Default)]
     pub struct Settings: 64 {
         /// Moves when a known address changes class or goes away.
         pub class_epoch: u32,
-        pub pad: u32,
+        /// What makes the first port that is tried for a connection unguessable; the first program that needs it draws
+        /// it. It stands here so that it lives as long as the connections.
+        pub port_seed: Racy<u32>,
         pub reserved: [u64; 7],
     }
 }
@@ -104,6 +108,7 @@ globals! {
     tunnel_number: vni;
     own_mark: mark;
     own_mark_mask: mark_mask;
+    mark_of_arrival: arrived_mark;
     first_port: snat_first;
     last_port: snat_last;
     limits_bandwidth: bandwidth;

@@ -76,6 +76,8 @@ pub mod flow_flags {
     pub const REPLIED: u16 = 1 << 3;
     /// The originator is the host itself; the entry only keeps its port from being allocated to a pod.
     pub const HOST: u16 = 1 << 4;
+    /// The side that is not this node's was seen to lie outside: its packets may come by a device of the node.
+    pub const OUTSIDE: u16 = 1 << 5;
 }
 
 /// Where a direction of a flow is handed to.
@@ -161,9 +163,13 @@ crate::abi! {
     #[derive(Clone, PartialEq, Eq, Debug, Default)]
     pub struct Alias: 56 {
         pub flow: FlowKey,
-        pub created: u64,
+        /// When it was entered, and when its flow was last seen to go on, in seconds.
+        pub created: u32,
+        pub seen: Racy<u32>,
         /// 1: the tuple travels in the reply direction (source translation), 0: forward (destination translation).
-        pub reply: u64,
+        pub reply: u32,
+        /// The endpoint that opened the flow, 0: the host.
+        pub endpoint: u32,
     }
 }
 

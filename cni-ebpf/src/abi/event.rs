@@ -66,6 +66,7 @@ reasons! {
     RateLimit = 30, "rate_limit", "above the endpoint's bandwidth limit";
     Rewrite = 31, "rewrite", "the kernel refused to change the packet";
     HostAddress = 32, "host_address", "a tunnelled packet to an address that is not the tunnel's business";
+    TooBig = 33, "too_big", "larger than the tunnel carries, to a node whose address the host's stack would send past the tunnel";
 }
 
 /// The number of counters: a reason's number times two, plus the direction. Reason 0 counts what passed.

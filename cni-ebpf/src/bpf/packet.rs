@@ -231,12 +231,7 @@ impl Packet for Skb {
     fn fib(&self, src: &Addr, dst: &Addr, length: u32) -> Fib {
         let mut params: FibParams = cleared();
         params.ifindex = self.ifindex();
-        // Segments are cut to fit later on.
-        params.__bindgen_anon_1.tot_len = if self.segment_size() == 0 {
-            length as u16
-        } else {
-            0
-        };
+        params.__bindgen_anon_1.tot_len = length as u16;
         let v4 = dst.is_v4();
         if v4 {
             params.family = AF_INET;

@@ -56,6 +56,9 @@ fn carry_out(packet: &Skb, work: &Work) -> i32 {
     if matches!(work.way, way::HANDLED | way::NEIGHBOUR | way::TUNNEL) {
         packet.set_mark(config.own_mark(), config.own_mark_mask());
     }
+    if work.way == way::ARRIVED {
+        packet.set_mark(config.mark_of_arrival(), config.own_mark_mask());
+    }
     match work.way {
         // SAFETY: the helper takes any index; one that is gone drops the packet.
         way::PEER => unsafe { helper::bpf_redirect_peer(work.to_ifindex, 0) as i32 },

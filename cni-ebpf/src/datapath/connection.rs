@@ -16,35 +16,27 @@ pub(super) fn enter<T: Tables>(tables: &T, work: &Work) -> Result<(), Reason> {
         .map_err(|_| Reason::ConntrackFull)
 }
 
-/// The flow of the packet. `None` too if another flow has taken over its translated tuple.
+/// A flow that the packet belongs to, with the endpoints it is between as far as they are local and known here.
+pub(super) struct Known<'t> {
+    pub found: Found<'t>,
+    pub source: Option<&'t Endpoint>,
+    pub destination: Option<&'t Endpoint>,
+}
+
+/// The flow of the packet, seen from the endpoint `near` at which this hook stands; the other side is looked up if `near`
+/// sends. `None` too if another flow has taken over its translated tuple, or if an address has become another pod's since:
+/// what its former owner was allowed, and what was on its way to it, is not the new one's.
 #[inline(always)]
 pub(super) fn known<'t, T: Tables, P: Packet>(
     tables: &'t T,
     packet: &mut P,
     work: &mut Work,
-) -> Option<Found<'t>> {
-    let found = conntrack::find(tables, work)?;
-    if nat::due(work, found.flow) && stage::call(Stage::LookAfter, tables, packet, work).is_err() {
-        return None;
-    }
-    Some(found)
-}
-
-/// Counts the packet on its flow, asks policy again if anything moved, and works out how it leaves (`work.out`).
-/// `near` is the endpoint at which this hook stands; the other one is looked up if `far` says that it may be local.
-/// Gives that other one.
-#[inline(always)]
-pub(super) fn advance_known<'t, T: Tables, P: Packet>(
-    tables: &'t T,
-    packet: &mut P,
-    work: &mut Work,
-    found: &Found<'_>,
-    near: &Endpoint,
+    near: Option<&'t Endpoint>,
     receives: bool,
-) -> Result<Option<&'t Endpoint>, Reason> {
-    conntrack::advance(packet, work, found.flow);
+) -> Option<Known<'t>> {
+    let found = conntrack::find(tables, work)?;
     conntrack::forward_tuple(&work.key, found.flow, &mut work.out);
-    let other = if receives {
+    let far = if receives {
         None
     } else {
         tables.endpoint(if work.reply == 0 {
@@ -54,12 +46,38 @@ pub(super) fn advance_known<'t, T: Tables, P: Packet>(
         })
     };
     let near_is_source = (work.reply == 0) != receives;
-    let (source, destination) = if near_is_source {
-        (Some(near), other)
-    } else {
-        (other, Some(near))
-    };
-    policy::revalidate(tables, packet, work, found.flow, source, destination)?;
+    let (source, destination) = if near_is_source { (near, far) } else { (far, near) };
+    if !conntrack::is_of(found.flow.source_endpoint, source)
+        || !conntrack::is_of(found.flow.destination_endpoint, destination)
+    {
+        return None;
+    }
+    if nat::due(work, found.flow) && stage::call(Stage::LookAfter, tables, packet, work).is_err() {
+        return None;
+    }
+    Some(Known {
+        found,
+        source,
+        destination,
+    })
+}
+
+/// Asks policy again if anything moved, counts the packet on its flow, and works out how it leaves (`work.out`). What is
+/// refused leaves the flow as it was.
+#[inline(always)]
+pub(super) fn advance_known<T: Tables, P: Packet>(
+    tables: &T,
+    packet: &mut P,
+    work: &mut Work,
+    known: &Known<'_>,
+) -> Outcome {
+    let Known {
+        found,
+        source,
+        destination,
+    } = known;
+    policy::revalidate(tables, packet, work, found.flow, *source, *destination)?;
+    conntrack::advance(packet, work, found.flow);
     work.service = found.flow.service;
     nat::leaving(work, found.flow);
     work.stack_reply = u8::from(work.reply != 0 && found.flow.via_reply == via::STACK);
@@ -68,7 +86,7 @@ pub(super) fn advance_known<'t, T: Tables, P: Packet>(
     if conntrack::ripe(work, found.table) {
         promote(tables, packet, work)?;
     }
-    Ok(other)
+    Ok(())
 }
 
 /// Promotes the flow; `work.out` is needed afterwards.

@@ -6,9 +6,10 @@
 //! found, and the timestamp is looked at in that moment and not by a collector.
 
 use super::headers::{proto, tcp};
+use super::policy::FROM_HOST;
 use super::work::fragment;
-use super::{Packet, Table, Tables, Work};
-use crate::abi::{Flow, FlowKey, Port, Reason, Tuple, event_kind, flow_flags, put, tcp_state};
+use super::{Packet, Table, Tables, Work, nat};
+use crate::abi::{Endpoint, Flow, FlowKey, Port, Reason, Tuple, event_kind, flow_flags, put, tcp_state};
 
 pub const SECOND: u64 = 1_000_000_000;
 
@@ -113,6 +114,13 @@ pub fn oriented(key: &FlowKey, from_a: bool, out: &mut Tuple) {
     out.reserved = 0;
 }
 
+/// Whether the side of a flow for which an endpoint's number was `recorded` is what stands at its address now. Nothing is
+/// recorded of a side that was not seen by the hook that entered the flow.
+#[inline(always)]
+pub(super) fn is_of(recorded: u32, endpoint: Option<&Endpoint>) -> bool {
+    endpoint.is_none_or(|endpoint| recorded == endpoint.id || matches!(recorded, 0 | FROM_HOST))
+}
+
 /// A flow that a packet belongs to.
 pub struct Found<'t> {
     pub flow: &'t Flow,
@@ -150,6 +158,9 @@ pub(super) fn find<'t, T: Tables>(tables: &'t T, work: &mut Work) -> Option<Foun
     work.key.copy_from(&alias.flow);
     work.reply = alias.reply as u8;
     let found = by_key(tables, &work.key, work.now)?;
+    if !nat::leads_to(alias, found.flow, &work.tuple) {
+        return None;
+    }
     usable(work, found)
 }
 
@@ -293,7 +304,7 @@ pub(super) fn begin<P: Packet>(packet: &P, work: &mut Work) {
     flow.ingress_ifindex = packet.ifindex();
     put(&mut flow.service, 0);
     put(&mut flow.backend, 0);
-    flow.alias_seen.set((work.now / SECOND) as u32);
+    flow.alias_seen.set(nat::seconds(work.now));
     flow.flags.set(if from_a { flow_flags::ORIGIN_A } else { 0 });
     flow.state.set(tcp_state::NEW);
     flow.tcp_forward.set(work.headers.tcp_flags);

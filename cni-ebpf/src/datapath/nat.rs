@@ -39,15 +39,24 @@ fn dialled_tuple(forward: &Tuple, dnat: &Addr, dnat_port: Port, out: &mut Tuple)
     out.reserved = 0;
 }
 
+/// The clock of aliases: they are looked after once a second.
 #[inline(always)]
-fn fill_alias(work: &mut Work, reply: u64) {
-    work.alias.flow.copy_from(&work.key);
-    work.alias.created = work.now;
-    work.alias.reply = reply;
+pub(super) fn seconds(now: u64) -> u32 {
+    (now / SECOND) as u32
 }
 
-/// An alias without a flow is given this long: its flow is entered right after it, perhaps by another CPU this moment.
-const GRACE: u64 = SECOND;
+#[inline(always)]
+fn fill_alias(work: &mut Work, reply: u32, endpoint: u32) {
+    work.alias.flow.copy_from(&work.key);
+    work.alias.created = seconds(work.now);
+    work.alias.seen.set(seconds(work.now));
+    work.alias.reply = reply;
+    work.alias.endpoint = endpoint;
+}
+
+/// An alias without a flow is given this long, in seconds: its flow is entered right after it, perhaps by another CPU
+/// this moment.
+const GRACE: u32 = 1;
 
 /// Makes `work.alias_tuple` free in this table for `work.key`. False if another living flow has it there.
 #[inline(always)]
@@ -66,14 +75,21 @@ fn vacate<T: Tables>(tables: &T, work: &Work, table: Table) -> bool {
 #[inline(always)]
 fn taken<T: Tables>(tables: &T, work: &Work, alias: &Alias) -> bool {
     let Some(found) = conntrack::by_key(tables, &alias.flow, work.now) else {
-        return work.now.saturating_sub(alias.created) <= GRACE;
+        return seconds(work.now).saturating_sub(alias.created) <= GRACE;
     };
+    leads_to(alias, found.flow, &work.alias_tuple)
+}
+
+/// Whether the alias that stands under `tuple` is still that of the flow: one that began again with another port has left
+/// the old one behind.
+#[inline(always)]
+pub(super) fn leads_to(alias: &Alias, flow: &Flow, tuple: &Tuple) -> bool {
     let (addr, port) = if alias.reply != 0 {
-        (found.flow.snat, found.flow.snat_port)
+        (&flow.snat, flow.snat_port)
     } else {
-        (found.flow.dnat, found.flow.dnat_port)
+        (&flow.dnat, flow.dnat_port)
     };
-    addr == work.alias_tuple.dst && port == work.alias_tuple.dst_port
+    *addr == tuple.dst && port == tuple.dst_port
 }
 
 /// Takes `work.alias_tuple` for `work.key`. False if another living flow has it.
@@ -96,6 +112,32 @@ fn port_may_change(tuple: &Tuple) -> bool {
     }
 }
 
+/// The number that a connection's search for a port begins with: unguessable from outside (RFC 6056), and always the same
+/// for the same connection, so that one whose entry was evicted, while its alias still stands, goes on under the port
+/// that its other side knows.
+#[inline(always)]
+fn favourite<T: Tables>(tables: &T, key: &FlowKey) -> u32 {
+    let Some(settings) = tables.settings() else {
+        return tables.random();
+    };
+    let mut seed = settings.port_seed.get();
+    if seed == 0 {
+        seed = tables.random() | 1;
+        settings.port_seed.set(seed);
+    }
+    let ports =
+        u64::from(key.a_port.wire()) << 32 | u64::from(key.b_port.wire()) << 16 | u64::from(key.proto);
+    let mut hash = u64::from(seed) << 32 | u64::from(seed);
+    for word in [key.a.hi, key.a.lo, key.b.hi, key.b.lo, ports] {
+        hash = (hash ^ word).wrapping_mul(MIX);
+        hash ^= hash >> 29;
+    }
+    (hash.wrapping_mul(MIX) >> 32) as u32
+}
+
+/// The multiplier of splitmix64: odd, half of its bits set.
+const MIX: u64 = 0xbf58_476d_1ce4_e5b9;
+
 /// Finds a source port for `work.out` behind `work.snat` and enters the alias. `work.key` must be set. `keep_port`: the
 /// port as it is comes first (the host's own flows).
 #[inline(always)]
@@ -104,21 +146,22 @@ pub(super) fn allocate<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut 
     let config = tables.config();
     let (first, last) = (config.first_port(), config.last_port());
     let range = last.wrapping_sub(first).wrapping_add(1) & 0xffff;
-    fill_alias(work, 1);
+    let endpoint = work.flow.source_endpoint;
+    fill_alias(work, 1, endpoint);
     let fixed = !port_may_change(&work.out);
     let own = work.out.src_port;
     // An odd stride visits every port once in a range that is a power of two, and nearly every one in others.
-    let random = tables.random();
-    let stride = (random >> 16) | 1;
-    let mut candidate = random.checked_rem(range).unwrap_or(0);
+    let stride = (tables.random() >> 16) | 1;
+    let mut candidate = favourite(tables, &work.key).checked_rem(range).unwrap_or(0);
     let mut taken = 0u32;
     let address = work.snat;
     tables.repeat(TRIES, |round| {
         let port = if fixed || (keep && round == 0) {
             own
         } else {
+            let port = Port::new((first + candidate) as u16);
             candidate = (candidate + stride).checked_rem(range).unwrap_or(0);
-            Port::new((first + candidate) as u16)
+            port
         };
         let Work { out, alias_tuple, .. } = work;
         reply_tuple(out, &address, port, alias_tuple);
@@ -143,7 +186,8 @@ pub(super) fn allocate<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut 
 /// Enters the alias of a destination-translated flow: `work.tuple` is what was dialled.
 #[inline(always)]
 pub(super) fn enter_dialled<T: Tables>(tables: &T, work: &mut Work) -> Result<(), Reason> {
-    fill_alias(work, 0);
+    let endpoint = work.flow.source_endpoint;
+    fill_alias(work, 0, endpoint);
     work.alias_tuple = work.tuple;
     work.flow.dnat = work.tuple.dst;
     work.flow.dnat_port = work.tuple.dst_port;
@@ -171,7 +215,7 @@ fn other_alias(work: &mut Work, flow: &Flow, flags: u16, reply: bool) -> bool {
     } else {
         reply_tuple(out, &flow.snat, flow.snat_port, alias_tuple);
     }
-    fill_alias(work, u64::from(!reply));
+    fill_alias(work, u32::from(!reply), flow.source_endpoint);
     true
 }
 
@@ -183,7 +227,7 @@ pub(super) fn due(work: &Work, flow: &Flow) -> bool {
     } else {
         flow_flags::SNAT
     };
-    flow.flags.get() & wanted != 0 && flow.alias_seen.get() != (work.now / SECOND) as u32
+    flow.flags.get() & wanted != 0 && flow.alias_seen.get() != seconds(work.now)
 }
 
 /// Sees that the alias which this packet does not pass through still stands; enters it again if not. An error if
@@ -198,10 +242,11 @@ pub(super) fn look_after<T: Tables>(tables: &T, work: &mut Work) -> Result<(), R
     if !other_alias(work, flow, flow.flags.get(), reply) {
         return Ok(());
     }
-    flow.alias_seen.set((work.now / SECOND) as u32);
+    flow.alias_seen.set(seconds(work.now));
     if let Some(alias) = conntrack::by_alias(tables, &work.alias_tuple)
         && alias.flow == work.key
     {
+        alias.seen.set(seconds(work.now));
         return Ok(());
     }
     if take(tables, work, table) {
@@ -258,9 +303,8 @@ fn could_be_rebuilt<T: Tables>(tables: &T, work: &Work, alias: &Alias) -> bool {
     if there(Table::Established) || there(Table::New) || conntrack::begins(work) {
         return false;
     }
-    // Nothing says how long a datagram's alias has been idle; its age is the bound.
-    let lasting = work.tuple.proto == proto::TCP || work.tuple.proto == proto::SCTP;
-    lasting || work.now.saturating_sub(alias.created) <= conntrack::timeout::DATAGRAM_ESTABLISHED * SECOND
+    let idle = seconds(work.now).saturating_sub(alias.seen.get());
+    u64::from(idle) <= conntrack::idle_timeout(work.tuple.proto, tcp_state::ESTABLISHED)
 }
 
 /// Builds the flow anew whose alias stands and which is gone: the alias proves that this node opened it. `work.out`
@@ -280,6 +324,7 @@ pub(super) fn rebuild<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut W
     let a_is_sender = key.a == work.tuple.src && key.a_port == work.tuple.src_port;
     conntrack::oriented(&key, a_is_sender != reply, &mut work.out);
     conntrack::begin(packet, work);
+    work.flow.source_endpoint = alias.endpoint;
     if reply {
         work.flow.snat = work.tuple.dst;
         work.flow.snat_port = work.tuple.dst_port;

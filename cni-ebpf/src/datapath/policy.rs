@@ -221,12 +221,13 @@ pub(super) fn admit<T: Tables, P: Packet>(
     destination: Option<&Endpoint>,
     from_host: bool,
 ) -> Result<(), Reason> {
+    let enforced = tables.config().has_policy() != 0;
     if let Some(settings) = tables.settings() {
         work.flow.class_epoch.set(settings.class_epoch);
     }
     if let Some(source) = source {
         work.flow.source_endpoint = source.id;
-        if source.egress_rules != 0 {
+        if enforced && source.egress_rules != 0 {
             ask(work, source, policy_direction::EGRESS, 0, 0);
             judge(tables, packet, work)?;
             let Work { flow, answer, .. } = work;
@@ -240,7 +241,7 @@ pub(super) fn admit<T: Tables, P: Packet>(
         work.flow.destination_endpoint = destination.id;
         if from_host {
             work.flow.source_endpoint = FROM_HOST;
-        } else if destination.ingress_rules != 0 {
+        } else if enforced && destination.ingress_rules != 0 {
             ask(work, destination, policy_direction::INGRESS, 0, 0);
             judge(tables, packet, work)?;
             let Work { flow, answer, .. } = work;
@@ -276,6 +277,9 @@ pub(super) fn revalidate<T: Tables, P: Packet>(
     source: Option<&Endpoint>,
     destination: Option<&Endpoint>,
 ) -> Result<(), Reason> {
+    if tables.config().has_policy() == 0 {
+        return Ok(());
+    }
     let epoch = tables.settings().map_or(0, |settings| settings.class_epoch);
     let moved = epoch != flow.class_epoch.get();
     if let Some(source) = source {

@@ -17,7 +17,16 @@ pub(super) fn stage<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut
     }
     let found = find(tables, work).ok_or(Reason::RelatedUnknown)?;
     work.stack_reply = u8::from(work.reply != 0 && found.flow.via_reply == via::STACK);
+    let recorded = if work.reply != 0 {
+        found.flow.source_endpoint
+    } else {
+        found.flow.destination_endpoint
+    };
     let source = leaving(work, &found);
+    // What was on its way to the former owner of an address is not the new one's business.
+    if !conntrack::is_of(recorded, tables.endpoint(&work.out.src)) {
+        return Err(Reason::RelatedUnknown);
+    }
     rewrite::translate_error(
         packet,
         &work.headers,

@@ -3,7 +3,7 @@
 use super::headers::L3;
 use super::stage::{self, Stage};
 use super::{Fib, Outcome, Packet, Tables, Work, way};
-use crate::abi::{Addr, Endpoint, Prefix, Reason, Route, endpoint_flags, route_action, via};
+use crate::abi::{Addr, Endpoint, Prefix, Reason, Route, endpoint_flags, route_action, route_flags, via};
 
 /// The route to an address.
 #[inline(always)]
@@ -75,7 +75,13 @@ pub(super) fn leave<T: Tables, P: Packet>(
     work.way = way::PASS;
     // What the stack can do and redirection cannot, it does: it answers with "time exceeded" or "too big", it cuts
     // into fragments. What it sends comes by `to_netdev`.
-    if work.headers.ttl <= 1 || exceeds(packet, work, route.mtu) {
+    let too_big = exceeds(packet, work, route.mtu);
+    if too_big && route.action == route_action::TUNNEL && route.flags & route_flags::NODE != 0 {
+        // The host itself reaches other nodes without the tunnel, and so would this. Pods know the tunnel's MTU; one that
+        // sends more has changed its own.
+        return Err(Reason::TooBig);
+    }
+    if work.headers.ttl <= 1 || too_big {
         return Ok(());
     }
     match route.action {
@@ -97,7 +103,7 @@ pub(super) fn by_fib<P: Packet>(packet: &P, work: &mut Work) -> Outcome {
     work.way = way::PASS;
     // By the address that the pod sent from, before and after translation: rules that look at the source must not lead
     // a connection's first packet one way and the others another.
-    match packet.fib(&work.tuple.src, &work.out.dst, work.headers.length) {
+    match packet.fib(&work.tuple.src, &work.out.dst, on_the_wire(packet, work)) {
         Fib::Device { ifindex, gateway } => work.neighbour(ifindex, gateway),
         Fib::Stack => {}
         Fib::Unroutable => return Err(Reason::NoRoute),
@@ -108,10 +114,15 @@ pub(super) fn by_fib<P: Packet>(packet: &P, work: &mut Work) -> Outcome {
 /// Whether the packet, or a segment that it will be cut into, is larger than `mtu`.
 #[inline(always)]
 pub(super) fn exceeds<P: Packet>(packet: &P, work: &Work, mtu: u32) -> bool {
+    mtu != 0 && on_the_wire(packet, work) > mtu
+}
+
+/// The length, from the network header on, of the packet or of the segments that it will be cut into.
+#[inline(always)]
+fn on_the_wire<P: Packet>(packet: &P, work: &Work) -> u32 {
     let headers = &work.headers;
-    let length = match packet.segment_size() {
+    match packet.segment_size() {
         0 => headers.length,
         segment => headers.l4 - L3 + headers.l4_length + segment,
-    };
-    mtu != 0 && length > mtu
+    }
 }

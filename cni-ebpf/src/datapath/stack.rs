@@ -40,9 +40,11 @@ pub(super) fn arriving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &
     if conntrack::by_alias(tables, &work.tuple).is_none() {
         return work.pass();
     }
-    let Some(found) = known(tables, packet, work) else {
+    // The answer's way leads to the pod that its alias belongs to; whose that is now, the flow says.
+    let Some(mut known) = known(tables, packet, work, None, true) else {
         return rebuilt(tables, packet, work);
     };
+    let found = &known.found;
     conntrack::forward_tuple(&work.key, found.flow, &mut work.out);
     let origin = work.out.src;
     if found.flow.flags.get() & flow_flags::HOST != 0 {
@@ -56,8 +58,12 @@ pub(super) fn arriving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &
         return work.pass();
     }
     let receiver = tables.endpoint(&origin).ok_or(Reason::NoEndpoint)?;
+    if !conntrack::is_of(found.flow.source_endpoint, Some(receiver)) {
+        return work.pass();
+    }
     work.endpoint = receiver.id;
-    super::advance_known(tables, packet, work, &found, receiver, true)?;
+    known.source = Some(receiver);
+    super::advance_known(tables, packet, work, &known)?;
     super::deliver(tables, packet, work, receiver)
 }
 
@@ -72,6 +78,9 @@ fn rebuilt<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) ->
     let Some(receiver) = tables.endpoint(&origin) else {
         return work.pass();
     };
+    if !conntrack::is_of(work.flow.source_endpoint, Some(receiver)) {
+        return work.pass();
+    }
     work.endpoint = receiver.id;
     super::policy::admit(tables, packet, work, Some(receiver), None, false)?;
     work.flow.via_reply = via::PEER;
@@ -114,11 +123,12 @@ pub(super) fn leaving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &m
         return work.pass();
     }
     let source = work.tuple.src;
-    let pod = tables.endpoint(&source).is_some();
-    if !pod && !host_flow(tables, work, &source) {
+    let pod = tables.endpoint(&source);
+    if pod.is_none() && !host_flow(tables, work, &source) {
         return work.pass();
     }
-    if let Some(found) = known(tables, packet, work) {
+    if let Some(known) = known(tables, packet, work, pod, false) {
+        let found = &known.found;
         if found.flow.flags.get() & flow_flags::SNAT != 0 {
             // `from_pod` counted a pod's packet already; a host's flow is only kept alive.
             found.flow.seen.set(work.now);
@@ -127,14 +137,15 @@ pub(super) fn leaving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &m
             return work.pass();
         }
         // `from_pod` left it to the stack where the packet leaves, and so the address to leave with to us.
-        if !pod || work.reply != 0 || found.flow.via_forward != via::STACK {
+        if pod.is_none() || work.reply != 0 || found.flow.via_forward != via::STACK {
             return work.pass();
         }
     }
     work.out = work.tuple;
     conntrack::begin(packet, work);
     work.tell = 0;
-    if pod {
+    if let Some(pod) = pod {
+        work.flow.source_endpoint = pod.id;
         let device = packet.ifindex();
         masquerade(tables, packet, work, device)?;
     } else {

@@ -133,7 +133,7 @@ pub trait Packet {
         zero_is_none: bool,
     ) -> Result<(), NotRewritten>;
 
-    /// The kernel's route from `src` to `dst`.
+    /// The kernel's route from `src` to `dst` for packets of `length` bytes.
     fn fib(&self, src: &Addr, dst: &Addr, length: u32) -> Fib;
     /// A socket of this host receives this tuple.
     fn socket(&self, tuple: &Tuple) -> bool;

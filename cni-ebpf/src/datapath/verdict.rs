@@ -14,6 +14,8 @@ pub mod way {
     pub const TUNNEL_KEY: u8 = 5;
     /// To a receiver in the host's stack.
     pub const LOCAL: u8 = 6;
+    /// Passed, and remembered as one that came by a device.
+    pub const ARRIVED: u8 = 7;
 }
 
 /// What becomes of a packet that is not dropped.
@@ -23,6 +25,8 @@ pub enum Verdict {
     Pass,
     /// The same for a packet that is complete: marked, so that no later hook of ours judges or translates it again.
     Handled,
+    /// On, marked as one that came by a device: what the stack makes of it may not show that any more.
+    Arrived,
     /// Into the pod behind this host-side device.
     Peer { ifindex: u32 },
     /// Out through a device, to a neighbour.
@@ -51,6 +55,7 @@ impl Work {
             },
             way::TUNNEL => Verdict::Tunnel { remote: self.gateway },
             way::TUNNEL_KEY => Verdict::TunnelKey { remote: self.gateway },
+            way::ARRIVED => Verdict::Arrived,
             _ => Verdict::Pass,
         }
     }

@@ -19,8 +19,8 @@ pub struct Frame {
     pub vlan: bool,
     /// `skb->csum` of a packet that the device summed up from the network header on (CHECKSUM_COMPLETE).
     pub complete: Option<u32>,
-    /// The kernel's routes, by destination.
-    pub fib: fn(&Addr) -> Fib,
+    /// The kernel's routes, by destination and length.
+    pub fib: fn(&Addr, u32) -> Fib,
     /// Tuples that sockets of the host receive.
     pub sockets: Vec<Tuple>,
 }
@@ -36,7 +36,7 @@ impl Frame {
             tunnel: None,
             vlan: false,
             complete: None,
-            fib: |_| Fib::Unroutable,
+            fib: |_, _| Fib::Unroutable,
             sockets: Vec::new(),
         }
     }
@@ -187,8 +187,8 @@ impl Packet for Frame {
         })
     }
 
-    fn fib(&self, _: &Addr, dst: &Addr, _: u32) -> Fib {
-        (self.fib)(dst)
+    fn fib(&self, _: &Addr, dst: &Addr, length: u32) -> Fib {
+        (self.fib)(dst, length)
     }
 
     fn socket(&self, tuple: &Tuple) -> bool {

@@ -106,8 +106,11 @@ pub(super) fn device() -> Device {
     }
 }
 
+/// The MTU of the routes to 198.51.100.77 and 2001:db8:5::/48.
+pub(super) const NARROW: u32 = 1400;
+
 /// What [`Kernel::new`]'s routing table says.
-pub(super) fn fib(dst: &Addr) -> Fib {
+pub(super) fn fib(dst: &Addr, length: u32) -> Fib {
     let far = |gateway: &str| Fib::Device {
         ifindex: ifindex::NETDEV,
         gateway: Addr::from(ip(gateway)),
@@ -120,6 +123,7 @@ pub(super) fn fib(dst: &Addr) -> Fib {
                 ifindex: ifindex::NETDEV,
                 gateway: *dst,
             },
+            [198, 51, 100, 77] if length > NARROW => Fib::Stack,
             _ => far("192.0.2.254"),
         },
         IpAddr::V6(v6) => match v6.segments() {
@@ -129,6 +133,7 @@ pub(super) fn fib(dst: &Addr) -> Fib {
                 ifindex: ifindex::NETDEV,
                 gateway: *dst,
             },
+            [0x2001, 0xdb8, 5, ..] if length > NARROW => Fib::Stack,
             _ => far("2001:db8::fe"),
         },
     }

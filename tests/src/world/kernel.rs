@@ -10,7 +10,7 @@ use aya::{Ebpf, Pod};
 use cni_ebpf::abi::*;
 use cni_ebpf::datapath::{Verdict, Work};
 
-use super::content::{device, endpoints, routes, rules, services};
+use super::content::{NARROW, device, endpoints, routes, rules, services};
 use super::{CONFIG, Hook, ifindex};
 use crate::memory::Frame;
 use crate::object;
@@ -107,6 +107,11 @@ impl Kernel {
         Ok(())
     }
 
+    /// Writes an endpoint.
+    pub fn endpoint(&mut self, addr: Addr, endpoint: &Endpoint) -> Result<()> {
+        self.put::<_, _, 16, 72>("endpoints", &[(addr, endpoint.clone())])
+    }
+
     /// Fills the bucket of the pod with a limit.
     pub fn refill(&mut self, bucket: &Bucket) -> Result<()> {
         self.put::<_, _, 4, 16>("buckets", &[(super::BUCKET, bucket.clone())])
@@ -159,7 +164,7 @@ impl Kernel {
         let outcome = self.outcome()?;
         let expected: i32 = match &outcome {
             Err(_) => 2,
-            Ok(Verdict::Pass | Verdict::Handled | Verdict::TunnelKey { .. }) => -1,
+            Ok(Verdict::Pass | Verdict::Handled | Verdict::Arrived | Verdict::TunnelKey { .. }) => -1,
             Ok(_) => 7,
         };
         ensure!(
@@ -238,6 +243,14 @@ fn devices() -> Result<()> {
     }
     ip_command(&format!("route add default via 192.0.2.254 dev {device}"))?;
     ip_command(&format!("route add default via 2001:db8::fe dev {device}"))?;
+    for (destination, gateway) in [
+        ("198.51.100.77", "192.0.2.254"),
+        ("2001:db8:5::/48", "2001:db8::fe"),
+    ] {
+        ip_command(&format!(
+            "route add {destination} via {gateway} dev {device} mtu lock {NARROW}"
+        ))?;
+    }
     ip_command("route add unreachable 203.0.113.0/24")?;
     ip_command("route add unreachable 2001:db8:dead::/48")?;
     ip_command("rule add from 192.0.2.1 to 198.51.100.9 prohibit")?;

@@ -1,6 +1,6 @@
 //! Connections that begin, end and begin again, and the translated ports that go with them.
 
-use cni_ebpf::abi::{Addr, Alias, Config, Flow, FlowKey, Port, Reason, Tuple, flow_flags, tcp_state};
+use cni_ebpf::abi::{Addr, Alias, Config, Flow, FlowKey, Port, Racy, Reason, Tuple, flow_flags, tcp_state};
 use cni_ebpf::datapath::{Verdict, conntrack};
 use cni_tests::frames::{self, Ends};
 use cni_tests::world::{self, Hook, ifindex, ip, pod};
@@ -196,8 +196,10 @@ fn masqueraded(ends: Ends, v6: bool, now: u64) -> (FlowKey, Flow, Tuple, Alias) 
     flow.flags.set(flow_flags::SNAT | flow_flags::REPLIED | origin);
     let alias = Alias {
         flow: key,
-        created: now,
+        created: (now / conntrack::SECOND) as u32,
+        seen: Racy::new((now / conntrack::SECOND) as u32),
         reply: 1,
+        endpoint: 0,
     };
     (key, flow, tuple(answer(ends, v6)), alias)
 }
