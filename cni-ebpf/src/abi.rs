@@ -25,7 +25,7 @@ mod route;
 mod service;
 
 pub use addr::{Addr, Port, Prefix};
-pub use config::{Config, Settings};
+pub use config::{Config, Secrets, Settings};
 pub use conntrack::{Alias, Flow, FlowKey, Fragment, FragmentKey, Tuple, flow_flags, tcp_state, via};
 pub use endpoint::{Bucket, Endpoint, Peer, endpoint_flags, peer_flags};
 pub use event::{COUNTERS, Counter, Event, Reason, direction, event_kind, hook};
@@ -73,5 +73,6 @@ pub const LAYOUTS: &[Layout] = &[
     Event::LAYOUT,
     Counter::LAYOUT,
     Settings::LAYOUT,
+    Secrets::LAYOUT,
     Config::LAYOUT,
 ];

@@ -23,6 +23,7 @@ pub type PortRules = (u32, u16, RuleList);
 pub struct Memory {
     pub config: Config,
     pub settings: Settings,
+    pub secrets: Secrets,
     pub clock: Cell<u64>,
     pub dice: Cell<u32>,
     pub endpoints: Slab<Addr, Endpoint>,
@@ -88,6 +89,10 @@ impl Tables for Memory {
 
     fn settings(&self) -> Option<&Settings> {
         Some(&self.settings)
+    }
+
+    fn secrets(&self) -> Option<&Secrets> {
+        Some(&self.secrets)
     }
 
     fn now(&self) -> u64 {

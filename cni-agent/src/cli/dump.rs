@@ -42,6 +42,7 @@ fn shapes(map: &str) -> Option<(Shape, Shape)> {
         "service_slots" => ("SlotKey", "u32"),
         "backends" => ("u32", "Backend"),
         "settings" => ("u32", "Settings"),
+        "secrets" => ("u32", "Secrets"),
         "counters" => ("u32", "Counter"),
         "events_lost" => ("u32", "u64"),
         _ => return None,

@@ -69,14 +69,23 @@ impl Default for Config {
 
 crate::abi! {
     /// The one entry of the `settings` map.
-    #[derive(Clone, PartialEq, Eq, Debug, Default)]
+    #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
     pub struct Settings: 64 {
         /// Moves when a known address changes class or goes away.
         pub class_epoch: u32,
-        /// What makes the first port that is tried for a connection unguessable; the first program that needs it draws
-        /// it. It stands here so that it lives as long as the connections.
-        pub port_seed: Racy<u32>,
+        pub pad: u32,
         pub reserved: [u64; 7],
+    }
+}
+
+crate::abi! {
+    /// The one entry of the `secrets` map: what the programs draw for themselves and must keep as long as the connections
+    /// that were made with it.
+    #[derive(Clone, PartialEq, Eq, Debug, Default)]
+    pub struct Secrets: 16 {
+        /// Makes the first port that is tried for a connection unguessable; 0: not drawn yet.
+        pub port_seed: Racy<u32>,
+        pub reserved: [u32; 3],
     }
 }
 

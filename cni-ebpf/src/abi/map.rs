@@ -94,6 +94,7 @@ pub const MAPS: &[MapSpec] = &[
     spec::<u32, Backend>("backends", Hash, 131_072),
     spec::<u32, Counter>("counters", PerCpuArray, COUNTERS),
     spec::<u32, Settings>("settings", Array, 1),
+    spec::<u32, Secrets>("secrets", Array, 1),
     MapSpec {
         name: "events",
         map_type: MapType::RingBuf,

@@ -41,6 +41,11 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn secrets(&self) -> Option<&Secrets> {
+        SECRETS.get(0)
+    }
+
+    #[inline(always)]
     fn now(&self) -> u64 {
         // SAFETY: no arguments.
         unsafe { bpf_ktime_get_coarse_ns() }

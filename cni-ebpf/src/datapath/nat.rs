@@ -117,13 +117,13 @@ fn port_may_change(tuple: &Tuple) -> bool {
 /// that its other side knows.
 #[inline(always)]
 fn favourite<T: Tables>(tables: &T, key: &FlowKey) -> u32 {
-    let Some(settings) = tables.settings() else {
+    let Some(secrets) = tables.secrets() else {
         return tables.random();
     };
-    let mut seed = settings.port_seed.get();
+    let mut seed = secrets.port_seed.get();
     if seed == 0 {
         seed = tables.random() | 1;
-        settings.port_seed.set(seed);
+        secrets.port_seed.set(seed);
     }
     let ports =
         u64::from(key.a_port.wire()) << 32 | u64::from(key.b_port.wire()) << 16 | u64::from(key.proto);

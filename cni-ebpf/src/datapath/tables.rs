@@ -26,6 +26,7 @@ pub struct NotInserted;
 pub trait Tables {
     fn config(&self) -> &Config;
     fn settings(&self) -> Option<&Settings>;
+    fn secrets(&self) -> Option<&Secrets>;
     /// Coarse monotonic nanoseconds.
     fn now(&self) -> u64;
     fn random(&self) -> u32;

@@ -217,10 +217,10 @@ fn rel_39_a_connection_whose_entry_was_evicted_keeps_its_translated_port() {
         assert_eq!(ports, again);
         // Unguessable: another seed, another port.
         pair.forget();
-        pair.memory.settings.port_seed.set(12345);
+        pair.memory.secrets.port_seed.set(12345);
         let other: Vec<u16> = (1..=8).map(|source| port_of(pair, source)).collect();
         assert_ne!(ports, other);
-        pair.memory.settings.port_seed.set(0);
+        pair.memory.secrets.port_seed.set(0);
         pair.memory.config = config;
     });
 }
