@@ -6,11 +6,14 @@
 mod abi;
 mod bench;
 mod build;
+mod cluster;
 mod demo;
 mod image;
+mod libraries;
 mod licence;
 mod manifests;
 mod object;
+mod oci;
 mod process;
 mod setup;
 mod test;
@@ -42,6 +45,7 @@ enum Cli {
     Demo(demo::Demo),
     Test(test::Test),
     Bench(bench::Bench),
+    Cluster(cluster::Cluster),
     #[command(subcommand)]
     Vm(vm::Vm),
     Tidy(tidy::Tidy),
@@ -60,6 +64,7 @@ fn main() -> ExitCode {
         Cli::Demo(demo) => demo.run(),
         Cli::Test(test) => test.run(),
         Cli::Bench(bench) => bench.run().map(|()| ExitCode::SUCCESS),
+        Cli::Cluster(cluster) => cluster.run(),
         Cli::Vm(vm) => vm.run(),
         Cli::Tidy(tidy) => tidy.run().map(|()| ExitCode::SUCCESS),
         Cli::Abi(abi) => abi.run().map(|()| ExitCode::SUCCESS),

@@ -18,12 +18,21 @@ pub(crate) enum Group {
     Test,
     /// Rendering and checking what is shipped
     Deploy,
+    /// A real Kubernetes on this machine
+    Cluster,
     /// Layers inside virtual machines
     Vm,
 }
 
 impl Group {
-    pub(crate) const ALL: [Self; 5] = [Self::Build, Self::Lint, Self::Test, Self::Deploy, Self::Vm];
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Build,
+        Self::Lint,
+        Self::Test,
+        Self::Deploy,
+        Self::Cluster,
+        Self::Vm,
+    ];
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,6 +194,93 @@ pub(super) const PACKAGES: &[Package] = &[
         why: "compiles helm, which renders the chart",
         only_for_toolchain: false,
     },
+    Package {
+        name: "golang-go",
+        group: Group::Cluster,
+        suite: Suite::Backports,
+        probe: Probe::Tool("go"),
+        why: "compiles Kubernetes, or fetches the compiler that does",
+        only_for_toolchain: false,
+    },
+    tool(Group::Cluster, "iproute2", "ip", "the cluster's network"),
+    tool(
+        Group::Cluster,
+        "containerd",
+        "containerd",
+        "the nodes' container runtime",
+    ),
+    tool(
+        Group::Cluster,
+        "runc",
+        "runc",
+        "containerd starts containers with it",
+    ),
+    file(
+        Group::Cluster,
+        "containernetworking-plugins",
+        "/usr/lib/cni/bridge",
+        "the reference plugins, Millrace's peer and its companions",
+    ),
+    tool(
+        Group::Cluster,
+        "nftables",
+        "nft",
+        "kube-proxy writes its rules with it",
+    ),
+    tool(
+        Group::Cluster,
+        "iptables",
+        "iptables",
+        "kube-proxy, portmap and the kubelet write their rules with it",
+    ),
+    tool(
+        Group::Cluster,
+        "conntrack",
+        "conntrack",
+        "kube-proxy removes stale connections with it",
+    ),
+    tool(
+        Group::Cluster,
+        "mount",
+        "mount",
+        "the kubelet mounts volumes with it",
+    ),
+    file(
+        Group::Cluster,
+        "busybox-static",
+        "/usr/share/doc/busybox-static",
+        "the programs in the cluster's images",
+    ),
+    tool(
+        Group::Cluster,
+        "bash",
+        "bash",
+        "for the cluster's images: specs call it",
+    ),
+    tool(
+        Group::Cluster,
+        "curl",
+        "curl",
+        "for the cluster's images: specs call it",
+    ),
+    tool(
+        Group::Cluster,
+        "wget",
+        "wget",
+        "for the cluster's images: busybox's crashes with a time limit",
+    ),
+    tool(
+        Group::Cluster,
+        "bind9-dnsutils",
+        "dig",
+        "for the cluster's images: specs call it",
+    ),
+    file(
+        Group::Cluster,
+        "netcat-openbsd",
+        "/bin/nc.openbsd",
+        "for the cluster's images: specs call it",
+    ),
     Package {
         name: "qemu-system-x86",
         group: Group::Vm,

@@ -10,7 +10,8 @@ use super::cpio::Archive;
 use super::guest::{BUSYBOX, JOB, Job};
 use super::kernel::Kernel;
 use super::modules::{Dependencies, WANTED};
-use crate::process::{command, find, output};
+use crate::libraries;
+use crate::process::{command, find};
 
 /// Programs that tests call, copied in where this machine has them.
 const TOOLS: [&str; 9] = [
@@ -24,7 +25,6 @@ const TOOLS: [&str; 9] = [
     "bpftool",
     "tcpdump",
 ];
-const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
 
 struct Image {
     archive: Archive<BufWriter<File>>,
@@ -71,13 +71,8 @@ impl Image {
     /// A program with the libraries that it links.
     fn program(&mut self, from: &Path, to: &Path) -> Result<()> {
         self.file(from, to)?;
-        // The loader refuses a static program, which needs nothing.
-        let Ok(listing) = output(command(LOADER).arg("--list").arg(from)) else {
-            return Ok(());
-        };
-        self.file(Path::new(LOADER), Path::new(LOADER))?;
-        for library in libraries(&listing) {
-            self.file(library, library)?;
+        for library in libraries::of(from) {
+            self.file(&library, &library)?;
         }
         Ok(())
     }
@@ -138,25 +133,4 @@ fn module(path: &Path) -> Result<Vec<u8>> {
     let output = output.with_context(|| format!("starting xz for {}", path.display()))?;
     anyhow::ensure!(output.status.success(), "xz cannot decompress {}", path.display());
     Ok(output.stdout)
-}
-
-/// The paths in the loader's listing: `libc.so.6 => /lib/libc.so.6 (0x7f...)`.
-fn libraries(listing: &str) -> impl Iterator<Item = &Path> {
-    let words = listing
-        .lines()
-        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
-    words.map(Path::new)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn libraries_are_read_from_the_loaders_listing() {
-        let listing = "\tlinux-vdso.so.1 (0x00007ffd)\n\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f)\n\
-                       \t/lib64/ld-linux-x86-64.so.2 (0x00007f13)\n";
-        let expected = ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"];
-        assert!(libraries(listing).eq(expected.map(Path::new)));
-    }
 }

@@ -1,0 +1,158 @@
+//! Upstream's own specs against a cluster.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use super::images::{AGNHOST, TOOLBOX};
+use super::namespace::inside;
+use super::node::{Machine, PAUSE};
+use super::place::Place;
+use super::plan::Plan;
+use super::programs::{self, program};
+use crate::process::{command, output, stream};
+use crate::test::Tally;
+
+const CONFORMANCE: &str = r"\[sig-network\].*\[Conformance\]";
+/// What needs more than a plain cluster, or breaks it for others that run at the time.
+const SPECIAL: &str = r"\[Slow\]|\[Serial\]|\[Disruptive\]|\[Feature:|\[Alpha\]|\[Beta\]";
+
+#[derive(Debug, Args)]
+pub(crate) struct E2e {
+    /// Specs whose name matches
+    #[arg(long, value_name = "REGEX", default_value = CONFORMANCE)]
+    focus: String,
+    /// Specs that are left out all the same
+    #[arg(long, value_name = "REGEX", default_value = SPECIAL)]
+    skip: String,
+    /// Where the results are written, as JUnit XML
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
+    /// How many specs at a time
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32))]
+    processes: u8,
+}
+
+impl E2e {
+    pub(crate) fn run(&self, place: &Place) -> Result<ExitCode> {
+        let tally = self.tally(place)?;
+        println!("{} passed, {} failed", tally.passed, tally.failed);
+        Ok(if tally.failed == 0 && tally.passed > 0 {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        })
+    }
+
+    fn tally(&self, place: &Place) -> Result<Tally> {
+        let plan = place.plan()?;
+        programs::E2E.build()?;
+        let wanted = output(command(program("e2e.test")).arg("--list-images"))?;
+        plan.nodes().try_for_each(|node| {
+            name_images(
+                &Machine {
+                    place,
+                    plan: &plan,
+                    node,
+                },
+                &wanted,
+            )
+        })?;
+        let mut ginkgo = inside(&place.fabric(), program("ginkgo"));
+        ginkgo.arg(format!("--procs={}", self.processes));
+        ginkgo.args(["--no-color", "--timeout=1h"]);
+        ginkgo.arg(format!("--focus={}", self.focus));
+        ginkgo.arg(format!("--skip={}", self.skip));
+        ginkgo.arg(program("e2e.test")).arg("--");
+        ginkgo.args(self.suite_arguments(place, &plan)?);
+        let mut tally = Tally::default();
+        let status = stream(&mut ginkgo, |line| read(&mut tally, line))?;
+        if !status.success() && tally.failed == 0 {
+            tally += Tally::failure(format!("ginkgo ended with {status}"));
+        }
+        Ok(tally)
+    }
+
+    fn suite_arguments(&self, place: &Place, plan: &Plan) -> Result<Vec<String>> {
+        let mut arguments = vec![
+            format!("--kubeconfig={}", place.fabric_kubeconfig().display()),
+            format!("--kubectl-path={}", program("kubectl").display()),
+            format!("--num-nodes={}", plan.nodes),
+            "--provider=skeleton".to_owned(),
+            "--disable-log-dump".to_owned(),
+        ];
+        if let Some(folder) = &self.report {
+            let folder = std::path::absolute(folder).context("the folder for the report")?;
+            arguments.push(format!("--report-dir={}", folder.display()));
+        }
+        Ok(arguments)
+    }
+}
+
+/// Gives the images that are on a node the names that the suite asks for.
+fn name_images(machine: &Machine<'_>, wanted: &str) -> Result<()> {
+    for (name, image) in wanted.lines().filter_map(|name| Some((name, stands_for(name)?))) {
+        output(machine.ctr()?.args(["images", "tag", "--force", image, name]))?;
+    }
+    Ok(())
+}
+
+/// Which of our images has what is in one of upstream's.
+fn stands_for(name: &str) -> Option<&'static str> {
+    let (path, _) = name.rsplit_once(':')?;
+    match path.rsplit('/').next()? {
+        "agnhost" | "glibc-dns-testing" => Some(AGNHOST),
+        "busybox" => Some(TOOLBOX),
+        "pause" => Some(PAUSE),
+        _ => None,
+    }
+}
+
+/// Ginkgo's closing line: `FAIL! -- 46 Passed | 1 Failed | 0 Pending | 6500 Skipped`. The failed ones are named above it.
+fn read(tally: &mut Tally, line: &str) {
+    let line = line.trim();
+    if let Some(name) = line.strip_prefix("[FAIL] ") {
+        *tally += Tally::failure(name.to_owned());
+    }
+    let count = |what: &str| {
+        let before = line
+            .split(what)
+            .next()
+            .filter(|before| before.len() < line.len())?;
+        before.split_whitespace().next_back()?.parse::<u64>().ok()
+    };
+    if let Some(passed) = count(" Passed |") {
+        tally.passed = passed;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ginkgos_results_are_read() {
+        let mut tally = Tally::default();
+        read(
+            &mut tally,
+            "  [FAIL] [sig-network] Proxy version v1 [It] should proxy",
+        );
+        read(
+            &mut tally,
+            "FAIL! -- 46 Passed | 1 Failed | 0 Pending | 6500 Skipped",
+        );
+        assert_eq!((tally.passed, tally.failed), (46, 1));
+    }
+
+    #[test]
+    fn upstreams_images_are_stood_for_by_ours() {
+        assert_eq!(
+            stands_for("registry.k8s.io/e2e-test-images/agnhost:2.63.0"),
+            Some(AGNHOST)
+        );
+        assert_eq!(stands_for("registry.k8s.io/pause:3.10.2"), Some(PAUSE));
+        assert_eq!(stands_for("registry.k8s.io/e2e-test-images/nginx:1"), None);
+    }
+}

@@ -1,0 +1,238 @@
+//! What a cluster shall be: the options of `cluster up`, and the addresses that follow from them.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anyhow::{Result, bail};
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, clap::Args, Serialize, Deserialize)]
+pub(crate) struct Plan {
+    /// How many nodes
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=9))]
+    pub(crate) nodes: u8,
+    /// Address families of nodes, pods and Services
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) family: Family,
+    /// How pods reach those of other nodes; the reference bridge knows direct routing alone
+    #[arg(long, value_enum)]
+    routing: Option<Routing>,
+    /// Who serves Services
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) proxy: Proxy,
+    /// Who gives pods their network
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) cni: Cni,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+pub(crate) enum Family {
+    V4,
+    V6,
+    #[default]
+    Dual,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+pub(crate) enum Routing {
+    Direct,
+    Vxlan,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+pub(crate) enum Proxy {
+    /// kube-proxy with nftables
+    #[default]
+    KubeProxyNft,
+    /// kube-proxy with iptables
+    KubeProxyIptables,
+    /// Nobody: Service addresses lead nowhere
+    None,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+pub(crate) enum Cni {
+    /// The reference plugins bridge, host-local and portmap, with static routes between the nodes
+    #[default]
+    Bridge,
+    /// Nobody: nodes stay NotReady until a plugin is installed
+    None,
+}
+
+impl Plan {
+    /// The control plane without any node.
+    pub(crate) fn without_nodes(family: Family) -> Self {
+        Self {
+            nodes: 0,
+            family,
+            routing: None,
+            proxy: Proxy::None,
+            cni: Cni::None,
+        }
+    }
+
+    /// Refuses what cannot be.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.cni == Cni::Bridge && self.routing == Some(Routing::Vxlan) {
+            bail!("--routing vxlan: the reference bridge has no tunnels; use --routing direct");
+        }
+        Ok(())
+    }
+
+    pub(crate) fn layouts(&self) -> &'static [Layout] {
+        match self.family {
+            Family::V4 => &BOTH[..1],
+            Family::V6 => &BOTH[1..],
+            Family::Dual => &BOTH,
+        }
+    }
+
+    /// The family that comes first where there is but one place.
+    pub(crate) fn first(&self) -> &'static Layout {
+        &self.layouts()[0]
+    }
+
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = Node> + use<> {
+        (1..=self.nodes).map(Node)
+    }
+
+    /// Something of each family in a list with commas, as Kubernetes' programs take it.
+    pub(crate) fn list(&self, of: impl Fn(&Layout) -> String) -> String {
+        self.layouts().iter().map(of).collect::<Vec<_>>().join(",")
+    }
+}
+
+/// The addresses of one family.
+#[derive(Debug)]
+pub(crate) struct Layout {
+    /// The control plane's address on the fabric, the default gateway of the nodes.
+    pub(crate) api: IpAddr,
+    /// Length of the fabric's prefix.
+    pub(crate) prefix: u8,
+    pub(crate) pods: &'static str,
+    /// Length of one node's pod prefix.
+    pub(crate) node_pods: u8,
+    /// The controller-manager's option for that length.
+    pub(crate) node_pods_option: &'static str,
+    pub(crate) services: &'static str,
+    /// The Service `kubernetes`.
+    pub(crate) api_service: IpAddr,
+    pub(crate) dns_service: IpAddr,
+    pub(crate) any: &'static str,
+}
+
+/// Kubernetes' customary ranges, and one of our own for the fabric.
+const BOTH: [Layout; 2] = [
+    Layout {
+        api: IpAddr::V4(Ipv4Addr::new(192, 168, 77, 1)),
+        prefix: 24,
+        pods: "10.244.0.0/16",
+        node_pods: 24,
+        node_pods_option: "ipv4",
+        services: "10.96.0.0/16",
+        api_service: IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1)),
+        dns_service: IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10)),
+        any: "0.0.0.0/0",
+    },
+    Layout {
+        api: IpAddr::V6(Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, 1)),
+        prefix: 64,
+        pods: "fd00:10:244::/56",
+        node_pods: 64,
+        node_pods_option: "ipv6",
+        services: "fd00:10:96::/112",
+        api_service: IpAddr::V6(Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 1)),
+        dns_service: IpAddr::V6(Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 10)),
+        any: "::/0",
+    },
+];
+
+impl Layout {
+    /// A node's address on the fabric.
+    pub(crate) fn node(&self, node: Node) -> IpAddr {
+        let last = 10 + node.0;
+        match self.api {
+            IpAddr::V4(api) => {
+                let [a, b, c, _] = api.octets();
+                Ipv4Addr::new(a, b, c, last).into()
+            }
+            IpAddr::V6(api) => {
+                let [a, b, c, d, e, f, g, _] = api.segments();
+                Ipv6Addr::new(a, b, c, d, e, f, g, last.into()).into()
+            }
+        }
+    }
+}
+
+/// A node by its number, from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Node(pub(super) u8);
+
+impl Node {
+    /// Kept over a power cycle, as a machine's own card keeps it.
+    pub(crate) fn mac(self) -> String {
+        format!("02:77:00:00:00:{:02x}", 10 + self.0)
+    }
+}
+
+impl Node {
+    /// By which the node's process 1 is told which one it is.
+    pub(crate) fn number(self) -> u8 {
+        self.0
+    }
+}
+
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "n{}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(family: Family, routing: Option<Routing>) -> Plan {
+        Plan {
+            nodes: 2,
+            routing,
+            cni: Cni::Bridge,
+            ..Plan::without_nodes(family)
+        }
+    }
+
+    #[test]
+    fn every_family_has_its_addresses_and_no_others() {
+        let services = |family| plan(family, None).list(|layout| layout.services.to_owned());
+        assert_eq!(services(Family::V4), "10.96.0.0/16");
+        assert_eq!(services(Family::V6), "fd00:10:96::/112");
+        assert_eq!(services(Family::Dual), "10.96.0.0/16,fd00:10:96::/112");
+    }
+
+    #[test]
+    fn nodes_are_told_apart_by_name_address_and_mac() {
+        let plan = plan(Family::Dual, None);
+        let seen: Vec<_> = plan
+            .nodes()
+            .map(|node| {
+                let addresses = plan.list(|layout| layout.node(node).to_string());
+                format!("{node} {addresses} {}", node.mac())
+            })
+            .collect();
+        assert_eq!(
+            seen,
+            [
+                "n1 192.168.77.11,fd00:77::b 02:77:00:00:00:0b",
+                "n2 192.168.77.12,fd00:77::c 02:77:00:00:00:0c"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_tunnel_through_the_reference_bridge_is_refused_with_the_remedy() {
+        assert!(plan(Family::Dual, None).check().is_ok());
+        let error = plan(Family::Dual, Some(Routing::Vxlan)).check().unwrap_err();
+        assert!(error.to_string().contains("--routing direct"), "{error}");
+    }
+}
