@@ -19,6 +19,7 @@ mod place;
 mod plan;
 mod programs;
 mod report;
+mod suite;
 mod up;
 
 use std::ffi::OsString;
@@ -31,6 +32,7 @@ use clap::{Args, Subcommand};
 
 use node::Machine;
 use place::Place;
+pub(crate) use suite::test;
 
 /// A real Kubernetes on this machine, with a control plane, nodes with their own containerd and kubelet, and DNS
 ///

@@ -4,6 +4,7 @@ pub(crate) mod apt;
 mod from_source;
 mod package;
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -73,8 +74,9 @@ impl Missing {
     fn on_this_machine(groups: &[Group]) -> Self {
         let wanted = PACKAGES.iter().filter(|package| groups.contains(&package.group));
         let mut packages: Vec<_> = wanted.filter(|package| !package.is_present()).collect();
-        // What several groups need is listed in each, side by side.
-        packages.dedup_by_key(|package| package.name);
+        // What several groups need is listed in each.
+        let mut names = BTreeSet::new();
+        packages.retain(|package| names.insert(package.name));
         let mut toolchain = None;
         if groups.contains(&Group::Build) {
             match Toolchain::find() {

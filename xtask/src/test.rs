@@ -14,7 +14,7 @@ use crate::image::Image;
 use crate::process::step;
 use crate::setup;
 
-pub(crate) use layer::{Layer, Program, environment};
+pub(crate) use layer::{Layer, Program, cargo_test, environment, libtest};
 use report::Report;
 pub(crate) use report::Tally;
 

@@ -19,6 +19,8 @@ const CONFORMANCE: &str = r"\[sig-network\].*\[Conformance\]";
 /// What needs more than a plain cluster, or breaks it for others that run at the time.
 const SPECIAL: &str = r"\[Slow\]|\[Serial\]|\[Disruptive\]|\[Feature:|\[Alpha\]|\[Beta\]";
 
+const PROCESSES: u8 = 4;
+
 #[derive(Debug, Args)]
 pub(crate) struct E2e {
     /// Specs whose name matches
@@ -31,8 +33,19 @@ pub(crate) struct E2e {
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
     /// How many specs at a time
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32))]
+    #[arg(long, default_value_t = PROCESSES, value_parser = clap::value_parser!(u8).range(1..=32))]
     processes: u8,
+}
+
+/// Upstream's network conformance specs, as many at a time as this machine takes.
+pub(crate) fn conformance(place: &Place) -> Result<Tally> {
+    let e2e = E2e {
+        focus: CONFORMANCE.to_owned(),
+        skip: SPECIAL.to_owned(),
+        report: None,
+        processes: PROCESSES,
+    };
+    e2e.tally(place)
 }
 
 impl E2e {

@@ -17,7 +17,7 @@ pub(crate) struct Plan {
     pub(crate) family: Family,
     /// How pods reach those of other nodes; the reference bridge knows direct routing alone
     #[arg(long, value_enum)]
-    routing: Option<Routing>,
+    pub(crate) routing: Option<Routing>,
     /// Who serves Services
     #[arg(long, value_enum, default_value_t)]
     pub(crate) proxy: Proxy,
@@ -58,6 +58,18 @@ pub(crate) enum Cni {
     Bridge,
     /// Nobody: nodes stay NotReady until a plugin is installed
     None,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            nodes: 2,
+            family: Family::default(),
+            routing: None,
+            proxy: Proxy::default(),
+            cni: Cni::default(),
+        }
+    }
 }
 
 impl Plan {

@@ -31,21 +31,27 @@ pub(crate) struct Up {
 
 impl Up {
     pub(crate) fn run(&self, place: &Place) -> Result<()> {
-        self.plan.check()?;
-        prepare()?;
-        let archive = images::archive()?;
-        let started = Instant::now();
-        clear(place)?;
-        up(place, &self.plan, &archive).with_context(|| {
-            format!("cluster `{place}` is not up; see `cargo xtask cluster logs`, remove it with `cargo xtask cluster down`")
-        })?;
-        step(format_args!(
-            "cluster `{place}` is up after {:.1} s",
-            started.elapsed().as_secs_f32()
-        ));
+        bring_up(place, &self.plan)?;
         print(place, &self.plan, self.json);
         Ok(())
     }
+}
+
+/// Brings a cluster up in the place of one of the same name.
+pub(crate) fn bring_up(place: &Place, plan: &Plan) -> Result<()> {
+    plan.check()?;
+    prepare()?;
+    let archive = images::archive()?;
+    let started = Instant::now();
+    clear(place)?;
+    up(place, plan, &archive).with_context(|| {
+        format!("cluster `{place}` is not up; see `cargo xtask cluster logs`, remove it with `cargo xtask cluster down`")
+    })?;
+    step(format_args!(
+        "cluster `{place}` is up after {:.1} s",
+        started.elapsed().as_secs_f32()
+    ));
+    Ok(())
 }
 
 /// etcd and the API server alone

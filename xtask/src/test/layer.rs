@@ -11,7 +11,7 @@ use super::lint;
 use super::report::Tally;
 use crate::process::{self, cargo, output, stream};
 use crate::setup::Group;
-use crate::{vm, workspace};
+use crate::{cluster, vm, workspace};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Layer {
@@ -27,6 +27,8 @@ pub(crate) enum Layer {
     Netns,
     /// The image, the manifests and the chart, as they are shipped
     Deploy,
+    /// A real Kubernetes on two nodes: ordinary workloads, power cuts, upstream's network conformance specs
+    Cluster,
     /// The verifier layer in virtual machines, on every supported kernel
     Vm,
 }
@@ -44,7 +46,7 @@ impl Layer {
     fn exists(self) -> bool {
         match self {
             Self::Lint | Self::Unit => true,
-            Self::Verifier | Self::Packets | Self::Netns | Self::Deploy => {
+            Self::Verifier | Self::Packets | Self::Netns | Self::Deploy | Self::Cluster => {
                 let tests = workspace::root().join("tests/tests");
                 let name = self.to_string();
                 tests.join(&name).with_extension("rs").exists() || tests.join(&name).join("main.rs").exists()
@@ -59,6 +61,7 @@ impl Layer {
             Self::Unit => &[],
             Self::Verifier | Self::Packets | Self::Netns => &[Group::Build, Group::Test],
             Self::Deploy => &[Group::Build, Group::Deploy],
+            Self::Cluster => &[Group::Build, Group::Cluster],
             Self::Vm => &[Group::Build, Group::Vm],
         }
     }
@@ -91,6 +94,7 @@ impl Layer {
                 tests.args(["--package", "cni-tests", "--test", &self.to_string()]);
                 libtest(tests, arguments)
             }
+            Self::Cluster => cluster::test(arguments),
             Self::Vm => vm::supported_kernels(arguments),
         }
     }
@@ -148,7 +152,7 @@ pub(crate) fn environment() -> [(&'static str, PathBuf); 3] {
     ]
 }
 
-fn cargo_test() -> Command {
+pub(crate) fn cargo_test() -> Command {
     let mut command = cargo();
     command.args(["test", "--no-fail-fast"]);
     command.envs(environment()).env("PATH", process::path());
@@ -156,7 +160,7 @@ fn cargo_test() -> Command {
     command
 }
 
-fn libtest(mut command: Command, arguments: &[String]) -> Result<Tally> {
+pub(crate) fn libtest(mut command: Command, arguments: &[String]) -> Result<Tally> {
     command.arg("--").args(arguments);
     let mut tally = Tally::default();
     let status = stream(&mut command, |line| tally.read(line))?;

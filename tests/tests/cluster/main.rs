@@ -1,0 +1,12 @@
+//! A real Kubernetes on two nodes, brought up by `cargo xtask test cluster`, which tells where it is.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot go on panics"
+)]
+
+mod kubernetes;
+mod leftovers;
+mod power;
+mod workloads;
