@@ -47,9 +47,9 @@ impl Named {
         let folder = format!("/target/cluster/{}", self.0);
         traces.extend(mentions(Path::new("/proc/self/mountinfo"), &folder));
         for process in fs::read_dir("/proc").unwrap().flatten() {
-            // kubelet, containerd and shims name no cluster; their node's process 1 and the control plane do.
+            // kubelet, containerd and shims name no cluster; their node's process 1 and the control plane do. The former
+            // stand in its cgroup, which could not be removed with them in it.
             traces.extend(mentions(&process.path().join("cmdline"), &folder));
-            traces.extend(mentions(&process.path().join("cgroup"), &mark));
         }
         traces
     }

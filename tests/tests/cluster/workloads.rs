@@ -78,8 +78,8 @@ fn a_host_network_daemon_finds_its_nodes_places_and_not_the_others() {
         let own = cluster.eventually_in(&pod.name, &["readlink", "/proc/self/ns/net"]);
         let nodes = cluster.cluster(["exec", &pod.node, "--", "readlink", "/proc/self/ns/net"]);
         assert_eq!(own, nodes);
-        let kind = cluster.eventually_in(&pod.name, &["stat", "-f", "-c", "%T", "/sys/fs/bpf"]);
-        assert!(kind.contains("bpf") || kind.contains("cafe4a11"), "{kind}");
+        let mounts = cluster.eventually_in(&pod.name, &["cat", "/proc/self/mounts"]);
+        assert!(mounts.contains(" /sys/fs/bpf bpf "), "{mounts}");
         for path in paths {
             let file = format!("{path}/of_{}", pod.node);
             cluster.eventually_in(&pod.name, &["mkdir", "-p", &file]);

@@ -19,7 +19,9 @@ pub(crate) const TOOLBOX: &str = "localhost/toolbox:1";
 pub(crate) const AGNHOST: &str = "localhost/agnhost:1";
 
 /// What upstream's specs call in their containers, beside busybox's applets: (program, where the image has it).
-const TOOLS: [(&str, &str); 6] = [
+// Not busybox's shell: it prefers its own applets to the programs of these names.
+const TOOLS: [(&str, &str); 7] = [
+    ("dash", "/bin/sh"),
     ("bash", "/bin/bash"),
     ("curl", "/usr/bin/curl"),
     ("wget", "/usr/bin/wget"),
