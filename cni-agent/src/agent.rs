@@ -28,7 +28,7 @@ use crate::{
     model::{Event, Source},
     reconcile::Reconciler,
     source::{
-        file,
+        file, k8s,
         plugin::{self, Question},
     },
     state::State,
@@ -88,7 +88,12 @@ impl<K: Kernel> Agent<K> {
             cause,
         })?;
         let mut pool = Pool::new(Duration::from_secs(config.ipam.quarantine_seconds.into()));
-        let mut state = State::default();
+        let objects = if config.kubernetes.is_enabled() {
+            Source::Kubernetes
+        } else {
+            Source::Files
+        };
+        let mut state = State::new([objects, Source::Devices, Source::Endpoints]);
         let mut ledger_problems = restored.problems;
         for ip in restored.resting {
             pool.rest(ip, Instant::now());
@@ -142,10 +147,12 @@ impl<K: Kernel> Agent<K> {
         // Dropped with this future, they end with it.
         let mut tasks = JoinSet::new();
         tasks.spawn(plugin::serve(listener, ask));
-        tasks.spawn(file::watch(
-            self.config.paths.manifests.clone(),
-            self.events.0.clone(),
-        ));
+        let events = self.events.0.clone();
+        if self.config.kubernetes.is_enabled() {
+            tasks.spawn(k8s::watch(k8s::Settings::new(&self.config), events));
+        } else {
+            tasks.spawn(file::watch(self.config.paths.manifests.clone(), events));
+        }
         self.state.handle(Event::Synced(Source::Endpoints));
         tokio::pin!(shutdown);
         loop {

@@ -26,7 +26,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
 
 use crate::{
-    config::{CONFIG_FILE, Config, Families, LogFormat, Overrides, Routing},
+    config::{CONFIG_FILE, Config, Families, KubernetesMode, LogFormat, Overrides, Routing},
     kernel::Pins,
 };
 
@@ -245,6 +245,23 @@ impl From<RoutingArgument> for Routing {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
+enum KubernetesArgument {
+    Auto,
+    Enabled,
+    Disabled,
+}
+
+impl From<KubernetesArgument> for KubernetesMode {
+    fn from(argument: KubernetesArgument) -> Self {
+        match argument {
+            KubernetesArgument::Auto => Self::Auto,
+            KubernetesArgument::Enabled => Self::Enabled,
+            KubernetesArgument::Disabled => Self::Disabled,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
 enum LogFormatArgument {
     Text,
     Json,
@@ -293,6 +310,20 @@ struct AgentSettings {
     /// Whether what pods send to the outside gets the node's address
     #[arg(long, value_name = "BOOL", env = "MILLRACE_MASQUERADE")]
     masquerade: Option<bool>,
+    /// Whether the cluster's objects come from an API server
+    #[arg(long, value_name = "MODE", env = "MILLRACE_KUBERNETES")]
+    kubernetes: Option<KubernetesArgument>,
+    /// A kubeconfig with servers and credentials
+    #[arg(long, value_name = "FILE", env = "MILLRACE_KUBECONFIG")]
+    kubeconfig: Option<PathBuf>,
+    /// API servers to try, in this order
+    #[arg(
+        long = "api-server",
+        value_name = "URL",
+        env = "MILLRACE_API_SERVERS",
+        value_delimiter = ','
+    )]
+    api_servers: Vec<String>,
     /// The folder of manifests
     #[arg(long, value_name = "FOLDER", env = "MILLRACE_MANIFESTS")]
     manifests: Option<PathBuf>,
@@ -323,6 +354,9 @@ impl AgentSettings {
             devices: self.devices.clone(),
             mtu: self.mtu,
             masquerade: self.masquerade,
+            kubernetes: self.kubernetes.map(Into::into),
+            kubeconfig: self.kubeconfig.clone(),
+            api_servers: self.api_servers.clone(),
             manifests: self.manifests.clone(),
             state: self.state.clone(),
             agent_socket: self.agent_socket.clone(),

@@ -1,6 +1,7 @@
 //! The agent's settings: one YAML file, then the environment and the command line on top of it.
 
 mod check;
+mod kubernetes;
 mod load;
 
 use std::{net::IpAddr, net::SocketAddr, path::PathBuf};
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use check::Problem;
 pub(crate) use check::overlap;
+pub use kubernetes::{KubernetesConfig, KubernetesMode, service_address};
 pub use load::ConfigError;
 
 /// Where the file is unless somebody says otherwise.
@@ -36,6 +38,7 @@ pub struct Config {
     pub snat_ports: PortRange,
     pub ipam: IpamConfig,
     pub services: ServicesConfig,
+    pub kubernetes: KubernetesConfig,
     pub maps: MapSizes,
     pub paths: Paths,
     /// Health, readiness and metrics.
@@ -57,6 +60,7 @@ impl Default for Config {
             snat_ports: PortRange::default(),
             ipam: IpamConfig::default(),
             services: ServicesConfig::default(),
+            kubernetes: KubernetesConfig::default(),
             maps: MapSizes::default(),
             paths: Paths::default(),
             http: SocketAddr::from(([127, 0, 0, 1], 9765)),
@@ -177,7 +181,7 @@ impl Default for IpamConfig {
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct ServicesConfig {
     /// Service ranges of a cluster whose services are another proxy's business (kube-proxy): packets to them go to
-    /// the host's stack.
+    /// the host's stack. Those of the cluster's ServiceCIDR objects are added.
     #[serde(rename = "viaStackCIDRs")]
     pub via_stack_cidrs: Vec<IpNetwork>,
 }
@@ -259,6 +263,9 @@ pub struct Overrides {
     pub devices: Vec<String>,
     pub mtu: Option<u32>,
     pub masquerade: Option<bool>,
+    pub kubernetes: Option<KubernetesMode>,
+    pub kubeconfig: Option<PathBuf>,
+    pub api_servers: Vec<String>,
     pub bpffs: Option<PathBuf>,
     pub proc_sys: Option<PathBuf>,
     pub manifests: Option<PathBuf>,

@@ -8,5 +8,5 @@ mod object;
 
 pub use device::{Device, DeviceAddress, DeviceKind, is_pod_device};
 pub use endpoint::{Endpoint, Phase, Rates};
-pub use event::{Event, Object, ObjectKey, Source};
-pub use object::{Labels, Namespace, Node, Pod, PodName};
+pub use event::{Event, Kind, Object, ObjectKey, Source};
+pub use object::{Labels, Namespace, Node, Pod, PodName, ServiceCidr};

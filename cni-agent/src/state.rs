@@ -6,15 +6,19 @@ use cni_ebpf::datapath::policy::FROM_HOST;
 use cni_plugin::Attachment;
 
 use crate::model::{
-    Device, Endpoint, Event, Namespace, Node, Object, ObjectKey, Phase, Pod, PodName, Source, is_pod_device,
+    Device, Endpoint, Event, Kind, Namespace, Node, Object, ObjectKey, Phase, Pod, PodName, ServiceCidr, Source,
+    is_pod_device,
 };
 
 /// Everything that sources have said, and this node's endpoints.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct State {
+    /// The sources that must have spoken before anything is changed.
+    sources: BTreeSet<Source>,
     pub nodes: BTreeMap<String, Node>,
     pub namespaces: BTreeMap<String, Namespace>,
     pub pods: BTreeMap<PodName, Pod>,
+    pub service_cidrs: BTreeMap<String, ServiceCidr>,
     /// Without those of pods.
     pub devices: Vec<Device>,
     pod_devices: BTreeSet<String>,
@@ -24,11 +28,28 @@ pub struct State {
 }
 
 impl State {
+    /// Knows nothing yet, and waits for these sources.
+    pub fn new(sources: impl IntoIterator<Item = Source>) -> Self {
+        Self {
+            sources: sources.into_iter().collect(),
+            nodes: BTreeMap::new(),
+            namespaces: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            service_cidrs: BTreeMap::new(),
+            devices: Vec::new(),
+            pod_devices: BTreeSet::new(),
+            endpoints: BTreeMap::new(),
+            synced: BTreeSet::new(),
+            problems: BTreeMap::new(),
+        }
+    }
+
     /// Takes an event in. True if anything that is compiled may be different now.
     pub fn handle(&mut self, event: Event) -> bool {
         match event {
             Event::Set(object) => self.set(object),
             Event::Gone(key) => self.remove(&key),
+            Event::Only(kind, keys) => self.retain(kind, &keys),
             Event::Devices(devices) => self.set_devices(devices),
             // Also when nothing else changed: from now on things may be deleted.
             Event::Synced(source) => self.synced.insert(source),
@@ -67,6 +88,7 @@ impl State {
             Object::Node(node) => put(&mut self.nodes, node.name.clone(), node),
             Object::Namespace(namespace) => put(&mut self.namespaces, namespace.name.clone(), namespace),
             Object::Pod(pod) => put(&mut self.pods, pod.name.clone(), pod),
+            Object::ServiceCidr(ranges) => put(&mut self.service_cidrs, ranges.name.clone(), ranges),
         }
     }
 
@@ -75,7 +97,23 @@ impl State {
             ObjectKey::Node(name) => self.nodes.remove(name).is_some(),
             ObjectKey::Namespace(name) => self.namespaces.remove(name).is_some(),
             ObjectKey::Pod(name) => self.pods.remove(name).is_some(),
+            ObjectKey::ServiceCidr(name) => self.service_cidrs.remove(name).is_some(),
         }
+    }
+
+    /// Removes what went away while nobody looked.
+    fn retain(&mut self, kind: Kind, keys: &BTreeSet<ObjectKey>) -> bool {
+        fn known<K: Clone, V>(map: &BTreeMap<K, V>, key: fn(K) -> ObjectKey) -> Vec<ObjectKey> {
+            map.keys().cloned().map(key).collect()
+        }
+        let known = match kind {
+            Kind::Node => known(&self.nodes, ObjectKey::Node),
+            Kind::Namespace => known(&self.namespaces, ObjectKey::Namespace),
+            Kind::Pod => known(&self.pods, ObjectKey::Pod),
+            Kind::ServiceCidr => known(&self.service_cidrs, ObjectKey::ServiceCidr),
+        };
+        let gone = known.iter().filter(|key| !keys.contains(key));
+        gone.fold(false, |changed, key| self.remove(key) || changed)
     }
 
     pub fn is_synced(&self, source: Source) -> bool {
@@ -84,10 +122,15 @@ impl State {
 
     /// The sources that have not said all they know.
     pub fn unsynced(&self) -> Vec<Source> {
-        Source::ALL
-            .into_iter()
+        self.sources
+            .iter()
+            .copied()
             .filter(|source| !self.is_synced(*source))
             .collect()
+    }
+
+    pub fn sources(&self) -> &BTreeSet<Source> {
+        &self.sources
     }
 
     pub fn problems(&self, source: Source) -> &[String] {
@@ -136,7 +179,7 @@ mod tests {
 
     #[test]
     fn only_what_differs_counts_as_a_change() {
-        let mut state = State::default();
+        let mut state = State::new([]);
         assert!(state.handle(Event::Set(node("a", None))));
         assert!(!state.handle(Event::Set(node("a", None))));
         assert!(state.handle(Event::Set(node("a", Some("z")))));
@@ -148,9 +191,10 @@ mod tests {
 
     #[test]
     fn each_source_syncs_by_itself() {
-        let mut state = State::default();
-        assert_eq!(state.unsynced(), Source::ALL);
-        for source in Source::ALL {
+        let sources = [Source::Kubernetes, Source::Devices, Source::Endpoints];
+        let mut state = State::new(sources);
+        assert_eq!(state.unsynced(), sources);
+        for source in sources {
             assert!(!state.is_synced(source));
             assert!(state.handle(Event::Synced(source)));
             assert!(!state.handle(Event::Synced(source)));
@@ -159,8 +203,28 @@ mod tests {
     }
 
     #[test]
+    fn a_new_list_removes_what_is_not_on_it_of_that_kind_alone() {
+        let mut state = State::new([]);
+        let namespace = Object::Namespace(Namespace {
+            name: "a".into(),
+            ..Namespace::default()
+        });
+        for object in [node("a", None), node("b", None), namespace] {
+            state.handle(Event::Set(object));
+        }
+        let only = |names: &[&str]| {
+            let keys = names.iter().map(|name| ObjectKey::Node((*name).into()));
+            Event::Only(Kind::Node, keys.collect())
+        };
+        assert!(!state.handle(only(&["a", "b"])));
+        assert!(state.handle(only(&["b"])));
+        assert_eq!(state.nodes.keys().collect::<Vec<_>>(), ["b"]);
+        assert_eq!(state.namespaces.len(), 1);
+    }
+
+    #[test]
     fn numbers_wrap_and_skip_what_is_in_use() {
-        let state = State::default();
+        let state = State::new([]);
         assert_eq!(state.free_id(0), 1);
         assert_eq!(state.free_id(u32::MAX), 1);
         assert_eq!(state.free_id(FROM_HOST - 1), 1, "the host's own number in flows");

@@ -33,7 +33,7 @@ impl<K: Kernel> Agent<K> {
             problems: self.state.problems(*source).to_vec(),
         };
         let sources: BTreeMap<Source, SourceStatus> =
-            Source::ALL.iter().map(|kind| (*kind, source(kind))).collect();
+            self.state.sources().iter().map(|kind| (*kind, source(kind))).collect();
         Status {
             node: self.config.node_name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

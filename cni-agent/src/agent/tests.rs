@@ -9,7 +9,7 @@ use tokio::{sync::oneshot, task::JoinHandle};
 
 use super::*;
 use crate::{
-    config::Routing,
+    config::{KubernetesMode, Routing},
     desired::{HostRoute, NeighbourKey, RouteKey},
     kernel::fake::FakeKernel,
     model::Device,
@@ -51,6 +51,7 @@ impl Machine {
             routing: Routing::Direct,
             ..Config::default()
         };
+        config.kubernetes.mode = KubernetesMode::Disabled;
         config.paths.manifests = path("manifests");
         config.paths.state = path("state");
         config.paths.agent_socket = path("agent.sock");

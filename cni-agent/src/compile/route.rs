@@ -82,7 +82,7 @@ pub(super) fn routes(topology: &Topology<'_>, desired: &mut Desired, problems: &
             );
         }
     }
-    for range in &config.services.via_stack_cidrs {
+    for range in &topology.via_stack {
         claims.put(*range, route(route_action::STACK, 0));
     }
     for range in &config.masquerade.non_masquerade_cidrs {

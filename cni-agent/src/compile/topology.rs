@@ -32,6 +32,8 @@ pub struct Topology<'a> {
     pub own_addresses: BTreeSet<IpAddr>,
     /// Ranges of this node's pods, of the families that are served.
     pub pod_cidrs: Vec<IpNetwork>,
+    /// Ranges of Service addresses that another proxy serves.
+    pub via_stack: Vec<IpNetwork>,
     /// What a pod's packet may be long.
     pub mtu: u32,
 }
@@ -66,6 +68,7 @@ impl<'a> Topology<'a> {
             tunnel: None,
             own_addresses,
             pod_cidrs,
+            via_stack: via_stack(config, state),
             mtu: 0,
         };
         if config.routing == Routing::Vxlan {
@@ -180,6 +183,17 @@ impl<'a> Topology<'a> {
             ));
         }
     }
+}
+
+fn via_stack(config: &Config, state: &State) -> Vec<IpNetwork> {
+    let named = state.service_cidrs.values().flat_map(|object| &object.ranges);
+    config
+        .services
+        .via_stack_cidrs
+        .iter()
+        .chain(named)
+        .copied()
+        .collect()
 }
 
 fn pod_cidrs(config: &Config, own: Option<&Node>) -> Vec<IpNetwork> {

@@ -25,10 +25,10 @@ impl fmt::Display for Problem {
 const LEAST_MTU_V6: u32 = 1280;
 const LEAST_MTU_V4: u32 = 576;
 
-struct Problems(Vec<Problem>);
+pub(super) struct Problems(Vec<Problem>);
 
 impl Problems {
-    fn add(&mut self, key: impl Into<String>, text: impl Into<String>, remedy: impl Into<String>) {
+    pub(super) fn add(&mut self, key: impl Into<String>, text: impl Into<String>, remedy: impl Into<String>) {
         self.0.push(Problem {
             key: key.into(),
             text: text.into(),
@@ -45,6 +45,7 @@ impl Config {
         self.check_ranges(&mut problems);
         self.check_numbers(&mut problems);
         self.check_paths(&mut problems);
+        self.kubernetes.check(&mut problems);
         problems.0
     }
 

@@ -79,6 +79,9 @@ impl Config {
         set_list(&mut self.devices, overrides.devices);
         set(&mut self.mtu, overrides.mtu);
         set(&mut self.masquerade.enabled, overrides.masquerade);
+        set(&mut self.kubernetes.mode, overrides.kubernetes);
+        set(&mut self.kubernetes.kubeconfig, overrides.kubeconfig);
+        set_list(&mut self.kubernetes.api_servers, overrides.api_servers);
         set(&mut self.paths.bpffs, overrides.bpffs);
         set(&mut self.paths.proc_sys, overrides.proc_sys);
         set(&mut self.paths.manifests, overrides.manifests);

@@ -1,31 +1,30 @@
 //! What sources say.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Device, Namespace, Node, Pod, PodName};
+use super::{Device, Namespace, Node, Pod, PodName, ServiceCidr};
 
 /// An input of the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Source {
-    /// The folder of manifests.
+    /// The folder of manifests, where there is no API server.
     Files,
+    /// The API server.
+    Kubernetes,
     /// The host's devices and addresses.
     Devices,
     /// The endpoints on disk and the queue of deletions.
     Endpoints,
 }
 
-impl Source {
-    pub const ALL: [Self; 3] = [Self::Files, Self::Devices, Self::Endpoints];
-}
-
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Files => "manifests",
+            Self::Kubernetes => "kubernetes",
             Self::Devices => "devices",
             Self::Endpoints => "endpoints",
         })
@@ -38,6 +37,8 @@ pub enum Event {
     /// The object is new or different.
     Set(Object),
     Gone(ObjectKey),
+    /// There are no objects of this kind but these; all of them have been told with [`Event::Set`].
+    Only(Kind, BTreeSet<ObjectKey>),
     /// All devices of the host's namespace as they are now, addresses included.
     Devices(Vec<Device>),
     /// The source has said everything that it knew when it began.
@@ -51,6 +52,7 @@ pub enum Object {
     Node(Node),
     Namespace(Namespace),
     Pod(Pod),
+    ServiceCidr(ServiceCidr),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -58,6 +60,16 @@ pub enum ObjectKey {
     Node(String),
     Namespace(String),
     Pod(PodName),
+    ServiceCidr(String),
+}
+
+/// The kinds of objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    Node,
+    Namespace,
+    Pod,
+    ServiceCidr,
 }
 
 impl Object {
@@ -66,6 +78,18 @@ impl Object {
             Self::Node(node) => ObjectKey::Node(node.name.clone()),
             Self::Namespace(namespace) => ObjectKey::Namespace(namespace.name.clone()),
             Self::Pod(pod) => ObjectKey::Pod(pod.name.clone()),
+            Self::ServiceCidr(ranges) => ObjectKey::ServiceCidr(ranges.name.clone()),
+        }
+    }
+}
+
+impl ObjectKey {
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Node(_) => Kind::Node,
+            Self::Namespace(_) => Kind::Namespace,
+            Self::Pod(_) => Kind::Pod,
+            Self::ServiceCidr(_) => Kind::ServiceCidr,
         }
     }
 }
@@ -76,6 +100,7 @@ impl fmt::Display for ObjectKey {
             Self::Node(name) => write!(f, "Node {name}"),
             Self::Namespace(name) => write!(f, "Namespace {name}"),
             Self::Pod(name) => write!(f, "Pod {name}"),
+            Self::ServiceCidr(name) => write!(f, "ServiceCIDR {name}"),
         }
     }
 }

@@ -53,3 +53,10 @@ pub struct Pod {
     /// It has ended: its addresses are nobody's, though the object is still there.
     pub finished: bool,
 }
+
+/// A range of Service addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceCidr {
+    pub name: String,
+    pub ranges: Vec<IpNetwork>,
+}

@@ -87,7 +87,7 @@ fn cluster(nodes: u8, endpoints: u8, pods: u8, tunnel: bool) -> (Config, State) 
         routing,
         ..Config::default()
     };
-    let mut state = State::default();
+    let mut state = State::new([]);
     for n in 0..nodes.max(1) {
         state.nodes.insert(format!("node-{n}"), node(n));
     }
@@ -214,7 +214,7 @@ proptest! {
         events.push(Event::Devices(state.devices.clone()));
         let mut keyed: Vec<(u64, Event)> = order.into_iter().cycle().zip(events).collect();
         keyed.sort_by_key(|(key, _)| *key);
-        let mut other = State::default();
+        let mut other = State::new([]);
         other.endpoints.clone_from(&state.endpoints);
         for (i, (_, event)) in keyed.into_iter().enumerate() {
             if let (Event::Set(Object::Node(node)), true) = (&event, stale & (1 << i) != 0) {

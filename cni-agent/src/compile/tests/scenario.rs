@@ -45,7 +45,7 @@ fn read(text: &str) -> Scenario {
     let mut parts = parts(text);
     let mut part = |name: &str| parts.remove(name).unwrap_or_default();
     let config = Config::parse(&part("config")).unwrap();
-    let mut state = State::default();
+    let mut state = State::new([]);
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("all.yaml"), part("manifests")).unwrap();
     for event in Folder::new(folder.path().to_owned()).scan() {
@@ -158,7 +158,7 @@ async fn come_and_go(scenario: &Scenario) {
     round(&mut reconciler, &compiled.desired).await;
     assert_eq!(kernel.lock().tables, compiled.desired.tables);
     // Without objects only what the configuration itself says is left.
-    let mut empty = State::default();
+    let mut empty = State::new([]);
     empty
         .devices
         .extend(scenario.state.device(&scenario.config.vxlan.device).cloned());

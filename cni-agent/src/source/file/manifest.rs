@@ -1,16 +1,11 @@
-//! From text to objects. Kubernetes' types stop here, and only the fields that are used have one.
+//! From text to objects.
 
-use std::{collections::BTreeMap, net::IpAddr};
-
-use ipnetwork::IpNetwork;
-use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use crate::model::{Labels, Namespace, Node, Object, Pod, PodName};
-
-/// Asks for fixed addresses, one of each family, separated by commas.
-pub(super) const ADDRESSES_ANNOTATION: &str = "millrace.dev/addresses";
-const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+use crate::{
+    model::Object,
+    source::object::{Known, NamespaceObject, NodeObject, PodObject, ServiceCidrObject},
+};
 
 /// What is wrong with a file. It names the document (from 1), the object and the field where they are known.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -78,19 +73,11 @@ fn parse_value(value: Value, document: usize, objects: &mut Vec<Document>) -> Re
             .into_iter()
             .try_for_each(|item| parse_value(item, document, objects));
     }
-    let object = match (version.as_str(), kind.as_str()) {
-        ("v1", "Node") => Object::Node(typed::<RawNode>(value, document, &kind)?.into()),
-        ("v1", "Namespace") => Object::Namespace(typed::<RawNamespace>(value, document, &kind)?.into()),
-        ("v1", "Pod") => {
-            let name = describe(&value, &kind);
-            let pod = typed::<RawPod>(value, document, &kind)?;
-            Object::Pod(pod.into_pod().map_err(|reason| ManifestError::Field {
-                document,
-                object: name,
-                field: format!("metadata.annotations[{ADDRESSES_ANNOTATION}]"),
-                reason,
-            })?)
-        }
+    let read = match (version.as_str(), kind.as_str()) {
+        ("v1", "Node") => typed::<NodeObject>,
+        ("v1", "Namespace") => typed::<NamespaceObject>,
+        ("v1", "Pod") => typed::<PodObject>,
+        ("networking.k8s.io/v1", "ServiceCIDR") => typed::<ServiceCidrObject>,
         _ => {
             objects.push(Document::Foreign {
                 document,
@@ -99,18 +86,27 @@ fn parse_value(value: Value, document: usize, objects: &mut Vec<Document>) -> Re
             return Ok(());
         }
     };
-    objects.push(Document::Object(object));
+    objects.push(Document::Object(read(value, document, &kind)?));
     Ok(())
 }
 
-fn typed<T: DeserializeOwned>(value: Value, document: usize, kind: &str) -> Result<T, ManifestError> {
+fn typed<T: Known>(value: Value, document: usize, kind: &str) -> Result<Object, ManifestError> {
     let object = describe(&value, kind);
-    serde_path_to_error::deserialize(value).map_err(|error| ManifestError::Field {
+    let field = |object, field, reason| ManifestError::Field {
         document,
         object,
-        field: error.path().to_string(),
-        reason: error.inner().to_string(),
-    })
+        field,
+        reason,
+    };
+    let read: T = serde_path_to_error::deserialize(value).map_err(|error| {
+        field(
+            object.clone(),
+            error.path().to_string(),
+            error.inner().to_string(),
+        )
+    })?;
+    read.into_object()
+        .map_err(|error| field(object, error.field, error.reason))
 }
 
 fn describe(value: &Value, kind: &str) -> String {
@@ -123,201 +119,5 @@ fn describe(value: &Value, kind: &str) -> String {
         (Some(namespace), Some(name)) => format!("{kind} {namespace}/{name}"),
         (None, Some(name)) => format!("{kind} {name}"),
         _ => kind.to_owned(),
-    }
-}
-
-/// Absent and `null` are the same in Kubernetes.
-fn nullable<'de, D, T>(deserializer: D) -> Result<T, D::Error>
-where
-    D: serde::Deserializer<'de>,
-    T: Default + Deserialize<'de>,
-{
-    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Meta {
-    name: String,
-    #[serde(default, deserialize_with = "nullable")]
-    namespace: String,
-    #[serde(default, deserialize_with = "nullable")]
-    uid: String,
-    #[serde(default, deserialize_with = "nullable")]
-    labels: Labels,
-    #[serde(default, deserialize_with = "nullable")]
-    annotations: BTreeMap<String, String>,
-}
-
-#[derive(Deserialize)]
-struct RawNamespace {
-    metadata: Meta,
-}
-
-#[derive(Deserialize)]
-struct RawNode {
-    metadata: Meta,
-    #[serde(default, deserialize_with = "nullable")]
-    spec: NodeSpec,
-    #[serde(default, deserialize_with = "nullable")]
-    status: NodeStatus,
-}
-
-#[derive(Default, Deserialize)]
-struct NodeSpec {
-    #[serde(default, rename = "podCIDR", deserialize_with = "nullable")]
-    pod_cidr: Option<Cidr>,
-    #[serde(default, rename = "podCIDRs", deserialize_with = "nullable")]
-    pod_cidrs: Vec<Cidr>,
-}
-
-#[derive(Default, Deserialize)]
-struct NodeStatus {
-    #[serde(default, deserialize_with = "nullable")]
-    addresses: Vec<NodeAddress>,
-}
-
-#[derive(Deserialize)]
-struct NodeAddress {
-    r#type: String,
-    address: String,
-}
-
-#[derive(Deserialize)]
-struct RawPod {
-    metadata: Meta,
-    #[serde(default, deserialize_with = "nullable")]
-    spec: PodSpec,
-    #[serde(default, deserialize_with = "nullable")]
-    status: PodStatus,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct PodSpec {
-    #[serde(default, deserialize_with = "nullable")]
-    node_name: String,
-    #[serde(default, deserialize_with = "nullable")]
-    host_network: bool,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct PodStatus {
-    #[serde(default, deserialize_with = "nullable")]
-    phase: String,
-    #[serde(default, rename = "podIP", deserialize_with = "nullable")]
-    pod_ip: Option<IpAddr>,
-    #[serde(default, rename = "podIPs", deserialize_with = "nullable")]
-    pod_ips: Vec<PodIp>,
-}
-
-#[derive(Deserialize)]
-struct PodIp {
-    ip: IpAddr,
-}
-
-/// A range whose address is that of its network.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Cidr(IpNetwork);
-
-impl<'de> Deserialize<'de> for Cidr {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        use serde::de::Error;
-        let text = String::deserialize(deserializer)?;
-        let range: IpNetwork = text
-            .parse()
-            .ok()
-            .filter(|_| text.contains('/'))
-            .ok_or_else(|| D::Error::custom(format!("`{text}` is not a range like 10.1.0.0/24")))?;
-        if range.ip() != range.network() {
-            return Err(D::Error::custom(format!(
-                "`{text}` has bits set behind its prefix, write {}/{}",
-                range.network(),
-                range.prefix()
-            )));
-        }
-        Ok(Self(range))
-    }
-}
-
-impl From<RawNamespace> for Namespace {
-    fn from(raw: RawNamespace) -> Self {
-        Self {
-            name: raw.metadata.name,
-            labels: raw.metadata.labels,
-        }
-    }
-}
-
-impl From<RawNode> for Node {
-    fn from(raw: RawNode) -> Self {
-        let of_type = |kind: &'static str| {
-            let addresses = raw
-                .status
-                .addresses
-                .iter()
-                .filter(move |address| address.r#type == kind);
-            // A host's name may stand where an address is expected.
-            addresses.filter_map(|address| address.address.parse::<IpAddr>().ok())
-        };
-        let addresses = of_type("InternalIP").chain(of_type("ExternalIP")).collect();
-        let mut pod_cidrs: Vec<IpNetwork> = raw.spec.pod_cidrs.iter().map(|cidr| cidr.0).collect();
-        if let Some(Cidr(first)) = raw.spec.pod_cidr
-            && !pod_cidrs.contains(&first)
-        {
-            pod_cidrs.insert(0, first);
-        }
-        Self {
-            addresses,
-            pod_cidrs,
-            zone: raw.metadata.labels.get(ZONE_LABEL).cloned(),
-            name: raw.metadata.name,
-            labels: raw.metadata.labels,
-        }
-    }
-}
-
-impl RawPod {
-    fn into_pod(self) -> Result<Pod, String> {
-        let Self {
-            metadata,
-            spec,
-            status,
-        } = self;
-        let mut addresses: Vec<IpAddr> = status.pod_ips.iter().map(|entry| entry.ip).collect();
-        if let Some(first) = status.pod_ip
-            && !addresses.contains(&first)
-        {
-            addresses.insert(0, first);
-        }
-        let asked = metadata
-            .annotations
-            .get(ADDRESSES_ANNOTATION)
-            .map_or("", String::as_str);
-        let requested_addresses = asked
-            .split(',')
-            .map(str::trim)
-            .filter(|text| !text.is_empty())
-            .map(|text| text.parse().map_err(|_| format!("`{text}` is not an address")))
-            .collect::<Result<Vec<IpAddr>, String>>()?;
-        let namespace = if metadata.namespace.is_empty() {
-            "default".to_owned()
-        } else {
-            metadata.namespace
-        };
-        Ok(Pod {
-            name: PodName {
-                namespace,
-                name: metadata.name,
-            },
-            uid: metadata.uid,
-            addresses,
-            node: spec.node_name,
-            labels: metadata.labels,
-            host_network: spec.host_network,
-            requested_addresses,
-            finished: matches!(status.phase.as_str(), "Succeeded" | "Failed"),
-        })
     }
 }

@@ -1,0 +1,128 @@
+//! One resource: its objects as they are, and what changes in them.
+
+use std::{collections::BTreeSet, pin::pin, sync::Arc};
+
+use futures_util::StreamExt;
+use kube::{
+    Api, ResourceExt,
+    runtime::{WatchStreamExt, watcher},
+};
+
+use super::{
+    desk::{Desk, Resource},
+    fault,
+    servers::Servers,
+};
+use crate::{
+    model::{Event, Kind, Object},
+    source::object::Known,
+};
+
+/// One of the agent's watches.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Watched {
+    pub(super) resource: Resource,
+    pub(super) kind: Kind,
+}
+
+/// What watches share.
+#[derive(Clone, Debug)]
+pub(super) struct Office {
+    pub(super) servers: Arc<Servers>,
+    pub(super) desk: Arc<Desk>,
+    pub(super) node: Arc<str>,
+}
+
+/// Follows a resource until nobody listens.
+pub(super) async fn follow<K: Known>(watched: Watched, office: Office) {
+    let resource = watched.resource;
+    let desk = Arc::clone(&office.desk);
+    let client = office.servers.client(move || desk.fine(resource));
+    let api = Api::<K>::all(client);
+    let mut config = watcher::Config::default().streaming_lists();
+    while let Some(refused) = run(&api, &config, watched, &office).await {
+        tracing::info!(resource, %refused, "the API server does not stream lists; asking for pages");
+        config.initial_list_strategy = watcher::InitialListStrategy::ListWatch;
+    }
+}
+
+/// Ends if nobody listens, or with the error that says that the server cannot stream a list.
+async fn run<K: Known>(
+    api: &Api<K>,
+    config: &watcher::Config,
+    watched: Watched,
+    office: &Office,
+) -> Option<watcher::Error> {
+    let streams = config.initial_list_strategy == watcher::InitialListStrategy::StreamingList;
+    let mut stream = pin!(watcher(api.clone(), config.clone()).default_backoff());
+    // The list that is being told.
+    let mut listed = BTreeSet::new();
+    while let Some(event) = stream.next().await {
+        let listening = match event {
+            Ok(watcher::Event::Init) => {
+                listed.clear();
+                true
+            }
+            Ok(watcher::Event::InitApply(object)) => {
+                listed.insert(K::key(object.meta()));
+                set(object, office).await
+            }
+            Ok(watcher::Event::InitDone) => only(watched, std::mem::take(&mut listed), office).await,
+            Ok(watcher::Event::Apply(object)) => set(object, office).await,
+            Ok(watcher::Event::Delete(object)) => {
+                let key = K::key(object.meta());
+                office.desk.object(&key, None);
+                office.desk.tell(Event::Gone(key)).await
+            }
+            Err(error) if streams && fault::cannot_stream(&error) => return Some(error),
+            Err(error) => {
+                tracing::debug!(resource = watched.resource, %error, "a watch failed");
+                if let Some(text) = fault::of_watch(watched.resource, &error) {
+                    office.desk.fault(watched.resource, text);
+                }
+                // What the server does not know has no objects.
+                !fault::is_unknown(&error) || only(watched, BTreeSet::new(), office).await
+            }
+        };
+        if !listening {
+            return None;
+        }
+    }
+    None
+}
+
+async fn set<K: Known>(object: K, office: &Office) -> bool {
+    let key = K::key(object.meta());
+    let version = object.resource_version();
+    match object.into_object() {
+        Ok(object) => {
+            office.desk.object(&key, None);
+            office.desk.tell(Event::Set(reduce(object, &office.node))).await
+        }
+        Err(error) => {
+            let text = format!("{key}, {error}; its last good version stays in force. Correct the field");
+            tracing::debug!(?version, "a bad object");
+            office.desk.object(&key, Some(text));
+            true
+        }
+    }
+}
+
+/// Of a pod elsewhere only its place and its labels matter.
+fn reduce(object: Object, node: &str) -> Object {
+    match object {
+        Object::Pod(mut pod) if pod.node != node => {
+            pod.uid = String::new();
+            pod.requested_addresses = Vec::new();
+            Object::Pod(pod)
+        }
+        object => object,
+    }
+}
+
+async fn only(watched: Watched, keys: BTreeSet<crate::model::ObjectKey>, office: &Office) -> bool {
+    office.desk.only(|key| key.kind() == watched.kind, &keys);
+    let listening = office.desk.tell(Event::Only(watched.kind, keys)).await;
+    office.desk.heard_all(watched.resource).await;
+    listening
+}
