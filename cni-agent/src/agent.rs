@@ -5,6 +5,8 @@
 
 mod allocation;
 mod attachment;
+mod orphans;
+mod recollection;
 mod report;
 mod round;
 
@@ -35,6 +37,8 @@ use crate::{
     status::Status,
 };
 use attachment::Waiting;
+use orphans::Orphans;
+use recollection::Recollection;
 use round::Rounds;
 
 /// Why the agent could not begin or go on.
@@ -59,12 +63,17 @@ pub struct Handle {
 /// The agent before it runs.
 #[derive(Debug)]
 pub struct Agent<K> {
+    /// As the file, the environment and the command line say it.
+    base: Arc<Config>,
+    /// What the cluster's settings make of it.
     config: Arc<Config>,
     state: State,
     pool: Pool,
     ledger: Ledger,
     reconciler: Reconciler<K>,
     rounds: Rounds,
+    orphans: Orphans,
+    recollection: Recollection,
     /// The number given last.
     last_id: u32,
     /// ADDs that came before the agent could serve them.
@@ -111,6 +120,7 @@ impl<K: Kernel> Agent<K> {
             }
             state.endpoints.insert(endpoint.id, endpoint);
         }
+        let recollection = Recollection::open(state_dir);
         let events = mpsc::channel(BATCH);
         let (status, watched) = watch::channel(Arc::new(Status::default()));
         let handle = Handle {
@@ -118,12 +128,15 @@ impl<K: Kernel> Agent<K> {
             status: watched,
         };
         let agent = Self {
+            base: Arc::clone(&config),
             config,
             state,
             pool,
             ledger,
             reconciler: Reconciler::new(kernel),
             rounds: Rounds::default(),
+            orphans: Orphans::default(),
+            recollection,
             last_id: restored.last_id,
             waiting: Vec::new(),
             ledger_problems,
@@ -149,7 +162,11 @@ impl<K: Kernel> Agent<K> {
         tasks.spawn(plugin::serve(listener, ask));
         let events = self.events.0.clone();
         if self.config.kubernetes.is_enabled() {
-            tasks.spawn(k8s::watch(k8s::Settings::new(&self.config), events));
+            tasks.spawn(k8s::watch(
+                k8s::Settings::new(&self.config),
+                events,
+                self.status.subscribe(),
+            ));
         } else {
             tasks.spawn(file::watch(self.config.paths.manifests.clone(), events));
         }
@@ -167,6 +184,7 @@ impl<K: Kernel> Agent<K> {
             }
             self.drain(&mut questions, &mut batch);
             self.answer(batch).await;
+            self.recall_if_due();
             self.round_if_due().await;
             self.serve_waiting();
             self.wake_addresses();
@@ -231,10 +249,12 @@ impl<K: Kernel> Agent<K> {
         let waiting = self.waiting.iter().map(|waiting| waiting.until);
         let round = self
             .rounds
-            .next(self.reconciler.retry(), self.state.unsynced().is_empty());
+            .next(self.reconciler.retry(), self.state.is_usable());
         waiting
             .chain(self.pool.next_wake())
             .chain(round)
+            .chain(self.recall_due())
+            .chain(self.orphans.next(self.rounds.last()))
             .min()
             .unwrap_or(now + round::AUDIT)
     }

@@ -6,6 +6,7 @@
 mod agent;
 mod ask;
 mod conntrack;
+mod crds;
 mod drops;
 mod dump;
 mod endpoints;
@@ -91,6 +92,8 @@ enum Command {
     Install(install::Options),
     /// Remove everything of Millrace from this node
     Uninstall(uninstall::Options),
+    /// The definitions of the kinds in group millrace.dev, as YAML for `kubectl apply -f -`
+    Crds,
     /// Completions for a shell, on standard output
     Completions { shell: clap_complete::Shell },
 }
@@ -172,6 +175,7 @@ impl Cli {
             Command::Dump(options) => dump::run(&context, &options),
             Command::Monitor(options) => monitor::run(&context, options),
             Command::Uninstall(options) => uninstall::run(&context, &options),
+            Command::Crds => crds::run(),
             Command::Completions { .. } => Ok(ExitCode::SUCCESS),
         }
     }

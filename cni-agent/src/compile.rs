@@ -45,6 +45,7 @@ pub fn compile(config: &Config, state: &State) -> Compiled {
     desired.config = Some(constants);
     device::devices(&topology, &mut desired);
     route::routes(&topology, &mut desired, &mut problems);
+    route::of_pods(&topology, state, &mut desired);
     address::peers(&topology, state, &mut desired);
     for endpoint in state.endpoints.values() {
         endpoint::endpoint(&topology, endpoint, &mut desired);

@@ -1,6 +1,8 @@
 //! The agent's settings: one YAML file, then the environment and the command line on top of it.
 
 mod check;
+mod cluster;
+mod cni;
 mod kubernetes;
 mod load;
 
@@ -12,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use check::Problem;
 pub(crate) use check::overlap;
+pub use cni::{CniConfig, OnExit};
 pub use kubernetes::{KubernetesConfig, KubernetesMode, service_address};
 pub use load::ConfigError;
 
@@ -39,6 +42,7 @@ pub struct Config {
     pub ipam: IpamConfig,
     pub services: ServicesConfig,
     pub kubernetes: KubernetesConfig,
+    pub cni: CniConfig,
     pub maps: MapSizes,
     pub paths: Paths,
     /// Health, readiness and metrics.
@@ -61,6 +65,7 @@ impl Default for Config {
             ipam: IpamConfig::default(),
             services: ServicesConfig::default(),
             kubernetes: KubernetesConfig::default(),
+            cni: CniConfig::default(),
             maps: MapSizes::default(),
             paths: Paths::default(),
             http: SocketAddr::from(([127, 0, 0, 1], 9765)),

@@ -221,6 +221,8 @@ mod tests {
             network: "net".into(),
             attachment: Attachment::new(format!("c{id}"), "eth0"),
             pod: None,
+            pod_uid: String::new(),
+            confirmed: false,
             addresses: vec![format!("10.0.0.{id}").parse().unwrap()],
             delegated: false,
             mac: Mac([2, 0, 0, 0, 0, 1]),

@@ -8,6 +8,7 @@ pub mod capabilities;
 pub mod cli;
 pub mod compile;
 pub mod config;
+pub mod conflist;
 pub mod desired;
 pub mod ipam;
 pub mod kernel;

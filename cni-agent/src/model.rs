@@ -5,8 +5,10 @@ mod device;
 mod endpoint;
 mod event;
 mod object;
+mod settings;
 
 pub use device::{Device, DeviceAddress, DeviceKind, is_pod_device};
 pub use endpoint::{Endpoint, Phase, Rates};
 pub use event::{Event, Kind, Object, ObjectKey, Source};
 pub use object::{Labels, Namespace, Node, Pod, PodName, ServiceCidr};
+pub use settings::{ClusterSettings, NodeSettings, Settings};

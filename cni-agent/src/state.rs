@@ -6,7 +6,7 @@ use cni_ebpf::datapath::policy::FROM_HOST;
 use cni_plugin::Attachment;
 
 use crate::model::{
-    Device, Endpoint, Event, Kind, Namespace, Node, Object, ObjectKey, Phase, Pod, PodName, ServiceCidr, Source,
+    ClusterSettings, Device, Endpoint, Event, Kind, Namespace, Node, Object, ObjectKey, Phase, Pod, PodName, ServiceCidr, Source,
     is_pod_device,
 };
 
@@ -19,11 +19,13 @@ pub struct State {
     pub namespaces: BTreeMap<String, Namespace>,
     pub pods: BTreeMap<PodName, Pod>,
     pub service_cidrs: BTreeMap<String, ServiceCidr>,
+    pub settings: BTreeMap<String, ClusterSettings>,
     /// Without those of pods.
     pub devices: Vec<Device>,
     pod_devices: BTreeSet<String>,
     pub endpoints: BTreeMap<u32, Endpoint>,
     synced: BTreeSet<Source>,
+    recalled: bool,
     problems: BTreeMap<Source, Vec<String>>,
 }
 
@@ -36,10 +38,12 @@ impl State {
             namespaces: BTreeMap::new(),
             pods: BTreeMap::new(),
             service_cidrs: BTreeMap::new(),
+            settings: BTreeMap::new(),
             devices: Vec::new(),
             pod_devices: BTreeSet::new(),
             endpoints: BTreeMap::new(),
             synced: BTreeSet::new(),
+            recalled: false,
             problems: BTreeMap::new(),
         }
     }
@@ -89,6 +93,7 @@ impl State {
             Object::Namespace(namespace) => put(&mut self.namespaces, namespace.name.clone(), namespace),
             Object::Pod(pod) => put(&mut self.pods, pod.name.clone(), pod),
             Object::ServiceCidr(ranges) => put(&mut self.service_cidrs, ranges.name.clone(), ranges),
+            Object::Settings(settings) => put(&mut self.settings, settings.name.clone(), settings),
         }
     }
 
@@ -98,6 +103,7 @@ impl State {
             ObjectKey::Namespace(name) => self.namespaces.remove(name).is_some(),
             ObjectKey::Pod(name) => self.pods.remove(name).is_some(),
             ObjectKey::ServiceCidr(name) => self.service_cidrs.remove(name).is_some(),
+            ObjectKey::Settings(name) => self.settings.remove(name).is_some(),
         }
     }
 
@@ -111,9 +117,10 @@ impl State {
             Kind::Namespace => known(&self.namespaces, ObjectKey::Namespace),
             Kind::Pod => known(&self.pods, ObjectKey::Pod),
             Kind::ServiceCidr => known(&self.service_cidrs, ObjectKey::ServiceCidr),
+            Kind::Settings => known(&self.settings, ObjectKey::Settings),
         };
         let gone = known.iter().filter(|key| !keys.contains(key));
-        gone.fold(false, |changed, key| self.remove(key) || changed)
+        gone.filter(|key| self.remove(key)).count() > 0
     }
 
     pub fn is_synced(&self, source: Source) -> bool {
@@ -135,6 +142,26 @@ impl State {
 
     pub fn problems(&self, source: Source) -> &[String] {
         self.problems.get(&source).map_or(&[], Vec::as_slice)
+    }
+
+    /// What the API server said to an earlier agent is known again.
+    pub fn recall(&mut self) {
+        self.recalled = true;
+    }
+
+    pub fn is_recalled(&self) -> bool {
+        self.recalled
+    }
+
+    /// Whether enough is known to add to the kernel. To remove from it, everything must be: see [`State::unsynced`].
+    pub fn is_usable(&self) -> bool {
+        let unsynced = self.unsynced();
+        unsynced.is_empty() || (self.recalled && unsynced == [Source::Kubernetes])
+    }
+
+    /// What all of them say is wrong.
+    pub fn all_problems(&self) -> impl Iterator<Item = &String> {
+        self.problems.values().flatten()
     }
 
     pub fn device(&self, name: &str) -> Option<&Device> {

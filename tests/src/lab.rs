@@ -13,6 +13,7 @@
 //! Everything bears the lab's name and is gone when the [`Lab`] is dropped, also by a panic. What a killed process left
 //! is removed by the next one that starts a lab.
 
+pub mod control_plane;
 mod fabric;
 mod folder;
 mod node;
@@ -24,6 +25,7 @@ use std::net::IpAddr;
 use anyhow::{Context, Result};
 
 use crate::netns::Namespace;
+pub use control_plane::ControlPlane;
 pub use fabric::Fabric;
 pub use folder::{bring_down, leftovers};
 pub use node::{Drops, Node, Signal, binary};
@@ -60,6 +62,24 @@ impl Lab {
         Ok(lab)
     }
 
+    /// Brings up `plan` with a real API server, which the agents ask instead of reading manifests. The second part must
+    /// be dropped first.
+    pub fn start_with_control_plane(mut plan: Plan) -> Result<(ControlPlane, Self)> {
+        plan.manifests = false;
+        let mut lab = Self::prepare(plan, &folder::fresh_name())?;
+        let control = ControlPlane::start(&lab).context("start the control plane")?;
+        control.register(&lab.plan)?;
+        lab.plan = control.settings(&lab.plan);
+        for node in &lab.nodes {
+            node.write_config(&lab.plan)?;
+            node.start_agent()?;
+        }
+        for node in &lab.nodes {
+            node.wait_until_ready()?;
+        }
+        Ok((control, lab))
+    }
+
     /// Everything but the agents.
     pub fn prepare(plan: Plan, name: &str) -> Result<Self> {
         folder::sweep();
@@ -78,8 +98,10 @@ impl Lab {
                 .push(Node::create(&lab.plan, number, namespace, lab.folder.path())?);
         }
         fabric::wire(&lab).context("wire the fabric")?;
-        for node in &lab.nodes {
-            node.write_manifests(&lab.plan)?;
+        if lab.plan.manifests {
+            for node in &lab.nodes {
+                node.write_manifests(&lab.plan)?;
+            }
         }
         Ok(lab)
     }

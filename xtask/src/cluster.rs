@@ -34,6 +34,12 @@ use node::Machine;
 use place::Place;
 pub(crate) use suite::test;
 
+/// The folder of Kubernetes' programs, which are compiled if they are not there.
+pub(crate) fn programs() -> Result<PathBuf> {
+    programs::CLUSTER.build()?;
+    Ok(programs::folder())
+}
+
 /// A real Kubernetes on this machine, with a control plane, nodes with their own containerd and kubelet, and DNS
 ///
 /// Kubernetes' own programs are compiled from Go modules by name, once. Nodes are sets of namespaces: neither devices nor

@@ -7,6 +7,7 @@ mod abi;
 mod bench;
 mod build;
 mod cluster;
+mod crds;
 mod demo;
 mod image;
 mod libraries;
@@ -50,6 +51,7 @@ enum Cli {
     Vm(vm::Vm),
     Tidy(tidy::Tidy),
     Abi(abi::Abi),
+    Crds(crds::Crds),
 }
 
 fn main() -> ExitCode {
@@ -68,6 +70,7 @@ fn main() -> ExitCode {
         Cli::Vm(vm) => vm.run(),
         Cli::Tidy(tidy) => tidy.run().map(|()| ExitCode::SUCCESS),
         Cli::Abi(abi) => abi.run().map(|()| ExitCode::SUCCESS),
+        Cli::Crds(crds) => crds.run().map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

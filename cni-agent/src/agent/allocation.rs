@@ -29,6 +29,7 @@ impl<K: Kernel> Agent<K> {
                 ..self.not_ready()
             });
         }
+        self.refuse_host_network(request)?;
         let id = self.state.free_id(self.last_id);
         self.ledger.claim_number(id).map_err(|error| {
             CniError::new(code::IO, "the endpoint's number could not be set aside on disk")
@@ -43,6 +44,8 @@ impl<K: Kernel> Agent<K> {
             network: request.network.clone(),
             attachment: request.attachment(),
             pod: request.pod.as_ref().map(pod_name),
+            pod_uid: request.pod.as_ref().map(|pod| pod.uid.clone()).unwrap_or_default(),
+            confirmed: false,
             addresses,
             delegated: !request.delegated_ips.is_empty(),
             mac: request
@@ -67,6 +70,18 @@ impl<K: Kernel> Agent<K> {
         let allocated = allocated(&endpoint);
         self.state.endpoints.insert(id, endpoint);
         Ok(Response::Allocated(Box::new(allocated)))
+    }
+
+    /// Such a pod has the node's addresses; what policy says of one must not be said of the other.
+    fn refuse_host_network(&self, request: &Allocate) -> Result<(), CniError> {
+        let pod = request.pod.as_ref().map(pod_name);
+        match pod.and_then(|name| self.state.pods.get(&name)) {
+            Some(pod) if pod.host_network && pod.uid == request.pod.as_ref().map_or("", |asked| &asked.uid) => {
+                let text = format!("pod {} is on its host's network and cannot have one of its own", pod.name);
+                Err(CniError::new(code::INVALID_CONFIG, text).with_details("see spec.hostNetwork of the pod"))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn addresses(&mut self, id: u32, request: &Allocate) -> Result<Vec<IpAddr>, CniError> {

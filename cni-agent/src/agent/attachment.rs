@@ -230,7 +230,7 @@ impl<K: Kernel> Agent<K> {
         }
     }
 
-    async fn remove(&mut self, ids: &[u32], mut gone: Desired) -> Result<(), CniError> {
+    pub(super) async fn remove(&mut self, ids: &[u32], mut gone: Desired) -> Result<(), CniError> {
         let config = Arc::clone(&self.config);
         let leaving: Vec<Endpoint> = ids
             .iter()

@@ -11,7 +11,7 @@ use crate::{
 
 impl<K: Kernel> Agent<K> {
     pub(super) fn is_ready(&self) -> bool {
-        self.state.unsynced().is_empty() && self.rounds.loaded
+        self.state.is_usable() && self.rounds.loaded
     }
 
     /// Wakes the readers only if something is different.
@@ -57,12 +57,14 @@ impl<K: Kernel> Agent<K> {
         let mut problems = Vec::new();
         for (source, status) in sources {
             if !status.synced {
-                problems.push(format!(
-                    "{source}: not everything has been heard yet; nothing is changed before"
-                ));
+                problems.push(if self.state.is_usable() {
+                    format!("{source}: not heard yet, an earlier agent's knowledge is used; nothing is removed before")
+                } else {
+                    format!("{source}: not everything has been heard yet; nothing is changed before")
+                });
             }
-            problems.extend(status.problems.iter().cloned());
         }
+        problems.extend(self.state.all_problems().cloned());
         problems.extend(self.ledger_problems.iter().cloned());
         problems.extend(self.queue_problems.iter().cloned());
         problems.extend(self.rounds.problems.iter().cloned());

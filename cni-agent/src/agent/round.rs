@@ -8,9 +8,10 @@ use std::{
 use super::Agent;
 use crate::{
     compile::{self, Compiled},
+    config::Config,
     desired::{Desired, Observed, Veth},
     kernel::{Kernel, Scope},
-    model::{Endpoint, Phase},
+    model::{Endpoint, Labels, Phase},
     reconcile::{Change, Outcome, Removals, Retry},
 };
 
@@ -22,6 +23,9 @@ const PAUSE: Duration = Duration::from_millis(50);
 const REPLAY: Duration = Duration::from_secs(10);
 /// After a kernel that could not even be looked at.
 const BLIND: Duration = Duration::from_secs(1);
+
+/// The one object that has an effect.
+const SETTINGS: &str = "default";
 
 /// What rounds have been, and when the next one is.
 #[derive(Debug, Default)]
@@ -48,9 +52,9 @@ impl Rounds {
         self.dirty = true;
     }
 
-    /// `None` while sources have not synced: then there is nothing to do at all.
-    pub(super) fn next(&self, retry: &Retry, synced: bool) -> Option<Instant> {
-        if !synced {
+    /// `None` while too little is known: then there is nothing to do at all.
+    pub(super) fn next(&self, retry: &Retry, usable: bool) -> Option<Instant> {
+        if !usable {
             return None;
         }
         let last = self.last?;
@@ -65,6 +69,10 @@ impl Rounds {
         self.last.is_none() || self.next(retry, true).is_some_and(|at| at <= now)
     }
 
+    pub(super) fn last(&self) -> Option<Instant> {
+        self.last
+    }
+
     pub(super) fn add(&mut self, outcome: &Outcome) {
         self.changes += outcome.applied;
         self.failures += outcome.failures.len() as u64;
@@ -73,7 +81,9 @@ impl Rounds {
 
 impl<K: Kernel> Agent<K> {
     pub(super) async fn round_if_due(&mut self) {
-        if !self.state.unsynced().is_empty() || !self.rounds.is_due(self.reconciler.retry(), Instant::now()) {
+        let now = Instant::now();
+        let orphans = self.orphans.next(self.rounds.last).is_some_and(|at| at <= now);
+        if !self.state.is_usable() || !(orphans || self.rounds.is_due(self.reconciler.retry(), now)) {
             return;
         }
         self.rounds.dirty = false;
@@ -82,6 +92,7 @@ impl<K: Kernel> Agent<K> {
             self.replay().await;
         }
         self.round().await;
+        self.remember().await;
         self.rounds.count += 1;
         self.rounds.last = Some(Instant::now());
     }
@@ -99,10 +110,16 @@ impl<K: Kernel> Agent<K> {
             }
         };
         self.rounds.blind = false;
-        if self.collect(&observed).await {
+        let settled = self.state.unsynced().is_empty();
+        let endpoints = self.state.endpoints.len();
+        self.collect(&observed).await;
+        if settled {
+            self.collect_orphans().await;
+        }
+        if self.state.endpoints.len() != endpoints {
             compiled = self.compile();
         }
-        let removals = if compiled.complete {
+        let removals = if compiled.complete && settled {
             Removals::Allowed
         } else {
             Removals::Held
@@ -126,7 +143,31 @@ impl<K: Kernel> Agent<K> {
         }
     }
 
+    /// Takes over the cluster's settings. Those that make no sense on this node leave the last good ones in force.
+    fn follow_settings(&mut self) -> Vec<String> {
+        let labels = self.state.nodes.get(&self.base.node_name).map(|node| &node.labels);
+        let wanted = match (self.state.settings.get(SETTINGS), labels) {
+            (Some(settings), Some(labels)) => self.base.following(settings, labels),
+            (Some(settings), None) => self.base.following(settings, &Labels::new()),
+            (None, _) => Ok(Config::clone(&self.base)),
+        };
+        match wanted {
+            Ok(config) => {
+                if config != *self.config {
+                    tracing::info!("the cluster's settings have changed");
+                    self.config = Arc::new(config);
+                }
+                Vec::new()
+            }
+            Err(problems) => problems
+                .iter()
+                .map(|problem| format!("MillraceConfig {SETTINGS} on this node: {problem}"))
+                .collect(),
+        }
+    }
+
     fn compile(&mut self) -> Compiled {
+        let unusable = self.follow_settings();
         let config = Arc::clone(&self.config);
         let (topology, _) = compile::Topology::new(&config, &self.state);
         self.pool.set_ranges(&topology.pod_cidrs);
@@ -142,19 +183,20 @@ impl<K: Kernel> Agent<K> {
         drop(topology);
         let compiled = compile::compile(&config, &self.state);
         self.rounds.problems.clone_from(&compiled.problems);
+        self.rounds.problems.extend(unusable);
         compiled
     }
 
     /// Gives up endpoints whose device is gone: a reboot, a namespace that was deleted, a DEL that nobody heard of. The
     /// look came after they were programmed, so it would have seen the device. Still, a list of devices that are being
     /// changed can lack some, and a mistake would cut a pod off for good: it takes a second look, at each by its name.
-    async fn collect(&mut self, observed: &Observed) -> bool {
+    async fn collect(&mut self, observed: &Observed) {
         let mut suspects = self.without_device(
             &self.state.endpoints.keys().copied().collect::<Vec<_>>(),
             observed,
         );
         if suspects.is_empty() {
-            return false;
+            return;
         }
         let names = suspects.iter().filter_map(|id| self.state.endpoints.get(id));
         let wanted = Desired {
@@ -172,7 +214,6 @@ impl<K: Kernel> Agent<K> {
             tracing::info!(endpoint = id, "its device is gone, and so is the endpoint");
             self.forget(*id);
         }
-        !suspects.is_empty()
     }
 
     fn without_device(&self, ids: &[u32], observed: &Observed) -> Vec<u32> {

@@ -10,6 +10,7 @@ use crate::{
     agent::Agent,
     capabilities,
     config::{Config, LogConfig, LogFormat, Overrides},
+    conflist::Conflist,
     kernel::{Linux, devices::Watch, links::Attachment},
     model::{Event, Source},
     observe::{admin, http, ring, tables::Cache},
@@ -89,6 +90,7 @@ async fn serve(config: Config, kernel: Linux) -> Result<(), Failure> {
         node = config.node_name,
         "the agent begins"
     );
+    let conflist = Conflist::new(&config);
     let (agent, handle) = Agent::new(config, kernel)?;
     let events = ring::channel();
     let pages = http::Pages {
@@ -96,6 +98,7 @@ async fn serve(config: Config, kernel: Linux) -> Result<(), Failure> {
         pins: pins.clone(),
         fills: Arc::new(Cache::default()),
     };
+    let published = handle.status.clone();
     let desk = admin::Desk {
         status: handle.status,
         events: events.clone(),
@@ -103,8 +106,10 @@ async fn serve(config: Config, kernel: Linux) -> Result<(), Failure> {
     tokio::spawn(http::serve(listener, pages));
     tokio::spawn(admin::serve(admin_listener, desk));
     tokio::spawn(ring::read(pins, events));
+    tokio::spawn(conflist.clone().keep(published, handle.events.clone()));
     tokio::spawn(watch_devices(handle.events));
     agent.run(ended()).await?;
+    conflist.leave();
     tracing::info!("the agent ends; pods keep their network");
     Ok(())
 }

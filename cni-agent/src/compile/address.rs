@@ -45,6 +45,6 @@ pub(super) fn named_by_pods(state: &State, gone: &Desired) -> Vec<Addr> {
 }
 
 /// A pod on its host's network has the node's addresses, one that has ended has none.
-fn is_peer(pod: &Pod) -> bool {
+pub(super) fn is_peer(pod: &Pod) -> bool {
     !pod.host_network && !pod.finished
 }

@@ -1,12 +1,18 @@
 //! Where addresses lie: the `routes` table for the programs, and the host's own routes to the pods of other nodes.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use cni_ebpf::abi::{Addr, Prefix, Route, route_action, route_flags};
 use ipnetwork::IpNetwork;
 
-use super::Topology;
-use crate::desired::{Desired, HostRoute, RouteKey};
+use super::{Topology, address::is_peer};
+use crate::{
+    desired::{Desired, HostRoute, RouteKey},
+    state::State,
+};
 
 /// Who said what first: a prefix is entered once, and the first one who claims it has it.
 struct Claims<'a> {
@@ -96,6 +102,32 @@ pub(super) fn routes(topology: &Topology<'_>, desired: &mut Desired, problems: &
     for everything in [IpAddr::from([0u8; 4]), IpAddr::from([0u8; 16])] {
         if let Ok(range) = IpNetwork::new(everything, 0) {
             claims.put(range, route(route_action::FIB, outside));
+        }
+    }
+}
+
+/// Pods of other nodes whose addresses are not in their nodes' ranges: another IPAM gave them, or they moved.
+pub(super) fn of_pods(topology: &Topology<'_>, state: &State, desired: &mut Desired) {
+    let own: BTreeSet<IpAddr> = state
+        .endpoints
+        .values()
+        .flat_map(|endpoint| endpoint.addresses.iter().copied())
+        .collect();
+    let mut claims = Claims {
+        table: &mut desired.tables.routes,
+        families: topology.config.families,
+    };
+    for pod in state.pods.values().filter(|pod| is_peer(pod)) {
+        let Some(other) = topology.other(&pod.node) else {
+            continue;
+        };
+        let ranges = &other.node.pod_cidrs;
+        let outside = |ip: &&IpAddr| !own.contains(ip) && !ranges.iter().any(|range| range.contains(**ip));
+        for ip in pod.addresses.iter().filter(outside) {
+            let (range, addresses) = (IpNetwork::from(*ip), &other.node.addresses);
+            if claims.put(range, to_pods(topology, other.tunnel_address, &range, addresses)) {
+                host_route(topology, &range, addresses, other.tunnel_address, &mut desired.routes);
+            }
         }
     }
 }

@@ -115,6 +115,15 @@ impl<'a> Topology<'a> {
         self.devices.iter().find(|device| device.reaches(ip)).copied()
     }
 
+    /// Another node by its name.
+    pub fn other(&self, name: &str) -> Option<&Other<'a>> {
+        // In the order of the nodes' names, as the state has them.
+        let place = self
+            .others
+            .binary_search_by(|other| other.node.name.as_str().cmp(name));
+        self.others.get(place.ok()?)
+    }
+
     pub fn tunnelled(&self) -> bool {
         self.config.routing == Routing::Vxlan
     }

@@ -46,6 +46,7 @@ impl Config {
         self.check_numbers(&mut problems);
         self.check_paths(&mut problems);
         self.kubernetes.check(&mut problems);
+        self.cni.check(&mut problems);
         problems.0
     }
 

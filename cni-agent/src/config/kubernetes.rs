@@ -9,7 +9,7 @@ use super::check::Problems;
 /// Where a pod finds what its ServiceAccount is.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct KubernetesConfig {
     pub mode: KubernetesMode,
@@ -23,6 +23,22 @@ pub struct KubernetesConfig {
     pub token_file: PathBuf,
     /// The name that must stand in the servers' certificates. Empty: the address that was dialled.
     pub tls_server_name: String,
+    /// The key of a taint that is taken off this node when it can serve pods. Empty: none is.
+    pub startup_taint: String,
+}
+
+impl Default for KubernetesConfig {
+    fn default() -> Self {
+        Self {
+            mode: KubernetesMode::default(),
+            kubeconfig: PathBuf::new(),
+            api_servers: Vec::new(),
+            ca_file: PathBuf::new(),
+            token_file: PathBuf::new(),
+            tls_server_name: String::new(),
+            startup_taint: "millrace.dev/agent-not-ready".to_owned(),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

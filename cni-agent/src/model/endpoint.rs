@@ -16,6 +16,12 @@ pub struct Endpoint {
     pub attachment: Attachment,
     #[serde(default)]
     pub pod: Option<PodName>,
+    /// As the runtime said it; empty where it said none.
+    #[serde(default)]
+    pub pod_uid: String,
+    /// The pod's object has been seen with that uid.
+    #[serde(default)]
+    pub confirmed: bool,
     /// At most one of each family.
     pub addresses: Vec<IpAddr>,
     /// The addresses come from another IPAM plugin: the pool neither gave them nor takes them back.

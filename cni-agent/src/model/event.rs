@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fmt};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Device, Namespace, Node, Pod, PodName, ServiceCidr};
+use super::{ClusterSettings, Device, Namespace, Node, Pod, PodName, ServiceCidr};
 
 /// An input of the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -14,6 +14,8 @@ pub enum Source {
     Files,
     /// The API server.
     Kubernetes,
+    /// The folder where the container runtime finds its networks.
+    Runtime,
     /// The host's devices and addresses.
     Devices,
     /// The endpoints on disk and the queue of deletions.
@@ -25,6 +27,7 @@ impl fmt::Display for Source {
         f.write_str(match self {
             Self::Files => "manifests",
             Self::Kubernetes => "kubernetes",
+            Self::Runtime => "runtime",
             Self::Devices => "devices",
             Self::Endpoints => "endpoints",
         })
@@ -53,6 +56,7 @@ pub enum Object {
     Namespace(Namespace),
     Pod(Pod),
     ServiceCidr(ServiceCidr),
+    Settings(ClusterSettings),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -61,6 +65,7 @@ pub enum ObjectKey {
     Namespace(String),
     Pod(PodName),
     ServiceCidr(String),
+    Settings(String),
 }
 
 /// The kinds of objects.
@@ -70,6 +75,7 @@ pub enum Kind {
     Namespace,
     Pod,
     ServiceCidr,
+    Settings,
 }
 
 impl Object {
@@ -79,6 +85,7 @@ impl Object {
             Self::Namespace(namespace) => ObjectKey::Namespace(namespace.name.clone()),
             Self::Pod(pod) => ObjectKey::Pod(pod.name.clone()),
             Self::ServiceCidr(ranges) => ObjectKey::ServiceCidr(ranges.name.clone()),
+            Self::Settings(settings) => ObjectKey::Settings(settings.name.clone()),
         }
     }
 }
@@ -90,6 +97,7 @@ impl ObjectKey {
             Self::Namespace(_) => Kind::Namespace,
             Self::Pod(_) => Kind::Pod,
             Self::ServiceCidr(_) => Kind::ServiceCidr,
+            Self::Settings(_) => Kind::Settings,
         }
     }
 }
@@ -101,6 +109,7 @@ impl fmt::Display for ObjectKey {
             Self::Namespace(name) => write!(f, "Namespace {name}"),
             Self::Pod(name) => write!(f, "Pod {name}"),
             Self::ServiceCidr(name) => write!(f, "ServiceCIDR {name}"),
+            Self::Settings(name) => write!(f, "MillraceConfig {name}"),
         }
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub type Labels = BTreeMap<String, String>;
 
 /// A node of the cluster, this one included.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     pub name: String,
     /// Internal addresses before external ones, in the object's order.
@@ -55,7 +55,7 @@ pub struct Pod {
 }
 
 /// A range of Service addresses.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceCidr {
     pub name: String,
     pub ranges: Vec<IpNetwork>,

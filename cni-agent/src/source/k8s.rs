@@ -6,22 +6,33 @@
 
 mod access;
 mod control_plane;
+mod crd;
 mod desk;
 mod fault;
+mod node_events;
+mod own_node;
 mod servers;
 mod watch;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{
+    sync::{mpsc, watch as published},
+    task::JoinSet,
+};
 
 use crate::{
     config::{Config, KubernetesConfig},
     model::{Event, Kind, Source},
     source::object::{NamespaceObject, NodeObject, PodObject, ServiceCidrObject},
+    status::Status,
 };
+pub use crd::yaml as crds;
+pub(super) use crd::Review;
+
 use access::{Access, AccessError};
 use control_plane::Memory;
+use crd::MillraceConfigObject;
 use desk::Desk;
 use servers::Servers;
 use watch::{Office, Watched, follow};
@@ -46,6 +57,11 @@ const SERVICE_CIDRS: Watched = Watched {
     kind: Kind::ServiceCidr,
 };
 
+const SETTINGS: Watched = Watched {
+    resource: crd::PLURAL,
+    kind: Kind::Settings,
+};
+
 /// What the source needs to know of the settings.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -64,9 +80,14 @@ impl Settings {
     }
 }
 
-/// Says what the cluster is, then what changes in it, until nobody listens.
-pub async fn watch(settings: Settings, events: mpsc::Sender<Event>) {
-    let all = [NODES, NAMESPACES, PODS, SERVICE_CIDRS];
+/// Says what the cluster is, then what changes in it, until nobody listens. What the agent says of itself goes to the
+/// objects where operators look.
+pub async fn watch(
+    settings: Settings,
+    events: mpsc::Sender<Event>,
+    status: published::Receiver<Arc<Status>>,
+) {
+    let all = [NODES, NAMESPACES, PODS, SERVICE_CIDRS, SETTINGS];
     let desk = Desk::new(events, all.iter().map(|watched| watched.resource));
     let memory = Memory::new(&settings.state);
     let servers = loop {
@@ -83,10 +104,12 @@ pub async fn watch(settings: Settings, events: mpsc::Sender<Event>) {
         }
     };
     desk.tell(Event::Problems(Source::Kubernetes, Vec::new())).await;
+    let (review, reviews) = mpsc::channel(8);
     let office = Office {
         servers,
         desk: Arc::clone(&desk),
         node: settings.node,
+        reviews: review,
     };
     // Dropped with this future, they end with it.
     let mut watches = JoinSet::new();
@@ -94,7 +117,12 @@ pub async fn watch(settings: Settings, events: mpsc::Sender<Event>) {
     watches.spawn(follow::<NamespaceObject>(NAMESPACES, office.clone()));
     watches.spawn(follow::<PodObject>(PODS, office.clone()));
     watches.spawn(follow::<ServiceCidrObject>(SERVICE_CIDRS, office.clone()));
-    watches.spawn(control_plane::follow(office, memory));
+    watches.spawn(follow::<MillraceConfigObject>(SETTINGS, office.clone()));
+    watches.spawn(crd::publish(office.clone(), reviews));
+    watches.spawn(control_plane::follow(office.clone(), memory));
+    let taint = settings.kubernetes.startup_taint;
+    watches.spawn(node_events::announce(office.clone(), status.clone()));
+    watches.spawn(own_node::proclaim(office, taint, status));
     desk.report().await;
 }
 

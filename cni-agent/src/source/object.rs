@@ -15,6 +15,7 @@ use ipnetwork::IpNetwork;
 use kube::{Resource, api::ObjectMeta};
 use serde::{Deserialize, de::DeserializeOwned};
 
+use super::k8s::Review;
 use crate::model::{Object, ObjectKey};
 pub(super) use meta::described;
 pub(super) use namespace::NamespaceObject;
@@ -31,7 +32,7 @@ pub(super) struct FieldError {
 }
 
 impl FieldError {
-    fn new(field: impl Into<String>, reason: impl Into<String>) -> Self {
+    pub(super) fn new(field: impl Into<String>, reason: impl Into<String>) -> Self {
         Self {
             field: field.into(),
             reason: reason.into(),
@@ -46,6 +47,11 @@ pub(super) trait Known:
     fn key(meta: &ObjectMeta) -> ObjectKey;
 
     fn into_object(self) -> Result<Object, FieldError>;
+
+    /// What is to be written into its status.
+    fn review(&self) -> Option<Review> {
+        None
+    }
 }
 
 /// Where the API server has a kind.
@@ -81,10 +87,10 @@ macro_rules! resource {
         }
     };
 }
-use resource;
+pub(super) use resource;
 
 /// Absent and `null` are the same in Kubernetes.
-fn nullable<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+pub(super) fn nullable<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: serde::Deserializer<'de>,
     T: Default + Deserialize<'de>,
@@ -93,7 +99,7 @@ where
 }
 
 /// A range whose address is that of its network.
-fn range(field: &str, text: &str) -> Result<IpNetwork, FieldError> {
+pub(super) fn range(field: &str, text: &str) -> Result<IpNetwork, FieldError> {
     let range: IpNetwork = text
         .parse()
         .ok()

@@ -23,7 +23,7 @@ pub(super) fn outside(v4: bool) -> IpAddr {
     }
 }
 
-fn outside_router(v4: bool) -> IpAddr {
+pub(super) fn outside_router(v4: bool) -> IpAddr {
     if v4 {
         Ipv4Addr::new(203, 0, 113, 1).into()
     } else {
@@ -36,7 +36,7 @@ fn prefix(v4: bool) -> u8 {
 }
 
 /// The router's address on the link of a node.
-fn router(node: IpAddr) -> IpAddr {
+pub(super) fn router(node: IpAddr) -> IpAddr {
     match node {
         IpAddr::V4(ip) => {
             let [a, b, c, _] = ip.octets();

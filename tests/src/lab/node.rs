@@ -18,7 +18,7 @@ use anyhow::{Context, Result};
 pub use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use super::{Families, Plan, Routing};
+use super::{Families, Plan, Routing, control_plane};
 use crate::netns::Namespace;
 pub use query::Drops;
 
@@ -105,6 +105,7 @@ impl Node {
         let mut config = json!({
             "nodeName": self.name(),
             "routing": match plan.routing { Routing::Direct => "direct", Routing::Vxlan => "vxlan" },
+            "kubernetes": { "mode": "disabled" },
             "families": match plan.families { Families::Dual => "dual", Families::V4 => "v4", Families::V6 => "v6" },
             "paths": {
                 "bpffs": self.pins(),
@@ -121,17 +122,7 @@ impl Node {
 
     /// Node objects of the whole lab.
     pub(super) fn write_manifests(&self, plan: &Plan) -> Result<()> {
-        let nodes = (0..plan.nodes).map(|number| {
-            let addresses = plan.families.each().map(|v4| {
-                json!({ "type": "InternalIP", "address": plan.node_address(number, v4) })
-            });
-            json!({
-                "apiVersion": "v1", "kind": "Node",
-                "metadata": { "name": format!("node{number}") },
-                "spec": { "podCIDRs": plan.families.each().map(|v4| plan.pod_cidr(number, v4)).collect::<Vec<_>>() },
-                "status": { "addresses": addresses.collect::<Vec<_>>() },
-            })
-        });
+        let nodes = (0..plan.nodes).map(|number| control_plane::node(plan, number));
         let list = json!({ "apiVersion": "v1", "kind": "List", "items": nodes.collect::<Vec<_>>() });
         self.write_manifest("nodes.yaml", &list)
     }

@@ -43,6 +43,8 @@ pub struct Plan {
     pub families: Families,
     pub fabric: Fabric,
     pub fabric_mtu: u32,
+    /// The nodes learn of each other by a folder of manifests each.
+    pub manifests: bool,
     /// More keys for the agents' configuration.
     pub config: Value,
     /// More arguments for `millrace agent`.
@@ -57,6 +59,7 @@ impl Plan {
             families,
             fabric: Fabric::Bridge,
             fabric_mtu: 1500,
+            manifests: true,
             config: json!({}),
             agent_arguments: Vec::new(),
         }

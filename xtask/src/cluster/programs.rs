@@ -58,7 +58,7 @@ pub(crate) fn program(name: &str) -> PathBuf {
     folder().join(name)
 }
 
-fn folder() -> PathBuf {
+pub(super) fn folder() -> PathBuf {
     workspace::target().join("kubernetes").join(version())
 }
 

@@ -25,6 +25,8 @@ pub(crate) enum Layer {
     Packets,
     /// Nodes and pods as network namespaces, with real sockets
     Netns,
+    /// Agents and a real API server, without kubelets
+    Kubernetes,
     /// The image, the manifests and the chart, as they are shipped
     Deploy,
     /// A real Kubernetes on two nodes: ordinary workloads, power cuts, upstream's network conformance specs
@@ -46,7 +48,12 @@ impl Layer {
     fn exists(self) -> bool {
         match self {
             Self::Lint | Self::Unit => true,
-            Self::Verifier | Self::Packets | Self::Netns | Self::Deploy | Self::Cluster => {
+            Self::Verifier
+            | Self::Packets
+            | Self::Netns
+            | Self::Kubernetes
+            | Self::Deploy
+            | Self::Cluster => {
                 let tests = workspace::root().join("tests/tests");
                 let name = self.to_string();
                 tests.join(&name).with_extension("rs").exists() || tests.join(&name).join("main.rs").exists()
@@ -60,6 +67,7 @@ impl Layer {
             Self::Lint => &[Group::Build, Group::Lint],
             Self::Unit => &[],
             Self::Verifier | Self::Packets | Self::Netns => &[Group::Build, Group::Test],
+            Self::Kubernetes => &[Group::Build, Group::Test, Group::Cluster],
             Self::Deploy => &[Group::Build, Group::Deploy],
             Self::Cluster => &[Group::Build, Group::Cluster],
             Self::Vm => &[Group::Build, Group::Vm],
@@ -89,14 +97,23 @@ impl Layer {
                 tally += libtest(docs, arguments)?;
                 Ok(tally)
             }
-            Self::Verifier | Self::Packets | Self::Netns | Self::Deploy => {
-                let mut tests = cargo_test();
-                tests.args(["--package", "cni-tests", "--test", &self.to_string()]);
+            Self::Verifier | Self::Packets | Self::Netns | Self::Deploy => libtest(self.tests(), arguments),
+            Self::Kubernetes => {
+                let mut tests = self.tests();
+                tests.env("MILLRACE_KUBERNETES_PROGRAMS", cluster::programs()?);
                 libtest(tests, arguments)
             }
             Self::Cluster => cluster::test(arguments),
             Self::Vm => vm::supported_kernels(arguments),
         }
+    }
+}
+
+impl Layer {
+    fn tests(self) -> Command {
+        let mut tests = cargo_test();
+        tests.args(["--package", "cni-tests", "--test", &self.to_string()]);
+        tests
     }
 }
 

@@ -54,6 +54,8 @@ fn endpoint(id: u8) -> Endpoint {
         network: "net".into(),
         attachment: Attachment::new(format!("c{id}"), "eth0"),
         pod: None,
+        pod_uid: String::new(),
+        confirmed: false,
         // Every third one has an address of another IPAM's range.
         addresses: vec![
             if id.is_multiple_of(3) {

@@ -117,6 +117,8 @@ fn endpoint(line: &str) -> Endpoint {
         network: "net".into(),
         attachment: Attachment::new(*container, "eth0"),
         pod: None,
+        pod_uid: String::new(),
+        confirmed: false,
         addresses: rest.iter().filter_map(|word| word.parse().ok()).collect(),
         delegated: false,
         mac: Mac([2, 0, 0, 0, 1, 1]),

@@ -4,11 +4,14 @@ use std::{collections::BTreeSet, pin::pin, sync::Arc};
 
 use futures_util::StreamExt;
 use kube::{
-    Api, ResourceExt,
+    Api,
     runtime::{WatchStreamExt, watcher},
 };
 
+use tokio::sync::mpsc;
+
 use super::{
+    crd::Review,
     desk::{Desk, Resource},
     fault,
     servers::Servers,
@@ -31,6 +34,7 @@ pub(super) struct Office {
     pub(super) servers: Arc<Servers>,
     pub(super) desk: Arc<Desk>,
     pub(super) node: Arc<str>,
+    pub(super) reviews: mpsc::Sender<Review>,
 }
 
 /// Follows a resource until nobody listens.
@@ -93,7 +97,10 @@ async fn run<K: Known>(
 
 async fn set<K: Known>(object: K, office: &Office) -> bool {
     let key = K::key(object.meta());
-    let version = object.resource_version();
+    if let Some(review) = object.review() {
+        // Nobody takes it any more: nobody listens either.
+        let _ = office.reviews.send(review).await;
+    }
     match object.into_object() {
         Ok(object) => {
             office.desk.object(&key, None);
@@ -101,7 +108,6 @@ async fn set<K: Known>(object: K, office: &Office) -> bool {
         }
         Err(error) => {
             let text = format!("{key}, {error}; its last good version stays in force. Correct the field");
-            tracing::debug!(?version, "a bad object");
             office.desk.object(&key, Some(text));
             true
         }

@@ -1,0 +1,66 @@
+//! The CNI configuration that the agent writes for the container runtime.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::check::Problems;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct CniConfig {
+    /// The agent writes the configuration as soon as it can serve pods. Otherwise somebody else does.
+    pub install: bool,
+    /// Where the runtime finds it. The first one of its folder, in the order of names, counts.
+    pub conflist: PathBuf,
+    pub on_exit: OnExit,
+    /// Configurations of other networks in that folder get another name, so that the runtime does not see them.
+    pub move_others_aside: bool,
+    /// Plugins after ours, each as its own configuration has it. Pods' packets pass the host's stack if there are any.
+    pub chained: Vec<Map<String, Value>>,
+}
+
+impl Default for CniConfig {
+    fn default() -> Self {
+        Self {
+            install: false,
+            conflist: "/etc/cni/net.d/05-millrace.conflist".into(),
+            on_exit: OnExit::default(),
+            move_others_aside: false,
+            chained: Vec::new(),
+        }
+    }
+}
+
+/// What becomes of the configuration when the agent ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnExit {
+    /// Pods that start meanwhile wait for the next agent.
+    #[default]
+    Keep,
+    /// The runtime says that the node has no network.
+    Withdraw,
+}
+
+impl CniConfig {
+    pub(super) fn check(&self, problems: &mut Problems) {
+        let is_list = self.conflist.extension().is_some_and(|end| end == "conflist");
+        if self.conflist.is_relative() || !is_list {
+            problems.add(
+                "cni.conflist",
+                format!("{} cannot be found by a runtime", self.conflist.display()),
+                "write it like /etc/cni/net.d/05-millrace.conflist",
+            );
+        }
+        let nameless = |plugin: &Map<String, Value>| !plugin.get("type").is_some_and(Value::is_string);
+        if self.chained.iter().any(nameless) {
+            problems.add(
+                "cni.chained",
+                "a plugin has no type",
+                "write each like {type: portmap, capabilities: {portMappings: true}}",
+            );
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! The CNI configuration on the host: that it is there tells the container runtime, and by it the kubelet, that pods can be
+//! started on this node.
+
+use std::{
+    fs::{self, File, OpenOptions, Permissions},
+    io::{self, Write},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+
+use crate::{
+    config::{CniConfig, Config, OnExit, Paths},
+    model::{Event, Source},
+    status::Status,
+};
+
+/// Others write to the folder too.
+const LOOK: Duration = Duration::from_secs(30);
+/// For everybody to read, for nobody to run.
+const MODE: u32 = 0o644;
+/// What a configuration is called that was moved aside.
+const ASIDE: &str = "millrace-aside";
+
+/// The configuration and where it goes.
+#[derive(Clone, Debug)]
+pub struct Conflist {
+    settings: CniConfig,
+    text: String,
+}
+
+impl Conflist {
+    pub fn new(config: &Config) -> Self {
+        Self {
+            settings: config.cni.clone(),
+            text: format!("{:#}\n", content(&config.cni, &config.paths)),
+        }
+    }
+
+    /// Keeps the configuration in place from the moment on that pods can be served, until nobody listens. That the agent
+    /// cannot serve for a while afterwards withdraws nothing: runtimes ask by STATUS, and an ADD is tried again.
+    pub async fn keep(self, mut status: watch::Receiver<Arc<Status>>, events: mpsc::Sender<Event>) {
+        if !self.settings.install || status.wait_for(|status| status.ready).await.is_err() {
+            return;
+        }
+        let mut told = Vec::new();
+        loop {
+            let problems = self.put();
+            if problems != told {
+                problems.iter().for_each(|problem| tracing::warn!("{problem}"));
+                told.clone_from(&problems);
+                if events.send(Event::Problems(Source::Runtime, problems)).await.is_err() {
+                    return;
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                () = events.closed() => return,
+            }
+        }
+    }
+
+    /// Puts it there; what is wrong, if something is.
+    fn put(&self) -> Vec<String> {
+        let path = &self.settings.conflist;
+        let mut problems = Vec::new();
+        match write(path, &self.text) {
+            Ok(true) => tracing::info!(path = %path.display(), "the CNI configuration is installed; pods can start"),
+            Ok(false) => {}
+            Err(error) => problems.push(format!(
+                "the CNI configuration {} cannot be written, no pod starts: {error}; mount its folder writable, or set cni.conflist",
+                path.display()
+            )),
+        }
+        for other in others(path) {
+            if self.settings.move_others_aside {
+                if let Err(error) = fs::rename(&other, aside(&other)) {
+                    problems.push(format!(
+                        "{} cannot be moved aside: {error}; remove it",
+                        other.display()
+                    ));
+                }
+            } else if other.file_name() < path.file_name() {
+                problems.push(format!(
+                    "the CNI configuration {} comes before ours, and pods get that network; remove it, or set cni.moveOthersAside",
+                    other.display()
+                ));
+            }
+        }
+        problems
+    }
+
+    /// When the agent ends.
+    pub fn leave(&self) {
+        if self.settings.install && self.settings.on_exit == OnExit::Withdraw {
+            match fs::remove_file(&self.settings.conflist) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(%error, "the CNI configuration could not be withdrawn");
+                }
+                _ => tracing::info!("the CNI configuration is withdrawn"),
+            }
+        }
+    }
+}
+
+fn content(settings: &CniConfig, paths: &Paths) -> Value {
+    let mut ours = json!({ "type": "millrace-cni" });
+    let usual = Paths::default();
+    for (key, path, usual) in [
+        ("agentSocket", &paths.agent_socket, &usual.agent_socket),
+        ("stateDir", &paths.state, &usual.state),
+    ] {
+        if path != usual {
+            ours[key] = json!(path);
+        }
+    }
+    if !settings.chained.is_empty() {
+        ours["viaStack"] = json!(true);
+    }
+    let chained = settings.chained.iter().cloned().map(Value::Object);
+    json!({
+        "cniVersion": "1.1.0",
+        "name": "millrace",
+        "plugins": std::iter::once(ours).chain(chained).collect::<Vec<_>>(),
+    })
+}
+
+/// By rename, so that no runtime reads a half. False: it is there already.
+fn write(path: &Path, text: &str) -> io::Result<bool> {
+    let is_there = fs::symlink_metadata(path)
+        .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o7777 == MODE)
+        && fs::read(path).is_ok_and(|found| found == text.as_bytes());
+    if is_there {
+        return Ok(false);
+    }
+    // No runtime takes a file of this name for a configuration.
+    let unfinished = path.with_extension("millrace-unfinished");
+    let mut file = OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(true)
+        .mode(MODE)
+        .open(&unfinished)?;
+    file.write_all(text.as_bytes())?;
+    // Whatever this process's umask is.
+    file.set_permissions(Permissions::from_mode(MODE))?;
+    file.sync_all()?;
+    fs::rename(&unfinished, path)?;
+    if let Some(folder) = path.parent() {
+        File::open(folder)?.sync_all()?;
+    }
+    Ok(true)
+}
+
+/// What a runtime would also take for a configuration.
+fn others(path: &Path) -> Vec<PathBuf> {
+    let entries = path
+        .parent()
+        .and_then(|folder| fs::read_dir(folder).ok())
+        .into_iter()
+        .flatten();
+    let files = entries.flatten().map(|entry| entry.path());
+    let is_configuration = |file: &PathBuf| {
+        file.extension()
+            .is_some_and(|end| ["conf", "conflist", "json"].iter().any(|known| end == *known))
+    };
+    let mut others: Vec<PathBuf> = files
+        .filter(|file| file != path && is_configuration(file))
+        .collect();
+    others.sort();
+    others
+}
+
+fn aside(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{ASIDE}"));
+    name.into()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,114 @@
+use super::*;
+
+struct Host {
+    folder: tempfile::TempDir,
+    config: Config,
+}
+
+impl Host {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        config.cni.install = true;
+        config.cni.conflist = folder.path().join("05-millrace.conflist");
+        Self { folder, config }
+    }
+
+    fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.folder.path()).unwrap();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+#[tokio::test]
+async fn cni_08_it_is_there_only_when_pods_can_be_served() {
+    let host = Host::new();
+    let (publish, status) = watch::channel(Arc::new(Status::default()));
+    let (events, _heard) = mpsc::channel(8);
+    let task = tokio::spawn(Conflist::new(&host.config).keep(status, events));
+    tokio::task::yield_now().await;
+    assert!(host.names().is_empty());
+    let ready = Status {
+        ready: true,
+        ..Status::default()
+    };
+    publish.send(Arc::new(ready)).unwrap();
+    while host.names() != ["05-millrace.conflist"] {
+        tokio::task::yield_now().await;
+    }
+    // What is not served for a while is not withdrawn.
+    publish.send(Arc::new(Status::default())).unwrap();
+    tokio::task::yield_now().await;
+    assert_eq!(host.names(), ["05-millrace.conflist"]);
+    task.abort();
+}
+
+#[test]
+fn rel_20_others_may_read_it_and_nothing_more() {
+    let host = Host::new();
+    let conflist = Conflist::new(&host.config);
+    assert_eq!(conflist.put(), Vec::<String>::new());
+    let path = &host.config.cni.conflist;
+    assert_eq!(mode(path), 0o644);
+    fs::set_permissions(path, Permissions::from_mode(0o4777)).unwrap();
+    conflist.put();
+    assert_eq!(mode(path), 0o644);
+    let list: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    assert_eq!(list["plugins"], json!([{ "type": "millrace-cni" }]));
+}
+
+#[test]
+fn chained_plugins_come_after_ours_which_then_uses_the_stack() {
+    let mut host = Host::new();
+    let portmap = json!({ "type": "portmap", "capabilities": { "portMappings": true } });
+    host.config.cni.chained = vec![portmap.as_object().unwrap().clone()];
+    host.config.paths.state = "/elsewhere".into();
+    let list: Value = serde_json::from_str(&Conflist::new(&host.config).text).unwrap();
+    let ours = json!({ "type": "millrace-cni", "stateDir": "/elsewhere", "viaStack": true });
+    assert_eq!(list["plugins"], json!([ours, portmap]));
+}
+
+#[test]
+fn another_network_that_would_win_is_named_or_moved_aside() {
+    let mut host = Host::new();
+    for name in ["00-other.conflist", "10-later.conf", "readme.txt"] {
+        fs::write(host.folder.path().join(name), "{}").unwrap();
+    }
+    let problems = Conflist::new(&host.config).put();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].contains("00-other.conflist") && problems[0].contains("cni.moveOthersAside"));
+    host.config.cni.move_others_aside = true;
+    assert_eq!(Conflist::new(&host.config).put(), Vec::<String>::new());
+    assert_eq!(
+        host.names(),
+        [
+            "00-other.conflist.millrace-aside",
+            "05-millrace.conflist",
+            "10-later.conf.millrace-aside",
+            "readme.txt"
+        ]
+    );
+}
+
+#[test]
+fn the_end_withdraws_it_only_if_that_was_wanted() {
+    let mut host = Host::new();
+    Conflist::new(&host.config).put();
+    Conflist::new(&host.config).leave();
+    assert_eq!(host.names(), ["05-millrace.conflist"]);
+    host.config.cni.on_exit = OnExit::Withdraw;
+    Conflist::new(&host.config).leave();
+    Conflist::new(&host.config).leave();
+    assert!(host.names().is_empty());
+    let mut nowhere = Host::new();
+    nowhere.config.cni.conflist = "/no/such/folder/a.conflist".into();
+    assert!(Conflist::new(&nowhere.config).put()[0].contains("cni.conflist"));
+}

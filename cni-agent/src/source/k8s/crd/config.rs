@@ -1,0 +1,231 @@
+//! `MillraceConfig`: settings of the whole cluster, which its nodes follow.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::Review;
+use crate::{
+    config::Routing,
+    model::{ClusterSettings, NodeSettings, Object, ObjectKey, Settings},
+    source::object::{FieldError, Known, described, nullable, range, resource},
+};
+
+pub(in crate::source::k8s) const PLURAL: &str = "millraceconfigs";
+
+/// Settings of the whole cluster. Only the object with the name `default` has an effect. What stands here wins over the
+/// agents' own configuration; what does not is theirs.
+#[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "millrace.dev",
+    version = "v1alpha1",
+    kind = "MillraceConfig",
+    plural = "millraceconfigs",
+    singular = "millraceconfig",
+    shortname = "mrc",
+    category = "millrace",
+    status = "MillraceConfigStatus",
+    validation = Rule::new("self.metadata.name == 'default'").message("the only MillraceConfig is called default"),
+    printcolumn(name = "Routing", type_ = "string", json_path = ".spec.routing"),
+    printcolumn(name = "MTU", type_ = "integer", json_path = ".spec.mtu"),
+    printcolumn(name = "Accepted", type_ = "string", json_path = ".status.conditions[?(@.type==\"Accepted\")].status"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Accepted\")].message", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::source) struct MillraceConfigSpec {
+    #[serde(flatten)]
+    settings: SettingsSpec,
+    /// Other settings for some nodes. The first entry whose labels a node has counts for it.
+    #[serde(default, deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    nodes: Vec<NodesSpec>,
+}
+
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SettingsSpec {
+    /// How pods of other nodes are reached: by a tunnel (vxlan), or by the network between the nodes (direct).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    routing: Option<RoutingSpec>,
+    /// The MTU of pods; 0: worked out from the node's device and the tunnel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self == 0 || (self >= 576 && self <= 65535)").message("use 576 to 65535, at least 1280 with IPv6, or 0"))]
+    mtu: Option<i32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    masquerade: Option<MasqueradeSpec>,
+}
+
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RoutingSpec {
+    Direct,
+    Vxlan,
+}
+
+/// Whether what pods send to the outside of the cluster gets the node's address.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct MasqueradeSpec {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    enabled: Option<bool>,
+    /// Destinations that see the pod's own address nevertheless.
+    #[serde(default, rename = "nonMasqueradeCIDRs", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256), inner(length(max = 49)))]
+    #[x_kube(validation = Rule::new("self.all(range, isCIDR(range) && cidr(range) == cidr(range).masked())").message("write ranges like 10.0.0.0/8, without bits behind the prefix"))]
+    non_masquerade_cidrs: Option<Vec<String>>,
+}
+
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct NodesSpec {
+    /// Labels that a node must have, all of them.
+    #[schemars(length(min = 1, max = 64))]
+    node_selector: BTreeMap<String, String>,
+    #[serde(flatten)]
+    settings: SettingsSpec,
+}
+
+/// What became of it.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(in crate::source) struct MillraceConfigStatus {
+    /// The version of the object that the conditions speak of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    observed_generation: Option<i64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    conditions: Vec<Condition>,
+}
+
+/// As it is read: whatever stands in it must not keep the list from being read.
+#[derive(Clone, Debug, Deserialize)]
+pub(in crate::source) struct MillraceConfigObject {
+    #[serde(deserialize_with = "described")]
+    metadata: ObjectMeta,
+    #[serde(default, deserialize_with = "nullable")]
+    spec: Value,
+    #[serde(default, deserialize_with = "nullable")]
+    status: Value,
+}
+
+resource!(
+    MillraceConfigObject,
+    ClusterResourceScope,
+    "millrace.dev",
+    "v1alpha1",
+    "MillraceConfig",
+    "millraceconfigs"
+);
+
+impl Known for MillraceConfigObject {
+    fn key(meta: &ObjectMeta) -> ObjectKey {
+        ObjectKey::Settings(meta.name.clone().unwrap_or_default())
+    }
+
+    fn into_object(self) -> Result<Object, FieldError> {
+        let spec: MillraceConfigSpec = serde_path_to_error::deserialize(self.spec).map_err(|error| {
+            FieldError::new(format!("spec.{}", error.path()), error.inner().to_string())
+        })?;
+        let nodes = spec.nodes.into_iter().enumerate().map(|(i, nodes)| {
+            Ok(NodeSettings {
+                selector: nodes.node_selector,
+                settings: nodes.settings.into_model(&format!("spec.nodes[{i}]"))?,
+            })
+        });
+        Ok(Object::Settings(ClusterSettings {
+            name: self.metadata.name.unwrap_or_default(),
+            nodes: nodes.collect::<Result<_, _>>()?,
+            settings: spec.settings.into_model("spec")?,
+        }))
+    }
+
+    fn review(&self) -> Option<Review> {
+        let status: MillraceConfigStatus = serde_json::from_value(self.status.clone()).unwrap_or_default();
+        let accepted = status.conditions.iter().find(|condition| condition.type_ == Review::CONDITION);
+        Some(Review {
+            name: self.metadata.name.clone()?,
+            generation: self.metadata.generation.unwrap_or_default(),
+            said: accepted.map(|condition| (condition.observed_generation, condition.message.clone())),
+            verdict: self.clone().into_object().map(drop).map_err(|error| error.to_string()),
+        })
+    }
+}
+
+impl SettingsSpec {
+    fn into_model(self, at: &str) -> Result<Settings, FieldError> {
+        let masquerade = self.masquerade.unwrap_or_default();
+        let ranges = masquerade.non_masquerade_cidrs.map(|ranges| {
+            let field = format!("{at}.masquerade.nonMasqueradeCIDRs");
+            ranges.iter().map(|text| range(&field, text)).collect()
+        });
+        let mtu = self.mtu.map(|mtu| {
+            let usable = u32::try_from(mtu).ok().filter(|mtu| *mtu == 0 || (576..=65535).contains(mtu));
+            usable.ok_or_else(|| FieldError::new(format!("{at}.mtu"), format!("{mtu} is out of range")))
+        });
+        Ok(Settings {
+            routing: self.routing.map(|routing| match routing {
+                RoutingSpec::Direct => Routing::Direct,
+                RoutingSpec::Vxlan => Routing::Vxlan,
+            }),
+            mtu: mtu.transpose()?,
+            masquerade: masquerade.enabled,
+            non_masquerade_cidrs: ranges.transpose()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn object(spec: Value, status: Value) -> MillraceConfigObject {
+        let metadata = json!({ "name": "default", "generation": 3 });
+        serde_json::from_value(json!({ "metadata": metadata, "spec": spec, "status": status })).unwrap()
+    }
+
+    #[test]
+    fn settings_and_overrides_are_read() {
+        let spec = json!({
+            "routing": "direct", "mtu": 9000, "masquerade": { "nonMasqueradeCIDRs": ["10.0.0.0/8"] },
+            "nodes": [{ "nodeSelector": { "fabric": "far" }, "routing": "vxlan" }],
+        });
+        let Object::Settings(settings) = object(spec, Value::Null).into_object().unwrap() else {
+            panic!("not settings")
+        };
+        assert_eq!(settings.settings.routing, Some(Routing::Direct));
+        assert_eq!(settings.settings.masquerade, None);
+        assert_eq!(settings.nodes[0].settings.routing, Some(Routing::Vxlan));
+    }
+
+    #[test]
+    fn a_bad_value_is_named_with_its_field() {
+        for (spec, field) in [
+            (json!({ "routing": "bgp" }), "spec.routing"),
+            (json!({ "mtu": 10 }), "spec.mtu"),
+            (json!({ "nodes": [{ "nodeSelector": {}, "mtu": -1 }] }), "spec.nodes[0].mtu"),
+            (
+                json!({ "masquerade": { "nonMasqueradeCIDRs": ["10.0.0.1/8"] } }),
+                "spec.masquerade.nonMasqueradeCIDRs",
+            ),
+        ] {
+            let object = object(spec.clone(), Value::Null);
+            let review = object.review().unwrap();
+            assert!(review.verdict.unwrap_err().contains(field), "{field}");
+            assert!(object.into_object().is_err(), "{spec}");
+        }
+    }
+
+    #[test]
+    fn rel_52_what_an_older_definition_let_through_does_not_keep_the_list_from_being_read() {
+        for spec in [json!(7), json!({ "nodes": 3 }), Value::Null] {
+            let _ = object(spec, json!("nonsense")).review();
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! The maps follow the objects.
+
+use cni_tests::lab::{
+    Families, Lab, Node, Plan, Routing, control_plane::pod,
+};
+use serde_json::json;
+
+use crate::{eventually, needs_control_plane};
+
+/// The entries of a map that speak of an address.
+fn entries(node: &Node, map: &str, of: &str) -> Vec<String> {
+    let mut entries = node.dump(map).unwrap();
+    entries.retain(|entry| entry.contains(&format!("\"{of}\"")) || entry.contains(&format!("\"{of}/")));
+    entries
+}
+
+#[track_caller]
+fn known(node: &Node, address: &str, wanted: bool) {
+    eventually(|| {
+        let found = entries(node, "peers", address);
+        (found.is_empty() == wanted).then(|| format!("{}: {address}: {found:?}", node.name()))
+    });
+}
+
+#[test]
+fn objects_of_the_api_server_make_the_same_maps_as_manifests() {
+    needs_control_plane!();
+    for routing in [Routing::Direct, Routing::Vxlan] {
+        let plan = || Plan::new(routing, Families::Dual);
+        let from_files = Lab::start(plan()).unwrap();
+        let (_control, from_server) = Lab::start_with_control_plane(plan()).unwrap();
+        for (one, other) in from_files.nodes.iter().zip(&from_server.nodes) {
+            let mut other = other.intent().unwrap();
+            // Of the API server's own objects, which manifests have not.
+            other.retain(|entry| !entry.contains("10.96.0.0/16") && !entry.contains("fd00:10:96::/112"));
+            assert_eq!(shape(one.intent().unwrap()), shape(other));
+        }
+    }
+}
+
+/// Without what differs between two labs: MAC addresses and indices of devices.
+fn shape(entries: Vec<String>) -> Vec<String> {
+    let cut = |entry: String| {
+        let Some((map, text)) = entry.split_once(' ') else {
+            return entry;
+        };
+        let Ok(mut value) = serde_json::from_str::<serde_json::Value>(text) else {
+            return entry;
+        };
+        strip(&mut value);
+        format!("{map} {value}")
+    };
+    let mut entries: Vec<String> = entries.into_iter().map(cut).collect();
+    entries.sort();
+    entries
+}
+
+fn strip(value: &mut serde_json::Value) {
+    if let Some(object) = value.as_object_mut() {
+        object.retain(|key, _| !key.contains("ifindex") && !key.contains("mac"));
+        object.values_mut().for_each(strip);
+    }
+}
+
+#[test]
+fn pods_and_nodes_come_change_and_go() {
+    needs_control_plane!();
+    let (control, lab) = Lab::start_with_control_plane(Plan::new(Routing::Vxlan, Families::Dual)).unwrap();
+    let node = &lab.nodes[0];
+    let empty = node.intent().unwrap();
+    control
+        .run_pod(&pod("a", "node1", &["10.77.2.9", "fd00:10:77:2::9"]))
+        .unwrap();
+    known(node, "10.77.2.9", true);
+    known(node, "fd00:10:77:2::9", true);
+    // A pod on its host's network is no peer of its own.
+    let mut host = pod("host", "node1", &["192.168.64.12"]);
+    host["spec"]["hostNetwork"] = json!(true);
+    control.run_pod(&host).unwrap();
+    // The address moves to a pod on another node.
+    control.kubectl(&["delete", "pod", "a", "--grace-period=0", "--force"]).unwrap();
+    control.run_pod(&pod("b", "node0", &["10.77.2.9"])).unwrap();
+    known(node, "fd00:10:77:2::9", false);
+    known(node, "10.77.2.9", true);
+    control.kubectl(&["delete", "pods", "--all", "--grace-period=0", "--force"]).unwrap();
+    known(node, "10.77.2.9", false);
+    assert_eq!(node.intent().unwrap(), empty);
+
+    // A node is added, gets another address, and is gone again.
+    let mut third = cni_tests::lab::control_plane::node(&lab.plan, 2);
+    control.apply(std::slice::from_ref(&third)).unwrap();
+    control.set_status(&third).unwrap();
+    let route = || entries(node, "routes", "10.77.3.0");
+    eventually(|| route().is_empty().then(|| "no route to the new node's pods".to_owned()));
+    third["status"]["addresses"] = json!([{ "type": "InternalIP", "address": "192.168.64.99" }]);
+    control.set_status(&third).unwrap();
+    eventually(|| {
+        let route = route();
+        (!route.iter().any(|entry| entry.contains("192.168.64.99"))).then(|| format!("{route:?}"))
+    });
+    control.kubectl(&["delete", "node", "node2"]).unwrap();
+    eventually(|| (!route().is_empty()).then(|| format!("{:?}", route())));
+    assert_eq!(node.intent().unwrap(), empty);
+}
+
+#[test]
+fn service_ranges_go_to_the_stack_without_being_configured() {
+    needs_control_plane!();
+    let (control, lab) = Lab::start_with_control_plane(Plan::new(Routing::Direct, Families::Dual)).unwrap();
+    let node = &lab.nodes[0];
+    for range in ["10.96.0.0", "fd00:10:96::"] {
+        eventually(|| entries(node, "routes", range).is_empty().then(|| format!("{range} is not there")));
+        assert!(entries(node, "routes", range)[0].to_lowercase().contains("stack"));
+    }
+    control
+        .apply(&[json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+            "metadata": { "name": "more" }, "spec": { "cidrs": ["10.98.0.0/16"] },
+        })])
+        .unwrap();
+    eventually(|| entries(node, "routes", "10.98.0.0").is_empty().then(|| "no route".to_owned()));
+}
+
+#[test]
+fn rel_36_an_outage_changes_nothing_and_its_end_neither() {
+    needs_control_plane!();
+    let (mut control, lab) = Lab::start_with_control_plane(Plan::new(Routing::Vxlan, Families::Dual)).unwrap();
+    let node = &lab.nodes[0];
+    control.run_pod(&pod("far", "node1", &["10.77.2.9"])).unwrap();
+    known(node, "10.77.2.9", true);
+    let a = node.add_pod("a").unwrap();
+    let before = node.intent().unwrap();
+    let rounds = |name: &str| node.ask(["status"]).unwrap()["agent"]["reconcile"][name].clone();
+    let server = control.addresses[0];
+    control.kill_server(server).unwrap();
+    eventually(|| {
+        let problems = node.ask(["status"]).unwrap()["agent"]["problems"].to_string();
+        (!problems.contains("no API server answers")).then_some(problems)
+    });
+    assert_eq!(node.intent().unwrap(), before);
+    // Pods come and go meanwhile.
+    let b = node.add_pod("b").unwrap();
+    node.delete_pod(b).unwrap();
+    eventually(|| {
+        let now = node.intent().unwrap();
+        (now != before).then(|| format!("{now:?}"))
+    });
+    let changes = rounds("changes");
+    control.start_server(server).unwrap();
+    eventually(|| {
+        let problems = node.ask(["status"]).unwrap()["agent"]["problems"].to_string();
+        problems.contains("no API server answers").then_some(problems)
+    });
+    assert_eq!(node.intent().unwrap(), before);
+    assert_eq!(rounds("changes"), changes);
+    node.delete_pod(a).unwrap();
+}
+
+#[test]
+fn what_vanished_while_nobody_looked_is_gone_after_the_relist() {
+    needs_control_plane!();
+    let (mut control, lab) = Lab::start_with_control_plane(Plan::new(Routing::Direct, Families::Dual)).unwrap();
+    let node = &lab.nodes[0];
+    for (name, ip) in [("stays", "10.77.2.8"), ("goes", "10.77.2.9")] {
+        control.run_pod(&pod(name, "node1", &[ip])).unwrap();
+        known(node, ip, true);
+    }
+    let [server, _, unknown] = control.addresses;
+    // A second server on the same store, which the agents do not know.
+    control.kill_server(server).unwrap();
+    control.start_server(unknown).unwrap();
+    control.kubectl(&["delete", "pod", "goes", "--grace-period=0", "--force"]).unwrap();
+    control.run_pod(&pod("comes", "node1", &["10.77.2.10"])).unwrap();
+    control.kill_server(unknown).unwrap();
+    // It begins with what is in the store now, and has forgotten the versions that the agents saw.
+    control.start_server(server).unwrap();
+    known(node, "10.77.2.10", true);
+    known(node, "10.77.2.9", false);
+    known(node, "10.77.2.8", true);
+}
