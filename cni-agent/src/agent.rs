@@ -247,9 +247,7 @@ impl<K: Kernel> Agent<K> {
 
     fn next_wake(&self, now: Instant) -> Instant {
         let waiting = self.waiting.iter().map(|waiting| waiting.until);
-        let round = self
-            .rounds
-            .next(self.reconciler.retry(), self.state.is_usable());
+        let round = self.rounds.next(self.reconciler.retry(), self.state.is_usable());
         waiting
             .chain(self.pool.next_wake())
             .chain(round)

@@ -53,7 +53,11 @@ impl Conflist {
             if problems != told {
                 problems.iter().for_each(|problem| tracing::warn!("{problem}"));
                 told.clone_from(&problems);
-                if events.send(Event::Problems(Source::Runtime, problems)).await.is_err() {
+                if events
+                    .send(Event::Problems(Source::Runtime, problems))
+                    .await
+                    .is_err()
+                {
                     return;
                 }
             }

@@ -6,8 +6,8 @@ use cni_ebpf::datapath::policy::FROM_HOST;
 use cni_plugin::Attachment;
 
 use crate::model::{
-    ClusterSettings, Device, Endpoint, Event, Kind, Namespace, Node, Object, ObjectKey, Phase, Pod, PodName, ServiceCidr, Source,
-    is_pod_device,
+    ClusterSettings, Device, Endpoint, Event, Kind, Namespace, Node, Object, ObjectKey, Phase, Pod, PodName,
+    ServiceCidr, Source, is_pod_device,
 };
 
 /// Everything that sources have said, and this node's endpoints.

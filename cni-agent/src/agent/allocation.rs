@@ -44,7 +44,11 @@ impl<K: Kernel> Agent<K> {
             network: request.network.clone(),
             attachment: request.attachment(),
             pod: request.pod.as_ref().map(pod_name),
-            pod_uid: request.pod.as_ref().map(|pod| pod.uid.clone()).unwrap_or_default(),
+            pod_uid: request
+                .pod
+                .as_ref()
+                .map(|pod| pod.uid.clone())
+                .unwrap_or_default(),
             confirmed: false,
             addresses,
             delegated: !request.delegated_ips.is_empty(),
@@ -76,8 +80,13 @@ impl<K: Kernel> Agent<K> {
     fn refuse_host_network(&self, request: &Allocate) -> Result<(), CniError> {
         let pod = request.pod.as_ref().map(pod_name);
         match pod.and_then(|name| self.state.pods.get(&name)) {
-            Some(pod) if pod.host_network && pod.uid == request.pod.as_ref().map_or("", |asked| &asked.uid) => {
-                let text = format!("pod {} is on its host's network and cannot have one of its own", pod.name);
+            Some(pod)
+                if pod.host_network && pod.uid == request.pod.as_ref().map_or("", |asked| &asked.uid) =>
+            {
+                let text = format!(
+                    "pod {} is on its host's network and cannot have one of its own",
+                    pod.name
+                );
                 Err(CniError::new(code::INVALID_CONFIG, text).with_details("see spec.hostNetwork of the pod"))
             }
             _ => Ok(()),

@@ -121,8 +121,8 @@ mod tests {
             confirmed,
             addresses: Vec::new(),
             delegated: false,
-            mac: Mac::default(),
-            host_mac: Mac::default(),
+            mac: Mac([2, 0, 0, 0, 0, 1]),
+            host_mac: Mac([2, 0, 0, 0, 0, 1]),
             mtu: 1500,
             via_stack: false,
             rates: Rates::default(),
@@ -137,8 +137,9 @@ mod tests {
     #[test]
     fn rel_43_a_second_look_after_a_while_decides() {
         let (mut state, mut orphans, start) = (state(true), Orphans::default(), Instant::now());
+        let none: [u32; 0] = [];
         state.handle(pod("u", false));
-        assert_eq!(orphans.look(&state, start), []);
+        assert_eq!(orphans.look(&state, start), none);
         assert_eq!(orphans.next(None), None);
         for event in [
             Event::Gone(ObjectKey::Pod(name())),
@@ -146,11 +147,11 @@ mod tests {
             pod("u", true),
         ] {
             state.handle(event);
-            assert_eq!(orphans.look(&state, start), []);
+            assert_eq!(orphans.look(&state, start), none);
             assert_eq!(orphans.look(&state, start + GRACE), [1]);
             // It is back: nothing was wrong.
             state.handle(pod("u", false));
-            assert_eq!(orphans.look(&state, start + GRACE), []);
+            assert_eq!(orphans.look(&state, start + GRACE), none);
         }
     }
 

@@ -32,8 +32,12 @@ impl<K: Kernel> Agent<K> {
             synced: self.state.is_synced(*source),
             problems: self.state.problems(*source).to_vec(),
         };
-        let sources: BTreeMap<Source, SourceStatus> =
-            self.state.sources().iter().map(|kind| (*kind, source(kind))).collect();
+        let sources: BTreeMap<Source, SourceStatus> = self
+            .state
+            .sources()
+            .iter()
+            .map(|kind| (*kind, source(kind)))
+            .collect();
         Status {
             node: self.config.node_name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

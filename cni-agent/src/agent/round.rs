@@ -145,7 +145,11 @@ impl<K: Kernel> Agent<K> {
 
     /// Takes over the cluster's settings. Those that make no sense on this node leave the last good ones in force.
     fn follow_settings(&mut self) -> Vec<String> {
-        let labels = self.state.nodes.get(&self.base.node_name).map(|node| &node.labels);
+        let labels = self
+            .state
+            .nodes
+            .get(&self.base.node_name)
+            .map(|node| &node.labels);
         let wanted = match (self.state.settings.get(SETTINGS), labels) {
             (Some(settings), Some(labels)) => self.base.following(settings, labels),
             (Some(settings), None) => self.base.following(settings, &Labels::new()),

@@ -126,7 +126,13 @@ pub(super) fn of_pods(topology: &Topology<'_>, state: &State, desired: &mut Desi
         for ip in pod.addresses.iter().filter(outside) {
             let (range, addresses) = (IpNetwork::from(*ip), &other.node.addresses);
             if claims.put(range, to_pods(topology, other.tunnel_address, &range, addresses)) {
-                host_route(topology, &range, addresses, other.tunnel_address, &mut desired.routes);
+                host_route(
+                    topology,
+                    &range,
+                    addresses,
+                    other.tunnel_address,
+                    &mut desired.routes,
+                );
             }
         }
     }

@@ -27,8 +27,8 @@ use crate::{
     source::object::{NamespaceObject, NodeObject, PodObject, ServiceCidrObject},
     status::Status,
 };
-pub use crd::yaml as crds;
 pub(super) use crd::Review;
+pub use crd::yaml as crds;
 
 use access::{Access, AccessError};
 use control_plane::Memory;

@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The programs of Kubernetes, built from its modules.
 fn program(name: &str) -> PathBuf {
-    let folder = std::env::var_os("MILLRACE_KUBERNETES").map(PathBuf::from);
+    let folder = std::env::var_os("MILLRACE_KUBERNETES_PROGRAMS").map(PathBuf::from);
     folder.unwrap_or_else(|| "/usr/local/bin".into()).join(name)
 }
 
@@ -93,7 +93,9 @@ impl ControlPlane {
     pub fn start_server(&mut self, at: IpAddr) -> Result<()> {
         let mut server = self.namespace.command(program("kube-apiserver"));
         server.args(self.server_arguments(at)).args(&self.arguments);
-        let log = self.folder.join(format!("kube-apiserver-{}.log", self.servers.len()));
+        let log = self
+            .folder
+            .join(format!("kube-apiserver-{}.log", self.servers.len()));
         let child = spawn(server, &log, &self.lab)?;
         self.servers.push((at, child));
         let deadline = Instant::now() + PATIENCE;
@@ -165,10 +167,19 @@ impl ControlPlane {
         for line in log.lines() {
             let event: Value = serde_json::from_str(line)?;
             let object = |key: &str| event["objectRef"][key].as_str();
-            let Some(resource) = object("resource") else { continue };
-            let group = object("apiGroup").map(|group| format!(".{group}")).unwrap_or_default();
-            let part = object("subresource").map(|part| format!("/{part}")).unwrap_or_default();
-            requests.insert(format!("{} {resource}{part}{group}", event["verb"].as_str().unwrap_or_default()));
+            let Some(resource) = object("resource") else {
+                continue;
+            };
+            let group = object("apiGroup")
+                .map(|group| format!(".{group}"))
+                .unwrap_or_default();
+            let part = object("subresource")
+                .map(|part| format!("/{part}"))
+                .unwrap_or_default();
+            requests.insert(format!(
+                "{} {resource}{part}{group}",
+                event["verb"].as_str().unwrap_or_default()
+            ));
         }
         Ok(requests)
     }
@@ -228,18 +239,45 @@ impl ControlPlane {
         Ok(())
     }
 
-    /// Creates objects or changes them.
+    /// Creates objects or changes them, all but their status.
     pub fn apply(&self, objects: &[Value]) -> Result<()> {
+        let mut objects = objects.to_vec();
+        for object in &mut objects {
+            object.as_object_mut().map(|fields| fields.remove("status"));
+        }
         let list = json!({ "apiVersion": "v1", "kind": "List", "items": objects });
-        self.feed(&["apply", "--server-side", "--force-conflicts", "-f", "-"], &list.to_string())
+        self.feed(
+            &["apply", "--server-side", "--force-conflicts", "-f", "-"],
+            &list.to_string(),
+        )
     }
 
-    /// Without its status, which another request sets.
+    /// Replaces what is said in an object's status. By a merge of JSON: a server-side apply refuses a Node with two
+    /// addresses of a type, which is what a dual-stack node has.
     pub fn set_status(&self, object: &Value) -> Result<()> {
-        self.feed(
-            &["apply", "--server-side", "--force-conflicts", "--subresource=status", "-f", "-"],
-            &object.to_string(),
-        )
+        let text = |pointer: &str| {
+            object
+                .pointer(pointer)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+        };
+        let status = json!({ "status": object["status"] }).to_string();
+        let namespace = match text("/metadata/namespace") {
+            "" => "default",
+            namespace => namespace,
+        };
+        self.kubectl(&[
+            "patch",
+            text("/kind"),
+            text("/metadata/name"),
+            "--namespace",
+            namespace,
+            "--subresource=status",
+            "--type=merge",
+            "--patch",
+            &status,
+        ])
+        .map(drop)
     }
 
     /// The settings that lead an agent here, with the rights of the agent's account and no others.
@@ -262,7 +300,12 @@ impl ControlPlane {
 
 impl Drop for ControlPlane {
     fn drop(&mut self) {
-        for child in self.servers.iter_mut().map(|(_, child)| child).chain([&mut self.etcd]) {
+        for child in self
+            .servers
+            .iter_mut()
+            .map(|(_, child)| child)
+            .chain([&mut self.etcd])
+        {
             let _ = child.kill();
             let _ = child.wait();
         }

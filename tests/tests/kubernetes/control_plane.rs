@@ -11,8 +11,10 @@ use serde_json::{Value, json};
 use crate::{eventually, needs_control_plane};
 
 pub(crate) fn problems(node: &Node) -> String {
-    node.ask(["status"])
-        .map_or_else(|error| error.to_string(), |status| status["agent"]["problems"].to_string())
+    node.ask(["status"]).map_or_else(
+        |error| error.to_string(),
+        |status| status["agent"]["problems"].to_string(),
+    )
 }
 
 #[track_caller]
@@ -63,7 +65,9 @@ fn another_server_is_learned_and_followed_without_the_service() {
     eventually(|| (!remembered(second)).then(|| "the second server is not remembered".to_owned()));
     // The address of the control plane has changed: the configured one answers no more.
     control.kill_server(first).unwrap();
-    control.run_pod(&pod("late", "elsewhere", &["10.77.9.9"])).unwrap();
+    control
+        .run_pod(&pod("late", "elsewhere", &["10.77.9.9"]))
+        .unwrap();
     eventually(|| {
         let peers = node.dump("peers").unwrap();
         (!peers.iter().any(|peer| peer.contains("10.77.9.9"))).then(|| format!("{peers:?}"))
@@ -125,8 +129,16 @@ fn what_keeps_the_agent_from_the_server_is_named_with_its_remedy_and_the_node_fo
             ["is not trusted", "kubernetes.caFile"],
         ),
         ("tokenFile", json!(expired), ["401", "kubernetes.tokenFile"]),
-        ("tokenFile", json!("/no/such/token"), ["/no/such/token", "kubernetes.tokenFile"]),
-        ("apiServers", json!([dead]), ["203.0.113.77", "kubernetes.apiServers"]),
+        (
+            "tokenFile",
+            json!("/no/such/token"),
+            ["/no/such/token", "kubernetes.tokenFile"],
+        ),
+        (
+            "apiServers",
+            json!([dead]),
+            ["203.0.113.77", "kubernetes.apiServers"],
+        ),
     ] {
         restart(node, &with(&lab.plan, &[(key, value)]));
         // What was learned would answer.

@@ -7,6 +7,10 @@
 )]
 
 mod control_plane;
+mod endpoints;
+mod own_node;
+mod rbac;
+mod settings;
 mod sync;
 
 use std::{
@@ -30,7 +34,7 @@ macro_rules! needs_control_plane {
         cni_tests::require!(nix::unistd::geteuid().is_root(), "network namespaces need root");
         cni_tests::require!(
             cni_tests::lab::control_plane::is_available(),
-            "MILLRACE_KUBERNETES names no folder with etcd, kube-apiserver and kubectl; `cargo xtask test kubernetes` builds them"
+            "MILLRACE_KUBERNETES_PROGRAMS names no folder with etcd, kube-apiserver and kubectl; `cargo xtask test kubernetes` builds them"
         )
     };
 }

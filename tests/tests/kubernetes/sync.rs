@@ -1,8 +1,6 @@
 //! The maps follow the objects.
 
-use cni_tests::lab::{
-    Families, Lab, Node, Plan, Routing, control_plane::pod,
-};
+use cni_tests::lab::{Families, Lab, Node, Plan, Routing, control_plane::pod};
 use serde_json::json;
 
 use crate::{eventually, needs_control_plane};
@@ -78,11 +76,15 @@ fn pods_and_nodes_come_change_and_go() {
     host["spec"]["hostNetwork"] = json!(true);
     control.run_pod(&host).unwrap();
     // The address moves to a pod on another node.
-    control.kubectl(&["delete", "pod", "a", "--grace-period=0", "--force"]).unwrap();
+    control
+        .kubectl(&["delete", "pod", "a", "--grace-period=0", "--force"])
+        .unwrap();
     control.run_pod(&pod("b", "node0", &["10.77.2.9"])).unwrap();
     known(node, "fd00:10:77:2::9", false);
     known(node, "10.77.2.9", true);
-    control.kubectl(&["delete", "pods", "--all", "--grace-period=0", "--force"]).unwrap();
+    control
+        .kubectl(&["delete", "pods", "--all", "--grace-period=0", "--force"])
+        .unwrap();
     known(node, "10.77.2.9", false);
     assert_eq!(node.intent().unwrap(), empty);
 
@@ -91,7 +93,11 @@ fn pods_and_nodes_come_change_and_go() {
     control.apply(std::slice::from_ref(&third)).unwrap();
     control.set_status(&third).unwrap();
     let route = || entries(node, "routes", "10.77.3.0");
-    eventually(|| route().is_empty().then(|| "no route to the new node's pods".to_owned()));
+    eventually(|| {
+        route()
+            .is_empty()
+            .then(|| "no route to the new node's pods".to_owned())
+    });
     third["status"]["addresses"] = json!([{ "type": "InternalIP", "address": "192.168.64.99" }]);
     control.set_status(&third).unwrap();
     eventually(|| {
@@ -103,14 +109,22 @@ fn pods_and_nodes_come_change_and_go() {
     assert_eq!(node.intent().unwrap(), empty);
 }
 
+/// `route_action::STACK`, as `millrace dump` shows it.
+const STACK: u8 = cni_ebpf::abi::route_action::STACK;
+
 #[test]
 fn service_ranges_go_to_the_stack_without_being_configured() {
     needs_control_plane!();
     let (control, lab) = Lab::start_with_control_plane(Plan::new(Routing::Direct, Families::Dual)).unwrap();
     let node = &lab.nodes[0];
     for range in ["10.96.0.0", "fd00:10:96::"] {
-        eventually(|| entries(node, "routes", range).is_empty().then(|| format!("{range} is not there")));
-        assert!(entries(node, "routes", range)[0].to_lowercase().contains("stack"));
+        eventually(|| {
+            entries(node, "routes", range)
+                .is_empty()
+                .then(|| format!("{range} is not there"))
+        });
+        let entry: serde_json::Value = serde_json::from_str(&entries(node, "routes", range)[0]).unwrap();
+        assert_eq!(entry.pointer("/value/action"), Some(&json!(STACK)), "{entry}");
     }
     control
         .apply(&[json!({
@@ -118,13 +132,18 @@ fn service_ranges_go_to_the_stack_without_being_configured() {
             "metadata": { "name": "more" }, "spec": { "cidrs": ["10.98.0.0/16"] },
         })])
         .unwrap();
-    eventually(|| entries(node, "routes", "10.98.0.0").is_empty().then(|| "no route".to_owned()));
+    eventually(|| {
+        entries(node, "routes", "10.98.0.0")
+            .is_empty()
+            .then(|| "no route".to_owned())
+    });
 }
 
 #[test]
 fn rel_36_an_outage_changes_nothing_and_its_end_neither() {
     needs_control_plane!();
-    let (mut control, lab) = Lab::start_with_control_plane(Plan::new(Routing::Vxlan, Families::Dual)).unwrap();
+    let (mut control, lab) =
+        Lab::start_with_control_plane(Plan::new(Routing::Vxlan, Families::Dual)).unwrap();
     let node = &lab.nodes[0];
     control.run_pod(&pod("far", "node1", &["10.77.2.9"])).unwrap();
     known(node, "10.77.2.9", true);
@@ -159,7 +178,8 @@ fn rel_36_an_outage_changes_nothing_and_its_end_neither() {
 #[test]
 fn what_vanished_while_nobody_looked_is_gone_after_the_relist() {
     needs_control_plane!();
-    let (mut control, lab) = Lab::start_with_control_plane(Plan::new(Routing::Direct, Families::Dual)).unwrap();
+    let (mut control, lab) =
+        Lab::start_with_control_plane(Plan::new(Routing::Direct, Families::Dual)).unwrap();
     let node = &lab.nodes[0];
     for (name, ip) in [("stays", "10.77.2.8"), ("goes", "10.77.2.9")] {
         control.run_pod(&pod(name, "node1", &[ip])).unwrap();
@@ -169,7 +189,9 @@ fn what_vanished_while_nobody_looked_is_gone_after_the_relist() {
     // A second server on the same store, which the agents do not know.
     control.kill_server(server).unwrap();
     control.start_server(unknown).unwrap();
-    control.kubectl(&["delete", "pod", "goes", "--grace-period=0", "--force"]).unwrap();
+    control
+        .kubectl(&["delete", "pod", "goes", "--grace-period=0", "--force"])
+        .unwrap();
     control.run_pod(&pod("comes", "node1", &["10.77.2.10"])).unwrap();
     control.kill_server(unknown).unwrap();
     // It begins with what is in the store now, and has forgotten the versions that the agents saw.

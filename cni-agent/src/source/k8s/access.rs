@@ -26,7 +26,9 @@ pub(super) enum AccessError {
     Address { url: String },
     #[error("no API server is known; set kubernetes.apiServers or kubernetes.kubeconfig")]
     NoServer,
-    #[error("certificates or credentials cannot be used: {0}; correct what the kubeconfig or kubernetes.caFile has")]
+    #[error(
+        "certificates or credentials cannot be used: {0}; correct what the kubeconfig or kubernetes.caFile has"
+    )]
     Unusable(#[from] kube::Error),
 }
 
@@ -120,5 +122,6 @@ async fn from_kubeconfig(path: &std::path::Path) -> Result<kube::Config, AccessE
 }
 
 fn parse(url: &str) -> Result<Uri, AccessError> {
-    url.parse().map_err(|_| AccessError::Address { url: url.to_owned() })
+    url.parse()
+        .map_err(|_| AccessError::Address { url: url.to_owned() })
 }

@@ -28,7 +28,10 @@ struct Ledger {
 
 impl Desk {
     /// `resources` must have been heard before the source has said everything.
-    pub(super) fn new(events: mpsc::Sender<Event>, resources: impl IntoIterator<Item = Resource>) -> Arc<Self> {
+    pub(super) fn new(
+        events: mpsc::Sender<Event>,
+        resources: impl IntoIterator<Item = Resource>,
+    ) -> Arc<Self> {
         let ledger = Ledger {
             unheard: resources.into_iter().collect(),
             ..Ledger::default()

@@ -12,7 +12,9 @@ pub(super) fn of_watch(resource: &str, error: &watcher::Error) -> Option<String>
     let (verb, error) = match error {
         watcher::Error::InitialListFailed(error) => ("list", error),
         watcher::Error::WatchStartFailed(error) | watcher::Error::WatchFailed(error) => ("watch", error),
-        watcher::Error::WatchError(status) => return of_status("watch", resource, status.code, &status.message),
+        watcher::Error::WatchError(status) => {
+            return of_status("watch", resource, status.code, &status.message);
+        }
         watcher::Error::NoResourceVersion => {
             return Some(format!(
                 "{resource}: the API server's answer has no resourceVersion; update the API server"

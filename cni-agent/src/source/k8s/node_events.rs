@@ -116,7 +116,16 @@ mod tests {
             panic!("not degraded")
         };
         assert!(note.len() <= LONGEST && note.len() > LONGEST - 2);
-        assert_eq!(Condition::of(&Status { ready: true, ..Status::default() }), Condition::Ready);
-        assert_eq!(Condition::of(&Status::default()), Condition::NotReady(String::new()));
+        assert_eq!(
+            Condition::of(&Status {
+                ready: true,
+                ..Status::default()
+            }),
+            Condition::Ready
+        );
+        assert_eq!(
+            Condition::of(&Status::default()),
+            Condition::NotReady(String::new())
+        );
     }
 }

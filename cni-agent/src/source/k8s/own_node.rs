@@ -172,7 +172,10 @@ mod tests {
         for conditions in [Value::Null, said("True")] {
             let patch = condition(&node(Value::Null, conditions), &now).unwrap();
             assert_eq!(patch["status"]["conditions"][0]["status"], "False");
-            assert_eq!(patch["status"]["conditions"][0]["lastTransitionTime"], "1970-01-01T00:00:00Z");
+            assert_eq!(
+                patch["status"]["conditions"][0]["lastTransitionTime"],
+                "1970-01-01T00:00:00Z"
+            );
         }
     }
 }

@@ -96,7 +96,9 @@ impl Servers {
                 },
             });
         }
-        let current = servers.iter().position(|server| Some(&server.url) == in_use.as_ref());
+        let current = servers
+            .iter()
+            .position(|server| Some(&server.url) == in_use.as_ref());
         *known = Known {
             servers,
             current: current.unwrap_or_default(),
@@ -211,7 +213,9 @@ fn causes<'a>(
 
 fn is_untrusted(error: &kube::Error) -> bool {
     causes(error).any(|cause| {
-        let inner = cause.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref());
+        let inner = cause
+            .downcast_ref::<std::io::Error>()
+            .and_then(|error| error.get_ref());
         let tls = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>());
         matches!(
             tls.or_else(|| cause.downcast_ref()),

@@ -30,10 +30,19 @@ impl ControlPlane {
 
     /// Our own kinds, as they are deployed.
     pub fn define_kinds(&self) -> Result<()> {
-        let kinds = concat!(env!("CARGO_MANIFEST_DIR"), "/../cni-agent/deploy/crds/millrace.dev.yaml");
+        let kinds = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../cni-agent/deploy/crds/millrace.dev.yaml"
+        );
         self.kubectl(&["apply", "--server-side", "-f", kinds])?;
-        self.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "-f", kinds])
-            .map(drop)
+        self.kubectl(&[
+            "wait",
+            "--for=condition=Established",
+            "--timeout=60s",
+            "-f",
+            kinds,
+        ])
+        .map(drop)
     }
 
     /// Writes a fresh token of the agent's account.
@@ -51,9 +60,10 @@ impl ControlPlane {
 
 /// The Node object of a lab's node.
 pub fn node(plan: &Plan, number: usize) -> Value {
-    let addresses = plan.families.each().map(|v4| {
-        json!({ "type": "InternalIP", "address": plan.node_address(number, v4) })
-    });
+    let addresses = plan
+        .families
+        .each()
+        .map(|v4| json!({ "type": "InternalIP", "address": plan.node_address(number, v4) }));
     let ranges: Vec<String> = plan.families.each().map(|v4| plan.pod_cidr(number, v4)).collect();
     json!({
         "apiVersion": "v1", "kind": "Node",

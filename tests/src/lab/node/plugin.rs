@@ -27,6 +27,16 @@ impl Node {
         Pod::from_result(name, container, namespace, result)
     }
 
+    /// The same for a pod of Kubernetes, which a runtime describes in `CNI_ARGS`.
+    pub fn add_pod_of(&self, name: &str, arguments: &str) -> Result<Pod> {
+        let lab = self.lab.file_name().unwrap_or_default().to_string_lossy();
+        let container = format!("{lab}-{}-{name}", self.name());
+        let namespace = Namespace::create(&container)?;
+        let output = self.cni_output("ADD", &container, &namespace.path(), &json!({}), arguments)?;
+        let result = answer("ADD", &container, &output)?;
+        Pod::from_result(name, container, namespace, result)
+    }
+
     /// `millrace-cni` DEL, and the end of the pod's namespace.
     pub fn delete_pod(&self, pod: Pod) -> Result<()> {
         self.cni("DEL", &pod.container, &pod.namespace.path(), &json!({}))
@@ -35,19 +45,21 @@ impl Node {
 
     /// One run of the plugin. Its JSON answer, or its error.
     pub fn cni(&self, verb: &str, container: &str, netns: &Path, config: &Value) -> Result<Value> {
-        let output = self.cni_output(verb, container, netns, config)?;
-        ensure!(
-            output.status.success(),
-            "millrace-cni {verb} {container}: {}",
-            complaint(&output)
-        );
-        match output.stdout.is_empty() {
-            true => Ok(Value::Null),
-            false => Ok(serde_json::from_slice(&output.stdout)?),
-        }
+        answer(
+            verb,
+            container,
+            &self.cni_output(verb, container, netns, config, "")?,
+        )
     }
 
-    fn cni_output(&self, verb: &str, container: &str, netns: &Path, config: &Value) -> Result<Output> {
+    fn cni_output(
+        &self,
+        verb: &str,
+        container: &str,
+        netns: &Path,
+        config: &Value,
+        arguments: &str,
+    ) -> Result<Output> {
         let mut stdin = self.cni_config();
         merge(&mut stdin, config);
         let mut child = self
@@ -58,6 +70,7 @@ impl Node {
             .env("CNI_IFNAME", "eth0")
             .env("CNI_NETNS", netns)
             .env("CNI_PATH", "/opt/cni/bin")
+            .env("CNI_ARGS", arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -78,5 +91,17 @@ impl Node {
             "cniVersion": "1.1.0", "name": "lab", "type": "millrace-cni",
             "agentSocket": self.socket(), "stateDir": self.folder.join("state"),
         })
+    }
+}
+
+fn answer(verb: &str, container: &str, output: &Output) -> Result<Value> {
+    ensure!(
+        output.status.success(),
+        "millrace-cni {verb} {container}: {}",
+        complaint(output)
+    );
+    match output.stdout.is_empty() {
+        true => Ok(Value::Null),
+        false => Ok(serde_json::from_slice(&output.stdout)?),
     }
 }

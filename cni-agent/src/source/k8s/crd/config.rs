@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use super::Review;
@@ -29,6 +29,7 @@ pub(in crate::source::k8s) const PLURAL: &str = "millraceconfigs";
     shortname = "mrc",
     category = "millrace",
     status = "MillraceConfigStatus",
+    doc = "Settings of the whole cluster, which its nodes follow",
     validation = Rule::new("self.metadata.name == 'default'").message("the only MillraceConfig is called default"),
     printcolumn(name = "Routing", type_ = "string", json_path = ".spec.routing"),
     printcolumn(name = "MTU", type_ = "integer", json_path = ".spec.mtu"),
@@ -36,7 +37,7 @@ pub(in crate::source::k8s) const PLURAL: &str = "millraceconfigs";
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Accepted\")].message", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub(in crate::source) struct MillraceConfigSpec {
     #[serde(flatten)]
     settings: SettingsSpec,
@@ -74,7 +75,11 @@ struct MasqueradeSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     enabled: Option<bool>,
     /// Destinations that see the pod's own address nevertheless.
-    #[serde(default, rename = "nonMasqueradeCIDRs", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        rename = "nonMasqueradeCIDRs",
+        skip_serializing_if = "Option::is_none"
+    )]
     #[schemars(length(max = 256), inner(length(max = 49)))]
     #[x_kube(validation = Rule::new("self.all(range, isCIDR(range) && cidr(range) == cidr(range).masked())").message("write ranges like 10.0.0.0/8, without bits behind the prefix"))]
     non_masquerade_cidrs: Option<Vec<String>>,
@@ -84,7 +89,7 @@ struct MasqueradeSpec {
 #[serde(rename_all = "camelCase")]
 struct NodesSpec {
     /// Labels that a node must have, all of them.
-    #[schemars(length(min = 1, max = 64))]
+    #[schemars(extend("minProperties" = 1, "maxProperties" = 64))]
     node_selector: BTreeMap<String, String>,
     #[serde(flatten)]
     settings: SettingsSpec,
@@ -128,32 +133,55 @@ impl Known for MillraceConfigObject {
     }
 
     fn into_object(self) -> Result<Object, FieldError> {
-        let spec: MillraceConfigSpec = serde_path_to_error::deserialize(self.spec).map_err(|error| {
-            FieldError::new(format!("spec.{}", error.path()), error.inner().to_string())
-        })?;
-        let nodes = spec.nodes.into_iter().enumerate().map(|(i, nodes)| {
+        let nodes: Vec<Value> = read(&self.spec["nodes"], "spec.nodes")?;
+        let nodes = nodes.iter().enumerate().map(|(i, nodes)| {
+            let at = format!("spec.nodes[{i}]");
             Ok(NodeSettings {
-                selector: nodes.node_selector,
-                settings: nodes.settings.into_model(&format!("spec.nodes[{i}]"))?,
+                selector: read(&nodes["nodeSelector"], &format!("{at}.nodeSelector"))?,
+                settings: settings(nodes, &at)?,
             })
         });
         Ok(Object::Settings(ClusterSettings {
             name: self.metadata.name.unwrap_or_default(),
             nodes: nodes.collect::<Result<_, _>>()?,
-            settings: spec.settings.into_model("spec")?,
+            settings: settings(&self.spec, "spec")?,
         }))
     }
 
     fn review(&self) -> Option<Review> {
         let status: MillraceConfigStatus = serde_json::from_value(self.status.clone()).unwrap_or_default();
-        let accepted = status.conditions.iter().find(|condition| condition.type_ == Review::CONDITION);
+        let accepted = status
+            .conditions
+            .iter()
+            .find(|condition| condition.type_ == Review::CONDITION);
         Some(Review {
             name: self.metadata.name.clone()?,
             generation: self.metadata.generation.unwrap_or_default(),
             said: accepted.map(|condition| (condition.observed_generation, condition.message.clone())),
-            verdict: self.clone().into_object().map(drop).map_err(|error| error.to_string()),
+            verdict: self
+                .clone()
+                .into_object()
+                .map(drop)
+                .map_err(|error| error.to_string()),
         })
     }
+}
+
+/// Absent, `null` and the default are the same.
+fn read<T: DeserializeOwned + Default>(value: &Value, at: &str) -> Result<T, FieldError> {
+    let read: Option<T> = serde_path_to_error::deserialize(value).map_err(|error| {
+        let field = match error.path().to_string() {
+            path if path == "." => at.to_owned(),
+            path => format!("{at}.{path}"),
+        };
+        FieldError::new(field, error.inner().to_string())
+    })?;
+    Ok(read.unwrap_or_default())
+}
+
+/// Not with the fields around them, as the schema has them: what was read so would not know its name in an error.
+fn settings(value: &Value, at: &str) -> Result<Settings, FieldError> {
+    read::<SettingsSpec>(value, at)?.into_model(at)
 }
 
 impl SettingsSpec {
@@ -164,7 +192,9 @@ impl SettingsSpec {
             ranges.iter().map(|text| range(&field, text)).collect()
         });
         let mtu = self.mtu.map(|mtu| {
-            let usable = u32::try_from(mtu).ok().filter(|mtu| *mtu == 0 || (576..=65535).contains(mtu));
+            let usable = u32::try_from(mtu)
+                .ok()
+                .filter(|mtu| *mtu == 0 || (576..=65535).contains(mtu));
             usable.ok_or_else(|| FieldError::new(format!("{at}.mtu"), format!("{mtu} is out of range")))
         });
         Ok(Settings {
@@ -209,7 +239,10 @@ mod tests {
         for (spec, field) in [
             (json!({ "routing": "bgp" }), "spec.routing"),
             (json!({ "mtu": 10 }), "spec.mtu"),
-            (json!({ "nodes": [{ "nodeSelector": {}, "mtu": -1 }] }), "spec.nodes[0].mtu"),
+            (
+                json!({ "nodes": [{ "nodeSelector": {}, "mtu": -1 }] }),
+                "spec.nodes[0].mtu",
+            ),
             (
                 json!({ "masquerade": { "nonMasqueradeCIDRs": ["10.0.0.1/8"] } }),
                 "spec.masquerade.nonMasqueradeCIDRs",

@@ -1,0 +1,152 @@
+//! The agent's role: no rule too many, none too few.
+
+use std::{collections::BTreeSet, thread, time::Duration};
+
+use cni_tests::lab::{
+    ControlPlane, Families, Lab, Node, Plan, Routing, Signal,
+    control_plane::{ROLE, node},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    control_plane::{complains, is_content},
+    eventually, needs_control_plane,
+};
+
+/// `verb resource.group`, as [`ControlPlane::requests`] writes it.
+fn rights(role: &Value) -> BTreeSet<String> {
+    let texts = |list: &Value| -> Vec<String> {
+        let list = list.as_array().unwrap().iter();
+        list.map(|text| text.as_str().unwrap().to_owned()).collect()
+    };
+    let mut rights = BTreeSet::new();
+    for rule in role["rules"].as_array().unwrap() {
+        for group in texts(&rule["apiGroups"]) {
+            let group = if group.is_empty() {
+                group
+            } else {
+                format!(".{group}")
+            };
+            for resource in texts(&rule["resources"]) {
+                rights.extend(
+                    texts(&rule["verbs"])
+                        .iter()
+                        .map(|verb| format!("{verb} {resource}{group}")),
+                );
+            }
+        }
+    }
+    rights
+}
+
+fn role(control: &ControlPlane) -> Value {
+    let text = control
+        .kubectl(&["get", "clusterrole", ROLE, "-o", "json"])
+        .unwrap();
+    let mut role: Value = serde_json::from_str(&text).unwrap();
+    role["metadata"] = json!({ "name": ROLE });
+    role
+}
+
+/// Brings about whatever the agent asks a server for, beside its watches.
+fn provoke(control: &ControlPlane, plan: &Plan) {
+    let mut own = node(plan, 0);
+    own["spec"]["taints"] = json!([{ "key": "millrace.dev/agent-not-ready", "effect": "NoExecute" }]);
+    own["status"]["conditions"] = json!([{
+        "type": "NetworkUnavailable", "status": "True", "reason": "a", "message": "a",
+    }]);
+    control.apply(std::slice::from_ref(&own)).unwrap();
+    control.set_status(&own).unwrap();
+    // Another object: its status says nothing yet.
+    let _ = control.kubectl(&["delete", "millraceconfig", "default", "--ignore-not-found"]);
+    control
+        .apply(&[json!({
+            "apiVersion": "millrace.dev/v1alpha1", "kind": "MillraceConfig",
+            "metadata": { "name": "default" }, "spec": { "mtu": 1400 },
+        })])
+        .unwrap();
+}
+
+fn restart(node: &Node) {
+    node.end_agent(Signal::SIGKILL).unwrap();
+    node.start_agent().unwrap();
+}
+
+/// A server that streams no lists, so that they are asked for in pages too.
+fn without_streams() -> (ControlPlane, Lab) {
+    let plan = Plan::new(Routing::Direct, Families::Dual).nodes(1);
+    let (mut control, lab) = Lab::start_with_control_plane(plan).unwrap();
+    control.arguments = vec!["--feature-gates=WatchList=false".to_owned()];
+    let server = control.addresses[0];
+    control.kill_server(server).unwrap();
+    control.start_server(server).unwrap();
+    (control, lab)
+}
+
+#[test]
+fn rel_15_every_right_is_used_and_no_other_is_asked_for() {
+    needs_control_plane!();
+    let (control, lab) = without_streams();
+    let node = &lab.nodes[0];
+    provoke(&control, &lab.plan);
+    restart(node);
+    node.wait_until_ready().unwrap();
+    // The same fault twice, which makes a series of its event.
+    let wanted = rights(&role(&control));
+    for _ in 0..2 {
+        control
+            .kubectl(&["delete", "crd", "millraceconfigs.millrace.dev"])
+            .unwrap();
+        complains(node, &["millrace crds"]);
+        thread::sleep(Duration::from_secs(8));
+        control.define_kinds().unwrap();
+        is_content(node);
+    }
+    provoke(&control, &lab.plan);
+    eventually(|| {
+        let asked = control.requests().unwrap();
+        let unused: Vec<_> = wanted.difference(&asked).collect();
+        (!unused.is_empty()).then(|| format!("never asked for: {unused:?}"))
+    });
+    let asked = control.requests().unwrap();
+    assert_eq!(
+        asked.difference(&wanted).collect::<Vec<_>>(),
+        Vec::<&String>::new()
+    );
+}
+
+#[test]
+fn rel_15_each_right_that_is_taken_away_is_missed_by_name() {
+    needs_control_plane!();
+    let (control, lab) = without_streams();
+    let node = &lab.nodes[0];
+    let whole = role(&control);
+    for right in rights(&whole) {
+        // Of an event that comes again soon; missing it loses a count and nothing else.
+        if right == "patch events.events.k8s.io" {
+            continue;
+        }
+        let (verb, resource) = right.split_once(' ').unwrap();
+        let resource = resource.split('.').next().unwrap();
+        let mut role = whole.clone();
+        for rule in role["rules"].as_array_mut().unwrap() {
+            let concerned = rule["resources"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|name| name == resource);
+            if !concerned {
+                continue;
+            }
+            // A rule of several resources is divided.
+            let verbs = rule["verbs"].as_array_mut().unwrap();
+            verbs.retain(|known| known != verb);
+        }
+        control.apply(std::slice::from_ref(&role)).unwrap();
+        provoke(&control, &lab.plan);
+        restart(node);
+        complains(node, &["403", verb, resource, "ClusterRole millrace"]);
+    }
+    control.apply(std::slice::from_ref(&whole)).unwrap();
+    is_content(node);
+}
