@@ -64,11 +64,13 @@ pub(super) async fn announce(office: Office, mut status: watch::Receiver<Arc<Sta
         controller: "millrace.dev/agent".to_owned(),
         instance: Some(office.node.to_string()),
     };
-    let recorder = Recorder::new(office.servers.client(move || desk.fine(EVENTS)), reporter);
+    let client = office.servers.client(move || desk.fine(EVENTS));
     let mut told = None;
     loop {
         let condition = Condition::of(&status.borrow_and_update());
         if told.as_ref() != Some(&condition) && lasts(&mut status, &condition).await {
+            // A fresh one each time: it would count events of a kind in a series, and need the right to patch them.
+            let recorder = Recorder::new(client.clone(), reporter.clone());
             match recorder.publish(&condition.event(), &node(&office.node)).await {
                 Ok(()) => told = Some(condition),
                 Err(error) => {

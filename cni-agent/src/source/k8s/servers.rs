@@ -211,17 +211,19 @@ fn causes<'a>(
     std::iter::successors(Some(error), |error| error.source())
 }
 
+/// An I/O error says of an error that it wraps only what that one was caused by: it takes a look inside.
+fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
+    let inside = error
+        .downcast_ref::<std::io::Error>()
+        .and_then(std::io::Error::get_ref);
+    error
+        .downcast_ref()
+        .or_else(|| tls_error(inside?))
+        .or_else(|| tls_error(error.source()?))
+}
+
 fn is_untrusted(error: &kube::Error) -> bool {
-    causes(error).any(|cause| {
-        let inner = cause
-            .downcast_ref::<std::io::Error>()
-            .and_then(|error| error.get_ref());
-        let tls = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>());
-        matches!(
-            tls.or_else(|| cause.downcast_ref()),
-            Some(rustls::Error::InvalidCertificate(_))
-        )
-    })
+    matches!(tls_error(error), Some(rustls::Error::InvalidCertificate(_)))
 }
 
 fn root_cause(error: &kube::Error) -> String {
