@@ -137,7 +137,12 @@ fn agent_checks(status: &Status) -> Vec<Check> {
         if !state.synced {
             checks.push(check(
                 &source.to_string(),
-                State::Failed,
+                // It may go on with what an earlier agent knew.
+                if status.ready {
+                    State::Warning
+                } else {
+                    State::Failed
+                },
                 "not read yet".to_owned(),
                 "see the agent's log",
             ));

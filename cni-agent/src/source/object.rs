@@ -115,3 +115,66 @@ pub(super) fn range(field: &str, text: &str) -> Result<IpNetwork, FieldError> {
     }
     Ok(range)
 }
+
+#[cfg(test)]
+mod tests {
+    use kube::core::WatchEvent;
+    use serde_json::json;
+
+    use super::*;
+    use crate::model::Pod;
+
+    fn pod(event: &serde_json::Value) -> PodObject {
+        match serde_json::from_str(&event.to_string()).unwrap() {
+            WatchEvent::Modified(pod) => pod,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn event(status: &serde_json::Value) -> serde_json::Value {
+        json!({ "type": "MODIFIED", "object": {
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {
+                "name": "a", "namespace": "b", "uid": "u", "resourceVersion": "7", "labels": { "app": "x" },
+                "annotations": { "kubectl.kubernetes.io/last-applied-configuration": "{}", "millrace.dev/addresses": "10.0.0.9" },
+                "managedFields": [{ "manager": "kubelet", "fieldsV1": { "f:status": {} } }],
+            },
+            "spec": { "nodeName": "n", "containers": [{ "name": "c" }] },
+            "status": status,
+        } })
+    }
+
+    #[test]
+    fn a_watch_event_is_read_without_what_nobody_uses() {
+        let pod = pod(&event(&json!({
+            "phase": "Running", "podIP": "10.0.0.1", "podIPs": [{ "ip": "10.0.0.1" }, { "ip": "fd00::1" }],
+            "conditions": [{ "type": "Ready" }], "containerStatuses": [{ "name": "c" }],
+        })));
+        assert_eq!(pod.meta().managed_fields, None);
+        assert_eq!(pod.meta().annotations.as_ref().unwrap().len(), 1);
+        assert_eq!(pod.meta().resource_version.as_deref(), Some("7"));
+        let Object::Pod(Pod {
+            addresses,
+            requested_addresses,
+            node,
+            ..
+        }) = pod.into_object().unwrap()
+        else {
+            panic!("not a pod")
+        };
+        assert_eq!(
+            (addresses.len(), requested_addresses.len(), node.as_str()),
+            (2, 1, "n")
+        );
+    }
+
+    #[test]
+    fn rel_52_a_bad_value_spoils_its_object_and_no_other() {
+        // It is read, so that the list that it stands in is read too.
+        let bad = pod(&event(&json!({ "podIP": "010.0.0.1" })));
+        assert_eq!(bad.into_object().unwrap_err().field, "status.podIP");
+        for status in [json!(null), json!({ "phase": null, "podIPs": null })] {
+            assert!(pod(&event(&status)).into_object().is_ok());
+        }
+    }
+}

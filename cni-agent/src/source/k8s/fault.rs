@@ -97,3 +97,59 @@ pub(super) fn is_unknown(error: &watcher::Error) -> bool {
             | watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 404
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+
+    use super::*;
+
+    fn status(code: u16) -> kube::Error {
+        kube::Error::Api(Box::new(Status {
+            code,
+            message: "pods is forbidden: User \"a\" cannot list resource \"pods\"".into(),
+            ..Status::default()
+        }))
+    }
+
+    #[test]
+    fn each_failure_names_what_repairs_it() {
+        for (code, resource, words) in [
+            (401, "pods", ["401", "kubernetes.tokenFile"]),
+            (403, "pods", ["list pods", "ClusterRole millrace"]),
+            (404, "millraceconfigs", ["millraceconfigs", "millrace crds"]),
+            (404, "servicecidrs", ["servicecidrs", "update the API server"]),
+            (500, "pods", ["500", "its log"]),
+        ] {
+            let text = of_watch(resource, &watcher::Error::InitialListFailed(status(code))).unwrap();
+            assert!(words.iter().all(|word| text.contains(word)), "{code}: {text}");
+            // The remedy stands behind the last semicolon, where `millrace status` looks for it.
+            assert!(text.contains("; "), "{text}");
+        }
+        let gone = watcher::Error::WatchStartFailed(status(410));
+        assert_eq!(of_watch("pods", &gone), None);
+    }
+
+    #[test]
+    fn a_server_that_is_away_is_told_from_one_that_is_not_trusted() {
+        let text = |untrusted| {
+            let unanswered = Unanswered {
+                url: "https://192.0.2.1:6443".into(),
+                reason: "why".into(),
+                untrusted,
+            };
+            of_request("list", "pods", &kube::Error::Service(unanswered.into())).unwrap()
+        };
+        assert!(text(true).contains("kubernetes.caFile") && text(true).contains("why"));
+        assert!(text(false).contains("kubernetes.apiServers") && text(false).contains("192.0.2.1"));
+    }
+
+    #[test]
+    fn an_older_server_is_asked_for_pages() {
+        for (code, cannot) in [(400, true), (422, true), (403, false), (410, false)] {
+            let error = watcher::Error::WatchStartFailed(status(code));
+            assert_eq!(cannot_stream(&error), cannot, "{code}");
+        }
+        assert!(is_unknown(&watcher::Error::InitialListFailed(status(404))));
+    }
+}
