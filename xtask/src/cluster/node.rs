@@ -1,6 +1,6 @@
 //! A node: a machine's worth of namespaces, with containerd and a kubelet of its own.
 //!
-//! Its process 1 ([`boot`]) shows the machine's files with the node's own places under their ordinary names, so that an
+//! Its process 1 ([`mod@boot`]) shows the machine's files with the node's own places under their ordinary names, so that an
 //! ordinary DaemonSet with ordinary hostPaths works. When that process is killed everything in the node ends at once, which
 //! serves as a clean end and as a power cut.
 
