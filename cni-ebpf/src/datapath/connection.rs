@@ -35,15 +35,17 @@ pub(super) fn known<'t, T: Tables, P: Packet>(
     receives: bool,
 ) -> Option<Known<'t>> {
     let found = conntrack::find(tables, work)?;
-    conntrack::forward_tuple(&work.key, found.flow, &mut work.out);
     let far = if receives {
         None
-    } else {
+    } else if work.aliased != 0 {
+        conntrack::forward_tuple(&work.key, found.flow, &mut work.out);
         tables.endpoint(if work.reply == 0 {
             &work.out.dst
         } else {
             &work.out.src
         })
+    } else {
+        tables.endpoint(&work.tuple.dst)
     };
     let near_is_source = (work.reply == 0) != receives;
     let (source, destination) = if near_is_source { (near, far) } else { (far, near) };

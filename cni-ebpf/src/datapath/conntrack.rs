@@ -145,16 +145,18 @@ pub(super) fn by_key<'t, T: Tables>(tables: &'t T, key: &FlowKey, now: u64) -> O
     })
 }
 
-/// Finds the flow of `work.tuple`: by its own key, then by an alias. Sets `work.key` and `work.reply`.
+/// Finds the flow of `work.tuple`: by its own key, then by an alias. Sets `work.key`, `work.reply` and `work.aliased`.
 #[inline(always)]
 pub(super) fn find<'t, T: Tables>(tables: &'t T, work: &mut Work) -> Option<Found<'t>> {
     let from_a = key_of(&work.tuple, &mut work.key);
+    work.aliased = 0;
     if let Some(found) = by_key(tables, &work.key, work.now) {
         let origin_a = found.flow.flags.get() & flow_flags::ORIGIN_A != 0;
         work.reply = u8::from(origin_a != from_a);
         return usable(work, found);
     }
     let alias = by_alias(tables, &work.tuple)?;
+    work.aliased = 1;
     work.key.copy_from(&alias.flow);
     work.reply = alias.reply as u8;
     let found = by_key(tables, &work.key, work.now)?;

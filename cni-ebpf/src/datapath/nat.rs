@@ -348,6 +348,10 @@ pub(super) fn rebuild<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut W
 #[inline(always)]
 pub(super) fn leaving(work: &mut Work, flow: &Flow) {
     let flags = flow.flags.get();
+    if flags & (flow_flags::SNAT | flow_flags::DNAT) == 0 {
+        work.out = work.tuple;
+        return;
+    }
     conntrack::forward_tuple(&work.key, flow, &mut work.out);
     if work.reply == 0 {
         if flags & flow_flags::SNAT != 0 {

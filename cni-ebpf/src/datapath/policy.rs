@@ -6,7 +6,7 @@
 //! grant does not.
 
 use super::stage::{self, Stage};
-use super::{Packet, Tables, Work};
+use super::{Packet, Tables, Work, conntrack};
 use crate::abi::{
     Addr, ClassKey, Endpoint, Flow, GrantKey, Group, GroupKey, Port, Prefix, Reason, RuleKey, action,
     policy_direction, rule_set_flags,
@@ -266,8 +266,8 @@ fn judge<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> R
     outcome
 }
 
-/// Asks again about an existing flow, if anything moved since it was admitted. `work.out` is the flow's tuple in the
-/// originator's direction; `source` and `destination` are its endpoints as far as they are local.
+/// Asks again about an existing flow, if anything moved since it was admitted; `source` and `destination` are its endpoints
+/// as far as they are local. `work.out` is overwritten with the flow's tuple in the originator's direction if it asks.
 #[inline(always)]
 pub(super) fn revalidate<T: Tables, P: Packet>(
     tables: &T,
@@ -282,18 +282,13 @@ pub(super) fn revalidate<T: Tables, P: Packet>(
     }
     let epoch = tables.settings().map_or(0, |settings| settings.class_epoch);
     let moved = epoch != flow.class_epoch.get();
+    let destination = destination.filter(|_| flow.source_endpoint != FROM_HOST);
     if let Some(source) = source {
         let generation = generation(tables, source.egress_rules);
         if generation != flow.egress_generation.get() || (moved && generation != 0) {
             if source.egress_rules != 0 {
-                ask(
-                    work,
-                    source,
-                    policy_direction::EGRESS,
-                    flow.egress_bits.get(),
-                    flow.egress_word.get(),
-                );
-                judge(tables, packet, work)?;
+                let held = (flow.egress_bits.get(), flow.egress_word.get());
+                ask_again(tables, packet, work, flow, source, policy_direction::EGRESS, held)?;
                 flow.egress_bits.set(work.answer.bits);
                 flow.egress_word.set(work.answer.word);
                 flow.egress_rule.set(work.answer.rule);
@@ -301,20 +296,20 @@ pub(super) fn revalidate<T: Tables, P: Packet>(
             flow.egress_generation.set(generation);
         }
     }
-    if let Some(destination) = destination
-        && flow.source_endpoint != FROM_HOST
-    {
+    if let Some(destination) = destination {
         let generation = generation(tables, destination.ingress_rules);
         if generation != flow.ingress_generation.get() || (moved && generation != 0) {
             if destination.ingress_rules != 0 {
-                ask(
+                let held = (flow.ingress_bits.get(), flow.ingress_word.get());
+                ask_again(
+                    tables,
+                    packet,
                     work,
+                    flow,
                     destination,
                     policy_direction::INGRESS,
-                    flow.ingress_bits.get(),
-                    flow.ingress_word.get(),
-                );
-                judge(tables, packet, work)?;
+                    held,
+                )?;
                 flow.ingress_bits.set(work.answer.bits);
                 flow.ingress_word.set(work.answer.word);
                 flow.ingress_rule.set(work.answer.rule);
@@ -326,6 +321,21 @@ pub(super) fn revalidate<T: Tables, P: Packet>(
         flow.class_epoch.set(epoch);
     }
     Ok(())
+}
+
+#[inline(always)]
+fn ask_again<T: Tables, P: Packet>(
+    tables: &T,
+    packet: &mut P,
+    work: &mut Work,
+    flow: &Flow,
+    endpoint: &Endpoint,
+    direction: u8,
+    (held_bits, held_word): (u64, u32),
+) -> Result<(), Reason> {
+    conntrack::forward_tuple(&work.key, flow, &mut work.out);
+    ask(work, endpoint, direction, held_bits, held_word);
+    judge(tables, packet, work)
 }
 
 /// [`Flow::source_endpoint`] of a connection that the host itself began.

@@ -94,7 +94,9 @@ pub struct Work {
     pub reply: u8,
     /// An [`event_kind`] to tell about a packet that passes; 0: none.
     pub tell: u8,
-    pub pad: [u8; 2],
+    /// The flow was found by an alias: the packet's addresses are not those that policy sees.
+    pub aliased: u8,
+    pub pad: u8,
     /// The rule that decided, for the event.
     pub rule: u32,
     /// The endpoint that the run is about, and the direction seen from it.
