@@ -46,6 +46,7 @@ pub fn compile(config: &Config, state: &State) -> Compiled {
     device::devices(&topology, &mut desired);
     route::routes(&topology, &mut desired, &mut problems);
     address::peers(&topology, state, &mut desired);
+    problems.extend(address::unmanaged(&topology, state));
     for endpoint in state.endpoints.values() {
         endpoint::endpoint(&topology, endpoint, &mut desired);
     }

@@ -30,6 +30,7 @@ impl State {
             Event::Set(object) => self.set(object),
             Event::Gone(key) => self.remove(&key),
             Event::Devices(devices) => self.set_devices(devices),
+            Event::Disturbed => true,
             // Also when nothing else changed: from now on things may be deleted.
             Event::Synced(source) => self.synced.insert(source),
             Event::Problems(source, problems) => {
