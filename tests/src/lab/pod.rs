@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use crate::netns::Namespace;
+use crate::netns::{Namespace, parse_mac};
 
 #[derive(Debug)]
 pub struct Pod {
@@ -46,6 +46,7 @@ impl Pod {
                 .with_context(|| format!("a result without both ends: {result}"))
         };
         let (host, pod) = (end(false)?, end(true)?);
+        let mac = |end: &Value| parse_mac(end["mac"].as_str()?);
         let ips = result["ips"].as_array().context("a result without addresses")?;
         let address = |ip: &Value| {
             let text = ip["address"].as_str()?;
@@ -56,8 +57,8 @@ impl Pod {
             container,
             addresses: ips.iter().filter_map(address).collect(),
             host_device: host["name"].as_str().context("a name")?.to_owned(),
-            mac: mac(&pod["mac"]).context("the pod's MAC")?,
-            host_mac: mac(&host["mac"]).context("the host's MAC")?,
+            mac: mac(pod).context("the pod's MAC")?,
+            host_mac: mac(host).context("the host's MAC")?,
             namespace,
             result,
         })
@@ -73,13 +74,4 @@ impl Pod {
         self.find(v4)
             .unwrap_or_else(|| panic!("pod {} has no address of this family: {}", self.name, self.result))
     }
-}
-
-fn mac(text: &Value) -> Option<[u8; 6]> {
-    let bytes: Option<Vec<u8>> = text
-        .as_str()?
-        .split(':')
-        .map(|byte| u8::from_str_radix(byte, 16).ok())
-        .collect();
-    bytes?.try_into().ok()
 }

@@ -1,5 +1,7 @@
 //! What a pod that may send any frame cannot do.
 
+mod odd;
+
 use std::net::IpAddr;
 
 use cni_tests::{
@@ -227,9 +229,11 @@ fn battery(routing: Routing) {
     let mut forgeries = Vec::new();
     for family in [true, false] {
         forgeries.extend(of_family(&a, &b, lab.outside_address(family)));
+        forgeries.extend(odd::of_family(&a, &b, node.address(family)));
     }
     forgeries.extend(v4(&a, &b));
     forgeries.extend(v6(&a, &b));
+    forgeries.extend(odd::v6(&a, &b));
     let tap = Tap::open(&a.namespace, "eth0").unwrap();
     let listeners = [
         ("pod b", Tap::open(&b.namespace, "eth0").unwrap()),

@@ -25,7 +25,7 @@ fn ends(from: &Pod, to: IpAddr, ttl: u8) -> Ends {
 }
 
 /// Lets a pod send packets of this size, whatever its network is made for; and none that are cut later.
-fn widen(node: &Namespace, pod: &Pod, mtu: u32) {
+pub(crate) fn widen(node: &Namespace, pod: &Pod, mtu: u32) {
     node.ip(&format!("link set {} mtu {mtu}", pod.host_device))
         .unwrap();
     pod.namespace

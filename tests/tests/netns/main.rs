@@ -6,6 +6,8 @@
     reason = "a test that cannot go on panics"
 )]
 
+mod chaos;
+mod devices;
 mod flood;
 mod forgery;
 mod host;
@@ -13,7 +15,10 @@ mod icmp;
 mod lifecycle;
 mod matrix;
 mod restart;
+mod routing;
 mod runtimes;
+mod sizes;
+mod uninstall;
 
 use std::{
     thread,
