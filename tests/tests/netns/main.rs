@@ -8,6 +8,7 @@
 
 mod chaos;
 mod devices;
+mod events;
 mod flood;
 mod forgery;
 mod host;

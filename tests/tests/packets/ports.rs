@@ -9,6 +9,8 @@ use cni_tests::frames::Ends;
 use cni_tests::memory::Memory;
 use cni_tests::world::{self, Hook, ifindex, ip};
 
+use socket2::{Domain, Socket, Type};
+
 use crate::fixtures::{SYN, families, from_a, gateway};
 
 fn node(v6: bool) -> IpAddr {
@@ -96,6 +98,22 @@ fn rel_39_a_port_with_a_socket_behind_it_is_not_given() {
         let outcome = world::run(&memory, Hook::FromPod, &mut frame, &mut Work::default());
         assert_eq!(outcome, Err(Reason::NatExhausted));
     }
+}
+
+/// The look-up happens at the pod's device, and the socket hears another one.
+#[test]
+fn rel_39_a_socket_that_hears_one_device_alone_keeps_its_port() {
+    families(|pair, v6| {
+        let ends = from_a(far(v6));
+        let domain = if v6 { Domain::IPV6 } else { Domain::IPV4 };
+        let socket = Socket::new(domain, Type::DGRAM, None).unwrap();
+        let device = format!("d{}", ifindex::NETDEV);
+        socket.bind_device(Some(device.as_bytes())).unwrap();
+        socket.bind(&SocketAddr::new(node(v6), 40_000).into()).unwrap();
+        let mut frame = world::frame(ends.udp(b"q"), ifindex::POD_A);
+        frame.sockets = vec![answer(ends, 40_000)];
+        assert_eq!(pair.run_frame(Hook::FromPod, &frame).0, Err(Reason::NatExhausted));
+    });
 }
 
 /// What keeps a port from being given: any socket of the host that would get the answer.
