@@ -5,7 +5,10 @@ use std::net::IpAddr;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use crate::netns::{Namespace, parse_mac};
+use crate::{
+    frames::Ends,
+    netns::{Namespace, parse_mac},
+};
 
 #[derive(Debug)]
 pub struct Pod {
@@ -62,6 +65,19 @@ impl Pod {
             namespace,
             result,
         })
+    }
+
+    /// A frame of this pod to `dst`, from one of its own addresses and port 4000 to port 4000.
+    pub fn towards(&self, dst: IpAddr) -> Ends {
+        Ends {
+            src_mac: self.mac,
+            dst_mac: self.host_mac,
+            src: self.ip(dst.is_ipv4()),
+            dst,
+            src_port: 4000,
+            dst_port: 4000,
+            ttl: 64,
+        }
     }
 
     /// The address of a family, if it has one.

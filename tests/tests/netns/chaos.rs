@@ -47,9 +47,7 @@ fn attach(node: &Node, container: &str, netns: &Namespace) -> bool {
 fn rel_28_agent_killed_before_any_change_under_bulk() {
     needs_root!();
     let lab = Lab::start(Plan::new(Routing::Direct, Families::Dual)).unwrap();
-    let [node, far] = &lab.nodes[..] else {
-        panic!("two nodes")
-    };
+    let [node, far] = lab.pair();
     let (a, b) = (node.add_pod("a").unwrap(), node.add_pod("b").unwrap());
     let c = far.add_pod("c").unwrap();
     let mut servers = Vec::new();

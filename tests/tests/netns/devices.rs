@@ -65,9 +65,7 @@ fn seen_outside(lab: &Lab, from: &Namespace, v4: bool) -> IpAddr {
 fn a_device_that_comes_later_carries_pods_and_costs_no_connection() {
     needs_root!();
     let lab = Lab::start(Plan::new(Routing::Direct, Families::Dual)).unwrap();
-    let [node, far] = &lab.nodes[..] else {
-        panic!("two nodes")
-    };
+    let [node, far] = lab.pair();
     let (a, c) = (node.add_pod("a").unwrap(), far.add_pod("c").unwrap());
     let mut servers = Vec::new();
     let mut flows = Vec::new();
@@ -115,15 +113,18 @@ fn a_device_that_comes_later_carries_pods_and_costs_no_connection() {
 /// Node objects in which the first node has these addresses.
 fn nodes_with(plan: &Plan, addresses: [IpAddr; 2]) -> serde_json::Value {
     let nodes = (0..plan.nodes).map(|number| {
-        let address = |v4: bool| match number {
-            0 => addresses[usize::from(!v4)],
-            _ => plan.node_address(number, v4),
+        let address = |v4: bool| {
+            let ip = match number {
+                0 => addresses[usize::from(!v4)],
+                _ => plan.node_address(number, v4),
+            };
+            json!({ "type": "InternalIP", "address": ip })
         };
         json!({
             "apiVersion": "v1", "kind": "Node",
             "metadata": { "name": format!("node{number}") },
             "spec": { "podCIDRs": [plan.pod_cidr(number, true), plan.pod_cidr(number, false)] },
-            "status": { "addresses": [true, false].map(|v4| json!({ "type": "InternalIP", "address": address(v4) })) },
+            "status": { "addresses": [address(true), address(false)] },
         })
     });
     json!({ "apiVersion": "v1", "kind": "List", "items": nodes.collect::<Vec<_>>() })
@@ -132,9 +133,7 @@ fn nodes_with(plan: &Plan, addresses: [IpAddr; 2]) -> serde_json::Value {
 fn renumbered(routing: Routing) {
     needs_root!();
     let lab = Lab::start(Plan::new(routing, Families::Dual)).unwrap();
-    let [node, far] = &lab.nodes[..] else {
-        panic!("two nodes")
-    };
+    let [node, far] = lab.pair();
     let (a, b) = (node.add_pod("a").unwrap(), node.add_pod("b").unwrap());
     let c = far.add_pod("c").unwrap();
     let near = Echo::tcp(&b.namespace, b.ip(true), 0).unwrap();

@@ -31,18 +31,9 @@ struct Flood {
 
 /// A pod's flood at everybody.
 fn from_pod(pod: &Pod, to: &[IpAddr]) -> Flood {
-    let ends = |dst: &IpAddr| Ends {
-        src_mac: pod.mac,
-        dst_mac: pod.host_mac,
-        src: pod.ip(dst.is_ipv4()),
-        dst: *dst,
-        src_port: 0,
-        dst_port: 0,
-        ttl: 64,
-    };
     Flood {
         tap: Tap::open(&pod.namespace, "eth0").unwrap(),
-        from: to.iter().map(ends).collect(),
+        from: to.iter().map(|dst| pod.towards(*dst)).collect(),
     }
 }
 
@@ -113,9 +104,7 @@ fn flooded(plan: Plan, floods: impl FnOnce(&Lab, [&Pod; 3]) -> Vec<Flood>) {
     needs_root!();
     let config = json!({ "maps": { "conntrackNew": TABLE, "conntrack": 4 * TABLE } });
     let lab = Lab::start(plan.config(config)).unwrap();
-    let [node, far] = &lab.nodes[..] else {
-        panic!("two nodes")
-    };
+    let [node, far] = lab.pair();
     let (a, b) = (node.add_pod("a").unwrap(), node.add_pod("b").unwrap());
     let c = far.add_pod("c").unwrap();
     let floods = floods(&lab, [&a, &b, &c]);

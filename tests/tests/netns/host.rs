@@ -117,16 +117,7 @@ fn rel_50_the_host_side_of_pods_and_the_agents_sockets_are_out_of_reach() {
     // The gateway and the cloud's metadata are link-local: no packet to them leaves the pod's host end.
     for (count, dst) in (1..).zip(["169.254.1.1", "169.254.169.254", "fe80::1"]) {
         let dst: IpAddr = dst.parse().unwrap();
-        let ends = Ends {
-            src_mac: a.mac,
-            dst_mac: a.host_mac,
-            src: a.ip(dst.is_ipv4()),
-            dst,
-            src_port: 4000,
-            dst_port: 80,
-            ttl: 64,
-        };
-        tap.send(&ends.tcp(2, b"")).unwrap();
+        tap.send(&a.towards(dst).tcp(2, b"")).unwrap();
         crate::eventually(|| {
             let drops = node.all_drops().unwrap();
             let reason = "link_local/egress";

@@ -62,9 +62,7 @@ struct Pods {
 }
 
 fn family(lab: &Lab, pods: &Pods, v4: bool, rows: &mut Rows) {
-    let [near, far] = &lab.nodes[..] else {
-        panic!("two nodes")
-    };
+    let [near, far] = lab.pair();
     let Pods { a, b, c } = pods;
     let (pod_a, pod_b, pod_c) = (&a.namespace, &b.namespace, &c.namespace);
     let ip = |pod: &Pod| pod.ip(v4);
@@ -132,9 +130,7 @@ fn everybody_as(plan: Plan, attachment: &Value) {
     needs_root!();
     let families = plan.families;
     let lab = Lab::start(plan).unwrap();
-    let [near, far] = &lab.nodes[..] else {
-        panic!("two nodes")
-    };
+    let [near, far] = lab.pair();
     let pods = Pods {
         a: near.add_pod_with("a", attachment).unwrap(),
         b: near.add_pod_with("b", attachment).unwrap(),

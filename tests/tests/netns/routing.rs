@@ -90,9 +90,7 @@ fn holds_nothing_of_the_other(node: &Node, routing: Routing) {
 fn routing_changes_there_and_back_under_traffic() {
     needs_root!();
     let lab = Lab::start(Plan::new(Routing::Direct, Families::Dual)).unwrap();
-    let [near, far] = &lab.nodes[..] else {
-        panic!("two nodes")
-    };
+    let [near, far] = lab.pair();
     let (a, b) = (near.add_pod("a").unwrap(), near.add_pod("b").unwrap());
     let c = far.add_pod("c").unwrap();
     let (_servers, flows) = flows(&lab, &a, &b, &c);

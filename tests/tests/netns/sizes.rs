@@ -27,9 +27,7 @@ fn plan(routing: Routing, families: Families, mtu: u32) -> Plan {
 fn carries(routing: Routing, families: Families, mtu: u32, expected: u64) {
     needs_root!();
     let lab = Lab::start(plan(routing, families, mtu)).unwrap();
-    let [near, far] = &lab.nodes[..] else {
-        panic!("two nodes")
-    };
+    let [near, far] = lab.pair();
     let (a, c) = (near.add_pod("a").unwrap(), far.add_pod("c").unwrap());
     assert_eq!(mtu_of(&a.namespace, "eth0"), expected);
     assert_eq!(mtu_of(&near.namespace, &a.host_device), expected);
@@ -148,9 +146,7 @@ fn narrow(lab: &Lab, far: &Node) {
 fn rel_47_a_routers_too_big_reaches_the_pod_also_of_a_masqueraded_flow() {
     needs_root!();
     let lab = Lab::start(plan(Routing::Direct, Families::Dual, 1500).fabric(Fabric::Router)).unwrap();
-    let [near, far] = &lab.nodes[..] else {
-        panic!("two nodes")
-    };
+    let [near, far] = lab.pair();
     let (a, c) = (near.add_pod("a").unwrap(), far.add_pod("c").unwrap());
     narrow(&lab, far);
     for v4 in [true, false] {
@@ -168,9 +164,7 @@ fn rel_47_a_routers_too_big_reaches_the_pod_also_of_a_masqueraded_flow() {
 fn rel_47_too_big_for_the_tunnel_is_said_to_datagrams_too() {
     needs_root!();
     let lab = Lab::start(Plan::new(Routing::Vxlan, Families::Dual)).unwrap();
-    let [near, far] = &lab.nodes[..] else {
-        panic!("two nodes")
-    };
+    let [near, far] = lab.pair();
     let (a, c) = (near.add_pod("a").unwrap(), far.add_pod("c").unwrap());
     for (node, pod) in [(near, &a), (far, &c)] {
         crate::icmp::widen(&node.namespace, pod, 1500);

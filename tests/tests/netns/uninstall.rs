@@ -68,9 +68,7 @@ fn uninstalled(attach: &str) {
     needs_root!();
     let plan = Plan::new(Routing::Vxlan, Families::Dual).agent_arguments(&["--attach", attach]);
     let lab = Lab::prepare(plan, &format!("mrlab-uninstall-{attach}-{}", std::process::id())).unwrap();
-    let [node, far] = &lab.nodes[..] else {
-        panic!("two nodes")
-    };
+    let [node, far] = lab.pair();
     let before = state(node);
     for node in &lab.nodes {
         node.start_agent().unwrap();

@@ -15,6 +15,15 @@ pub(crate) const SYN_ACK: u8 = SYN | ACK;
 pub(crate) const FIN_ACK: u8 = 1 | ACK;
 pub(crate) const RST: u8 = 4;
 
+/// A connection from its first packet to its last: flags, and whether the originator sends it.
+pub(crate) const WHOLE_LIFE: [(u8, bool); 5] = [
+    (SYN, true),
+    (SYN_ACK, false),
+    (ACK, true),
+    (FIN_ACK, true),
+    (FIN_ACK, false),
+];
+
 pub(crate) fn from_a(dst: IpAddr) -> Ends {
     Ends {
         src_mac: mac(ifindex::POD_A),

@@ -1,7 +1,7 @@
 //! Translated ports: all of them are used, and none that a socket of the host has.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 
 use cni_ebpf::abi::{Addr, Port, Reason, Tuple, direction};
 use cni_ebpf::datapath::Work;
@@ -100,38 +100,30 @@ fn rel_39_a_port_with_a_socket_behind_it_is_not_given() {
     }
 }
 
+/// A socket of the host in the namespace of the calling thread, which heeds answers from there on.
+fn hold(at: SocketAddr, tcp: bool, device: Option<u32>) -> Socket {
+    let kind = if tcp { Type::STREAM } else { Type::DGRAM };
+    let socket = Socket::new(Domain::for_address(at), kind, None).unwrap();
+    if let Some(device) = device {
+        socket.bind_device(Some(format!("d{device}").as_bytes())).unwrap();
+    }
+    socket.bind(&at.into()).unwrap();
+    if tcp {
+        socket.listen(1).unwrap();
+    }
+    socket
+}
+
 /// The look-up happens at the pod's device, and the socket hears another one.
 #[test]
 fn rel_39_a_socket_that_hears_one_device_alone_keeps_its_port() {
     families(|pair, v6| {
         let ends = from_a(far(v6));
-        let domain = if v6 { Domain::IPV6 } else { Domain::IPV4 };
-        let socket = Socket::new(domain, Type::DGRAM, None).unwrap();
-        let device = format!("d{}", ifindex::NETDEV);
-        socket.bind_device(Some(device.as_bytes())).unwrap();
-        socket.bind(&SocketAddr::new(node(v6), 40_000).into()).unwrap();
+        let _holder = hold(SocketAddr::new(node(v6), 40_000), false, Some(ifindex::NETDEV));
         let mut frame = world::frame(ends.udp(b"q"), ifindex::POD_A);
         frame.sockets = vec![answer(ends, 40_000)];
         assert_eq!(pair.run_frame(Hook::FromPod, &frame).0, Err(Reason::NatExhausted));
     });
-}
-
-/// What keeps a port from being given: any socket of the host that would get the answer.
-enum Holder {
-    _Listens(TcpListener),
-    _Receives(UdpSocket),
-}
-
-/// A socket on the world's only port, in the namespace of the calling thread.
-fn hold(at: SocketAddr, tcp: bool, connected: Option<SocketAddr>) -> Holder {
-    if tcp {
-        return Holder::_Listens(TcpListener::bind(at).unwrap());
-    }
-    let socket = UdpSocket::bind(at).unwrap();
-    if let Some(peer) = connected {
-        socket.connect(peer).unwrap();
-    }
-    Holder::_Receives(socket)
 }
 
 #[test]
@@ -149,7 +141,10 @@ fn rel_39_the_kernel_knows_the_hosts_sockets() {
         ] {
             let what = format!("TCP {tcp}, {address}, {connected:?}");
             let packet = |ends: Ends| if tcp { ends.tcp(SYN, b"") } else { ends.udp(b"q") };
-            let holder = hold(SocketAddr::new(address, 40_000), tcp, connected);
+            let holder = hold(SocketAddr::new(address, 40_000), tcp, None);
+            if let Some(peer) = connected {
+                holder.connect(&peer.into()).unwrap();
+            }
             let mut frame = world::frame(packet(ends), ifindex::POD_A);
             let mut tuple = answer(ends, 40_000);
             tuple.proto = if tcp { 6 } else { 17 };

@@ -9,7 +9,7 @@ use cni_tests::frames::Ends;
 use cni_tests::memory::{Memory, Room};
 use cni_tests::world::{self, Hook, ifindex, ip, pod};
 
-use crate::fixtures::{ACK, FIN_ACK, SYN, SYN_ACK, from_a, from_b, outside};
+use crate::fixtures::{ACK, WHOLE_LIFE, from_a, from_b, outside};
 
 const SECOND: u64 = conntrack::SECOND;
 
@@ -76,13 +76,7 @@ fn far(v6: bool) -> IpAddr {
 
 /// A connection between two pods from its first packet to its last.
 fn whole_connection(memory: &mut Memory, ends: Ends) {
-    for (flags, forward) in [
-        (SYN, true),
-        (SYN_ACK, false),
-        (ACK, true),
-        (FIN_ACK, true),
-        (FIN_ACK, false),
-    ] {
+    for (flags, forward) in WHOLE_LIFE {
         let (ends, device) = if forward {
             (ends, ifindex::POD_A)
         } else {

@@ -12,15 +12,7 @@ use super::{Forgery, MARK, forgery, plain};
 /// `node` is the address of the pod's node.
 pub(super) fn of_family(from: &Pod, other: &Pod, node: IpAddr) -> Vec<Forgery> {
     let v4 = node.is_ipv4();
-    let own = Ends {
-        src_mac: from.mac,
-        dst_mac: from.host_mac,
-        src: from.ip(v4),
-        dst: other.ip(v4),
-        src_port: 4000,
-        dst_port: 4000,
-        ttl: 64,
-    };
+    let own = from.towards(other.ip(v4));
     let gateway: IpAddr = if v4 {
         [169, 254, 1, 1].into()
     } else {
@@ -69,16 +61,7 @@ fn tagged(frame: &[u8]) -> Vec<u8> {
 
 /// IPv6 that would go on to somewhere else, or has headers without end.
 pub(super) fn v6(from: &Pod, other: &Pod) -> Vec<Forgery> {
-    let own = Ends {
-        src_mac: from.mac,
-        dst_mac: from.host_mac,
-        src: from.ip(false),
-        dst: other.ip(false),
-        src_port: 4000,
-        dst_port: 4000,
-        ttl: 64,
-    };
-    let packet = own.udp(MARK);
+    let packet = from.towards(other.ip(false)).udp(MARK);
     let routing = |kind: u8, left: u8| {
         let header = [&[0, 2, kind, left, 0, 0, 0, 0][..], &[0xfd; 16]].concat();
         frames::with_extensions(&packet, &[(43, header)])

@@ -62,9 +62,7 @@ fn cnitool_adds_checks_collects_and_deletes() {
     let program = find("cnitool");
     require!(program.is_some(), "cnitool is not installed");
     let lab = Lab::start(Plan::new(Routing::Direct, Families::Dual)).unwrap();
-    let [near, far] = &lab.nodes[..] else {
-        panic!("two nodes")
-    };
+    let [near, far] = lab.pair();
     let peer = far.add_pod("peer").unwrap();
     let before = near.intent().unwrap();
     let tool = Tool {
@@ -114,9 +112,7 @@ fn a_runtime_may_choose_addresses_and_mac() {
     let program = find("cnitool");
     require!(program.is_some(), "cnitool is not installed");
     let lab = Lab::start(Plan::new(Routing::Direct, Families::Dual)).unwrap();
-    let [near, far] = &lab.nodes[..] else {
-        panic!("two nodes")
-    };
+    let [near, far] = lab.pair();
     let peer = far.add_pod("peer").unwrap();
     let before = near.intent().unwrap();
     let mut ours = section(near);
@@ -200,9 +196,7 @@ fn reaches(from: &Namespace, to: SocketAddr, echo: &Echo, seen: Option<IpAddr>, 
 /// Traffic in all directions by and past the mapped ports, then DEL.
 fn mapped(routing: Routing, families: Families) {
     let lab = Lab::start(Plan::new(routing, families)).unwrap();
-    let [near, far] = &lab.nodes[..] else {
-        panic!("two nodes")
-    };
+    let [near, far] = lab.pair();
     let peer = far.add_pod("peer").unwrap();
     let before = near.intent().unwrap();
     let mut ours = section(near);
