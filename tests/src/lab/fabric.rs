@@ -115,11 +115,11 @@ fn join(lab: &Lab, node: &Node) -> Result<()> {
         here += &address(ip, prefix(v4), "eth0");
         here += &address(node.second_address(v4), if v4 { 32 } else { 128 }, "other0");
         here += &format!("route add default via {}\n", router(ip));
-        there += &format!("route add {} via {ip}\n", node.second_address(v4));
         if *fabric == Fabric::Router {
             there += &address(router(ip), prefix(v4), &port);
             there += &format!("route add {} via {ip}\n", lab.plan.pod_cidr(node.number, v4));
         }
+        there += &format!("route add {} via {ip}\n", node.second_address(v4));
     }
     lab.fabric.ip(&there)?;
     node.namespace.ip(&here)

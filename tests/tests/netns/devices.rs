@@ -55,7 +55,9 @@ fn wait_for_programs(node: &Node, device: &str) {
 /// Whom the outside sees when a pod asks.
 fn seen_outside(lab: &Lab, from: &Namespace, v4: bool) -> IpAddr {
     let echo = Echo::udp(&lab.outside, lab.outside_address(v4), 0).unwrap();
-    traffic::udp(from, echo.address, 100).unwrap();
+    traffic::udp(from, echo.address, 100)
+        .map_err(|error| format!("{error:#}; {:?}", lab.nodes[0].all_drops()))
+        .unwrap();
     let peers = echo.peers();
     assert_eq!(peers.len(), 1, "{peers:?}");
     peers.first().unwrap().ip()
@@ -141,16 +143,16 @@ fn renumbered(routing: Routing) {
     let fresh: [IpAddr; 2] = ["192.168.64.77", "fd77::77"].map(|text| text.parse().unwrap());
     node.namespace
         .ip(&format!(
-            "address add {}/24 dev eth0
-             address add {}/64 dev eth0 nodad
-             address del {}/24 dev eth0
+            "address del {}/24 dev eth0
              address del {}/64 dev eth0
+             address add {}/24 dev eth0
+             address add {}/64 dev eth0 nodad
              route replace default via 192.168.64.1
              route replace default via fd77::1",
+            node.address(true),
+            node.address(false),
             fresh[0],
             fresh[1],
-            node.address(true),
-            node.address(false)
         ))
         .unwrap();
     let objects = nodes_with(&lab.plan, fresh);

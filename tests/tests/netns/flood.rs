@@ -148,7 +148,8 @@ fn flooded(plan: Plan, floods: impl FnOnce(&Lab, [&Pod; 3]) -> Vec<Flood>) {
     let total = sent.load(Ordering::Relaxed);
     println!("{total} SYN, wanted {RATE} a second; exchanges: {without} without a flood, {with} under it");
     assert!(
-        most * 10 >= u64::from(TABLE) * 9,
+        // The kernel keeps some entries of a small LRU table at each CPU.
+        most * 2 >= u64::from(TABLE),
         "{most} of {TABLE} new connections: no flood"
     );
     assert!(

@@ -28,6 +28,8 @@ fn carries(routing: Routing, families: Families, mtu: u32, expected: u64) {
     needs_root!();
     let lab = Lab::start(plan(routing, families, mtu)).unwrap();
     let [near, far] = lab.pair();
+    lab.fabric.ip(&format!("link set outside mtu {mtu}")).unwrap();
+    lab.outside.ip(&format!("link set eth0 mtu {mtu}")).unwrap();
     let (a, c) = (near.add_pod("a").unwrap(), far.add_pod("c").unwrap());
     assert_eq!(mtu_of(&a.namespace, "eth0"), expected);
     assert_eq!(mtu_of(&near.namespace, &a.host_device), expected);

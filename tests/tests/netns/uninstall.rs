@@ -60,6 +60,8 @@ fn state(node: &Node) -> Vec<String> {
         }
     }
     state.extend(output(node, "nft", "list ruleset"));
+    // What the kernel itself does for a host that forwards (the setting stays), and for itself at any time.
+    state.retain(|line| !line.starts_with("anycast ") && !line.contains(" fe80::"));
     state.sort();
     state
 }
