@@ -1,6 +1,9 @@
 //! Every reason for a drop comes from a packet: one that no fixture produces does not compile here.
 
-use cni_ebpf::abi::{Addr, Config, Device, Port, Reason, Service, ServiceKey, service_flags, service_scope};
+use cni_ebpf::abi::{
+    Addr, Config, Device, Port, Prefix, Reason, Route, Service, ServiceKey, route_action, route_flags,
+    service_flags, service_scope,
+};
 use cni_tests::frames::{self, Ends};
 use cni_tests::memory::{Frame, Memory, Room};
 use cni_tests::world::{self, Hook, ifindex, ip, pod};
@@ -200,6 +203,15 @@ fn case(reason: Reason, v6: bool) -> Case {
             case.with(|memory| memory.buckets.put(world::BUCKET, world::bucket(0)))
         }
         Reason::Rewrite => Case::sent(far.udp(b"x")).framed(|frame| frame.fixed = true),
+        Reason::TooBig => Case::sent(far.udp(&[0; 200])).with(|memory| {
+            let to_node = Route {
+                action: route_action::TUNNEL,
+                flags: route_flags::NODE,
+                mtu: 100,
+                ..Route::default()
+            };
+            memory.routes.put(Prefix::host(Addr::from(far.dst)), to_node);
+        }),
         Reason::HostAddress => Case::tunnelled(
             Ends {
                 dst: far.dst,
