@@ -58,6 +58,12 @@ struct Settings {
     /// The socket on which a running agent answers
     #[arg(long, global = true, value_name = "PATH", env = "MILLRACE_ADMIN_SOCKET")]
     admin_socket: Option<PathBuf>,
+    /// Where state that outlives a reboot is kept
+    #[arg(long, global = true, value_name = "FOLDER", env = "MILLRACE_STATE")]
+    state: Option<PathBuf>,
+    /// The socket that the CNI plugin speaks to
+    #[arg(long, global = true, value_name = "PATH", env = "MILLRACE_AGENT_SOCKET")]
+    agent_socket: Option<PathBuf>,
     /// Print JSON instead of tables
     #[arg(long, global = true)]
     json: bool,
@@ -158,6 +164,8 @@ impl Cli {
         overrides.bpffs = self.settings.bpffs;
         overrides.proc_sys = self.settings.proc_sys;
         overrides.admin_socket = self.settings.admin_socket;
+        overrides.state = self.settings.state;
+        overrides.agent_socket = self.settings.agent_socket;
         let path = self.settings.config.clone().unwrap_or_else(|| CONFIG_FILE.into());
         let config = Config::load(&path, self.settings.config.is_some(), overrides)?;
         let context = Context {
@@ -331,12 +339,6 @@ struct AgentSettings {
     /// The folder of manifests
     #[arg(long, value_name = "FOLDER", env = "MILLRACE_MANIFESTS")]
     manifests: Option<PathBuf>,
-    /// Where state that outlives a reboot is kept
-    #[arg(long, value_name = "FOLDER", env = "MILLRACE_STATE")]
-    state: Option<PathBuf>,
-    /// The socket that the CNI plugin speaks to
-    #[arg(long, value_name = "PATH", env = "MILLRACE_AGENT_SOCKET")]
-    agent_socket: Option<PathBuf>,
     /// Where health, readiness and metrics are served
     #[arg(long, value_name = "ADDRESS:PORT", env = "MILLRACE_HTTP")]
     http: Option<SocketAddr>,
@@ -362,8 +364,6 @@ impl AgentSettings {
             kubeconfig: self.kubeconfig.clone(),
             api_servers: self.api_servers.clone(),
             manifests: self.manifests.clone(),
-            state: self.state.clone(),
-            agent_socket: self.agent_socket.clone(),
             http: self.http,
             log_format: self.log_format.map(Into::into),
             log_filter: self.log.clone(),

@@ -47,6 +47,7 @@ pub fn compile(config: &Config, state: &State) -> Compiled {
     route::routes(&topology, &mut desired, &mut problems);
     route::of_pods(&topology, state, &mut desired);
     address::peers(&topology, state, &mut desired);
+    problems.extend(address::unmanaged(&topology, state));
     for endpoint in state.endpoints.values() {
         endpoint::endpoint(&topology, endpoint, &mut desired);
     }

@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use cni_ebpf::abi::Config;
 
 pub use network::{
-    HostRoute, LinkKey, LinkOwner, LinkState, NeighbourKey, Program, RouteKey, Veth, VethState, Vxlan,
+    HostRoute, LinkKey, LinkOwner, LinkState, NeighbourKey, NextHop, Program, RouteKey, Veth, VethState,
+    Vxlan,
 };
 pub use table::{Chain, MalformedEntry, Table, Tables};
 

@@ -2,12 +2,14 @@
 
 pub mod bpf;
 pub mod devices;
+mod fault;
 pub mod host;
 pub mod links;
 pub mod linux;
 pub mod loader;
 pub mod maps;
 pub mod netlink;
+mod notices;
 pub mod pins;
 pub mod routes;
 

@@ -55,6 +55,7 @@ impl State {
             Event::Gone(key) => self.remove(&key),
             Event::Only(kind, keys) => self.retain(kind, &keys),
             Event::Devices(devices) => self.set_devices(devices),
+            Event::Disturbed => true,
             // Also when nothing else changed: from now on things may be deleted.
             Event::Synced(source) => self.synced.insert(source),
             Event::Problems(source, problems) => {

@@ -7,4 +7,4 @@ pub mod report;
 pub mod series;
 
 pub use command::Command;
-pub use report::Report;
+pub use report::{ROUNDS, Report};

@@ -106,6 +106,14 @@ impl Lab {
         Ok(lab)
     }
 
+    /// The nodes of a lab of two.
+    pub fn pair(&self) -> [&Node; 2] {
+        match &self.nodes[..] {
+            [near, far] => [near, far],
+            others => panic!("a lab of {} nodes, not of two", others.len()),
+        }
+    }
+
     pub fn name(&self) -> &str {
         self.folder.name()
     }

@@ -13,7 +13,7 @@ use cni_ebpf::datapath::{NotInserted, Table, Tables};
 pub use frame::Frame;
 
 use map::same_bits;
-pub use map::{Lpm, Slab};
+pub use map::{Lpm, Room, Slab};
 
 /// The rules of one port prefix: leading bits that count, port, list.
 pub type PortRules = (u32, u16, RuleList);
@@ -82,6 +82,10 @@ fn at(table: Table) -> usize {
     }
 }
 
+fn inserted(done: bool) -> Result<(), NotInserted> {
+    done.then_some(()).ok_or(NotInserted)
+}
+
 impl Tables for Memory {
     fn config(&self) -> &Config {
         &self.config
@@ -130,8 +134,7 @@ impl Tables for Memory {
     }
 
     fn insert_flow(&self, table: Table, key: &FlowKey, flow: &Flow) -> Result<(), NotInserted> {
-        self.flows[at(table)].put(*key, flow.clone());
-        Ok(())
+        inserted(self.flows[at(table)].insert(*key, flow.clone()))
     }
 
     fn remove_flow(&self, table: Table, key: &FlowKey) {
@@ -146,8 +149,7 @@ impl Tables for Memory {
         if self.aliases[at(table)].get(tuple).is_some() {
             return Err(NotInserted);
         }
-        self.aliases[at(table)].put(*tuple, alias.clone());
-        Ok(())
+        inserted(self.aliases[at(table)].insert(*tuple, alias.clone()))
     }
 
     fn remove_alias(&self, table: Table, tuple: &Tuple) {
@@ -159,8 +161,7 @@ impl Tables for Memory {
     }
 
     fn insert_fragment(&self, key: &FragmentKey, fragment: &Fragment) -> Result<(), NotInserted> {
-        self.fragments.put(*key, *fragment);
-        Ok(())
+        inserted(self.fragments.insert(*key, *fragment))
     }
 
     fn rule_set(&self, id: u32) -> Option<&RuleSet> {

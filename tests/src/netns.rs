@@ -177,6 +177,14 @@ impl Namespace {
             .with_context(|| format!("device {device} in {}", self.name))
     }
 
+    /// The MAC of a device.
+    pub fn mac(&self, device: &str) -> Result<[u8; 6]> {
+        let links = self.list(&format!("link show dev {device}"))?;
+        let text = links.first().and_then(|link| link["address"].as_str());
+        text.and_then(parse_mac)
+            .with_context(|| format!("device {device} in {} has no MAC", self.name))
+    }
+
     /// Writes a setting below `/proc/sys`, as this namespace sees it.
     pub fn set(&self, setting: &str, value: &str) -> Result<()> {
         let path = Path::new("/proc/sys").join(setting);
@@ -197,6 +205,12 @@ impl Drop for Namespace {
             remove(&self.path());
         }
     }
+}
+
+/// Six bytes in hexadecimal, with colons.
+pub fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok());
+    bytes.collect::<Option<Vec<u8>>>()?.try_into().ok()
 }
 
 fn join<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {

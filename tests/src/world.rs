@@ -22,6 +22,7 @@ pub mod ifindex {
     pub const POD_RULES: u32 = 13;
     pub const POD_LIMIT: u32 = 14;
     pub const NETDEV: u32 = 20;
+    pub const TUNNEL: u32 = 21;
 }
 
 pub const NODE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xff];
@@ -48,6 +49,7 @@ pub const CONFIG: Config = Config {
     snat_first: 40000,
     snat_last: 40000,
     bandwidth: 1,
+    tunnel_ifindex: ifindex::TUNNEL,
     ..Config::DEFAULT
 };
 

@@ -18,16 +18,22 @@ mod lifetime;
 mod malformed;
 #[path = "packets/mutation.rs"]
 mod mutation;
+#[path = "packets/ports.rs"]
+mod ports;
+#[path = "packets/reasons.rs"]
+mod reasons;
 #[path = "packets/reports.rs"]
 mod reports;
 #[path = "packets/stack.rs"]
 mod stack;
 #[path = "packets/succession.rs"]
 mod succession;
+#[path = "packets/timeouts.rs"]
+mod timeouts;
 #[path = "packets/translation.rs"]
 mod translation;
 
-use cni_ebpf::abi::{Event, Reason};
+use cni_ebpf::abi::{Config, Event, Reason};
 use cni_ebpf::datapath::{Verdict, Work};
 use cni_tests::memory::{Frame, Memory};
 use cni_tests::world::{self, Hook, Kernel};
@@ -43,10 +49,13 @@ struct Pair {
 }
 
 impl Pair {
-    fn new() -> Self {
+    fn new(config: Config) -> Self {
         Self {
-            memory: world::memory(),
-            kernel: Kernel::new().unwrap(),
+            memory: Memory {
+                config,
+                ..world::memory()
+            },
+            kernel: Kernel::with(&config).unwrap(),
             work: Work::default(),
             out: Vec::new(),
             events: Vec::new(),
@@ -126,8 +135,10 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// Runs `test` on a thread of its own, because the world's kernel half moves its thread to another namespace.
-fn with_pair(test: impl FnOnce(&mut Pair) + Send + 'static) {
-    std::thread::spawn(|| test(&mut Pair::new())).join().unwrap();
+fn with_pair(config: Config, test: impl FnOnce(&mut Pair) + Send + 'static) {
+    std::thread::spawn(move || test(&mut Pair::new(config)))
+        .join()
+        .unwrap();
 }
 
 fn privileged() -> bool {

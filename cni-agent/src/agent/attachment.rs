@@ -126,7 +126,13 @@ impl<K: Kernel> Agent<K> {
             None if !unsynced.is_empty() => format!("waiting for {}", unsynced.join(", ")),
             None => "the programs are not loaded yet; see millrace status".to_owned(),
         };
-        CniError::new(code::NOT_AVAILABLE, "the Millrace agent is not ready").with_details(details)
+        // While the kernel refuses, what changes elsewhere does not reach the pods that are here.
+        let impaired = self.rounds.error.is_some() && self.state.programmed().next().is_some();
+        let code = match impaired {
+            true => code::NOT_AVAILABLE_IMPAIRED,
+            false => code::NOT_AVAILABLE,
+        };
+        CniError::new(code, "the Millrace agent is not ready").with_details(details)
     }
 
     /// Puts endpoints into the kernel. The answer goes out when they are there, and on the disk.

@@ -161,12 +161,7 @@ fn bring_up(kernel: &FakeKernel, allocated: &Allocated, ifindex: u32) {
         veth.up = true;
     }
     for address in &allocated.addresses {
-        let route = HostRoute {
-            ifindex,
-            gateway: None,
-            source: None,
-            mtu: None,
-        };
+        let route = HostRoute::on_link(ifindex);
         kernel.routes.insert(
             RouteKey {
                 destination: *address,

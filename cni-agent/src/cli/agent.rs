@@ -11,7 +11,11 @@ use crate::{
     capabilities,
     config::{Config, LogConfig, LogFormat, Overrides},
     conflist::Conflist,
-    kernel::{Linux, devices::Watch, links::Attachment},
+    kernel::{
+        Linux,
+        devices::Watch,
+        links::{self, Attachment},
+    },
     model::{Event, Source},
     observe::{admin, http, ring, tables::Cache},
 };
@@ -106,6 +110,7 @@ async fn serve(config: Config, kernel: Linux) -> Result<(), Failure> {
     tokio::spawn(http::serve(listener, pages));
     tokio::spawn(admin::serve(admin_listener, desk));
     tokio::spawn(ring::read(pins, events));
+    tokio::spawn(watch_links(handle.events.clone()));
     tokio::spawn(conflist.clone().keep(published, handle.events.clone()));
     tokio::spawn(watch_devices(handle.events));
     agent.run(ended()).await?;
@@ -156,6 +161,24 @@ async fn watch_once(events: &mpsc::Sender<Event>, synced: &mut bool) -> std::io:
         if !said {
             return Ok(());
         }
+    }
+}
+
+/// Tells the agent when something of its own may be gone. The audit every minute makes up for what is missed here.
+async fn watch_links(events: mpsc::Sender<Event>) {
+    loop {
+        let mut watch = match links::Watch::begin() {
+            Ok(watch) => watch,
+            Err(error) => {
+                return tracing::warn!(%error, "filters that others remove are noticed by the audit only");
+            }
+        };
+        while let Ok(()) = watch.next().await {
+            if events.send(Event::Disturbed).await.is_err() {
+                return;
+            }
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
 

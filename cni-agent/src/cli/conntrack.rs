@@ -4,18 +4,23 @@ use std::{
     io::{self, Write},
     net::{IpAddr, SocketAddr},
     process::ExitCode,
-    time::Duration,
 };
 
 use clap::{Args, Subcommand};
-use cni_ebpf::abi::{self, Alias, Flow, FlowKey, Tuple, flow_flags, tcp_state};
+use cni_ebpf::{
+    abi::{self, Alias, Flow, FlowKey, Tuple, flow_flags, tcp_state},
+    datapath::conntrack,
+};
 use ipnetwork::IpNetwork;
 use serde::Serialize;
 
 use super::{Context, Failure, Outcome, print_json, table};
 use crate::{
     kernel::{Pins, maps},
-    observe::event::{protocol_name, protocol_number},
+    observe::{
+        event::{protocol_name, protocol_number},
+        tables::now,
+    },
 };
 
 #[derive(Debug, Subcommand)]
@@ -67,6 +72,9 @@ struct Connection {
     /// What the destination sees, if it was translated.
     seen_as: Option<SocketAddr>,
     replied: bool,
+    /// Its idle time is over: the programs take it for absent, and the kernel gives its room away when it is needed.
+    #[serde(skip)]
+    over: bool,
     /// Seconds since the last packet.
     idle: u64,
     packets: u64,
@@ -119,7 +127,7 @@ fn list(context: &Context, filter: &Filter) -> Outcome {
     for name in FLOWS {
         let map = maps::open_existing(&context.pins(), name)?;
         each(&map, |_, connection| {
-            if filter.wants(&connection) {
+            if filter.wants(&connection) && !connection.over {
                 connections.push(connection);
             }
         })?;
@@ -148,18 +156,13 @@ fn list(context: &Context, filter: &Filter) -> Outcome {
 }
 
 fn each(map: &maps::Map, mut each: impl FnMut(FlowKey, Connection)) -> Result<(), Failure> {
-    let now = monotonic()?;
+    let now = now()?;
     map.for_each(|key, value| {
         if let (Some(key), Some(flow)) = (abi::from_bytes::<FlowKey>(key), abi::from_bytes::<Flow>(value)) {
             each(key, connection(&key, &flow, now));
         }
     })?;
     Ok(())
-}
-
-fn monotonic() -> Result<u64, Failure> {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE)?;
-    Ok(u64::try_from(Duration::from(now).as_nanos()).unwrap_or(u64::MAX))
 }
 
 fn connection(key: &FlowKey, flow: &Flow, now: u64) -> Connection {
@@ -188,6 +191,7 @@ fn connection(key: &FlowKey, flow: &Flow, now: u64) -> Connection {
         dialled: (flags & flow_flags::DNAT != 0).then_some(dialled),
         seen_as: (flags & flow_flags::SNAT != 0).then_some(seen_as),
         replied: flags & flow_flags::REPLIED != 0,
+        over: conntrack::expired(key.proto, flow, now),
         idle: now.saturating_sub(flow.seen.get()) / 1_000_000_000,
         packets: flow.packets_forward.get(),
         bytes: flow.bytes_forward.get(),
@@ -281,6 +285,17 @@ mod tests {
             ..Flow::default()
         };
         connection(&key, &flow, 4_500_000_000)
+    }
+
+    #[test]
+    fn a_connection_that_was_silent_too_long_is_over() {
+        let mut key = FlowKey::default();
+        let flow = Flow::default();
+        for (proto, timeout) in [(6, 60), (17, 60), (1, 30)] {
+            key.proto = proto;
+            let at = |seconds: u64| connection(&key, &flow, seconds * 1_000_000_000).over;
+            assert_eq!((at(timeout), at(timeout + 1)), (false, true), "{proto}");
+        }
     }
 
     #[test]

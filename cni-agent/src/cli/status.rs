@@ -157,11 +157,16 @@ fn agent_checks(status: &Status) -> Vec<Check> {
 }
 
 fn map_checks(maps: &BTreeMap<String, Fill>) -> Vec<Check> {
+    // A table that gives up its oldest entries is full sooner or later: what is over in it says nothing.
+    let nearly_full = |fill: &Fill| {
+        fill.live
+            .filter(|live| *live as f64 >= NEARLY_FULL * f64::from(fill.capacity))
+    };
     let full = maps
         .iter()
-        .filter(|(_, fill)| fill.entries as f64 >= NEARLY_FULL * f64::from(fill.capacity));
-    full.map(|(map, fill)| {
-        let detail = format!("{} of {} entries", fill.entries, fill.capacity);
+        .filter_map(|(map, fill)| Some((map, fill, nearly_full(fill)?)));
+    full.map(|(map, fill, live)| {
+        let detail = format!("{live} of {} entries", fill.capacity);
         check(
             &format!("map {map}"),
             State::Warning,
@@ -186,12 +191,13 @@ fn text(report: &Report) -> String {
             let _ = writeln!(text, "        do: {}", check.remedy);
         }
     }
-    if let Some(fill) = report.maps.get("conntrack") {
-        let _ = writeln!(
-            text,
-            "        {} connections, room for {}",
-            fill.entries, fill.capacity
-        );
+    if let Some(Fill {
+        live: Some(live),
+        capacity,
+        ..
+    }) = report.maps.get("conntrack")
+    {
+        let _ = writeln!(text, "        {live} connections, room for {capacity}");
     }
     let _ = match report.state {
         State::Ok => writeln!(text, "everything works"),
@@ -207,12 +213,18 @@ mod tests {
 
     #[test]
     fn a_nearly_full_map_is_named_with_its_setting() {
-        let fill = |entries| Fill {
-            entries,
+        let fill = |live| Fill {
+            entries: 100,
+            live,
             capacity: 100,
         };
-        let maps = BTreeMap::from([("conntrack".to_owned(), fill(95)), ("nat".to_owned(), fill(50))]);
-        let checks = map_checks(&maps);
+        let maps = [
+            ("conntrack", Some(95)),
+            ("conntrack_new", Some(5)),
+            ("nat", None),
+            ("peers", Some(50)),
+        ];
+        let checks = map_checks(&maps.map(|(name, live)| (name.to_owned(), fill(live))).into());
         assert_eq!(checks.len(), 1);
         assert!(checks[0].remedy.contains("maps.conntrack"));
     }

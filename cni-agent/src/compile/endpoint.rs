@@ -34,12 +34,7 @@ pub(super) fn endpoint(topology: &Topology<'_>, endpoint: &Endpoint, desired: &m
         let key = RouteKey {
             destination: (*ip).into(),
         };
-        let route = HostRoute {
-            ifindex,
-            gateway: None,
-            source: None,
-            mtu: None,
-        };
+        let route = HostRoute::on_link(ifindex);
         desired.routes.insert(key, route);
         desired
             .neighbours

@@ -10,7 +10,7 @@ use ipnetwork::IpNetwork;
 
 use super::{Topology, address::is_peer};
 use crate::{
-    desired::{Desired, HostRoute, RouteKey},
+    desired::{Desired, HostRoute, NextHop, RouteKey},
     state::State,
 };
 
@@ -64,6 +64,12 @@ pub(super) fn routes(topology: &Topology<'_>, desired: &mut Desired, problems: &
     }
     for range in &topology.pod_cidrs {
         claims.put(*range, route(route_action::ENDPOINTS, 0));
+        // Pods' own routes are narrower. Without this the stack sends what is for an address that no pod has by its
+        // default route, and a router sends it back, until its time to live is over.
+        if config.families.has(range.ip()) {
+            let key = RouteKey { destination: *range };
+            desired.routes.insert(key, HostRoute::Unreachable);
+        }
     }
     for other in &topology.others {
         for range in &other.node.pod_cidrs {
@@ -210,11 +216,11 @@ fn host_route(
     if !topology.config.families.has(range.ip()) {
         return;
     }
-    let route = if topology.tunnelled() {
+    let next = if topology.tunnelled() {
         let (Some(device), Some(_)) = (topology.tunnel, tunnel_address) else {
             return;
         };
-        HostRoute {
+        NextHop {
             ifindex: device.ifindex,
             gateway: None,
             source: topology.node_address(range.is_ipv4()),
@@ -224,12 +230,12 @@ fn host_route(
         let Some((ip, device)) = neighbour(topology, range, addresses) else {
             return;
         };
-        HostRoute {
+        NextHop {
             ifindex: device.ifindex,
             gateway: Some(ip),
             source: None,
             mtu: None,
         }
     };
-    routes.insert(RouteKey { destination: *range }, route);
+    routes.insert(RouteKey { destination: *range }, HostRoute::Via(next));
 }

@@ -104,7 +104,35 @@ pub struct RouteKey {
 
 /// A route in the main table, protocol [`cni_plugin::ROUTE_PROTOCOL`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HostRoute {
+pub enum HostRoute {
+    Via(NextHop),
+    /// Nobody is there: the sender is told, and nothing leaves by a wider route.
+    Unreachable,
+}
+
+impl HostRoute {
+    /// The destination is on this device's link.
+    pub const fn on_link(ifindex: u32) -> Self {
+        Self::Via(NextHop {
+            ifindex,
+            gateway: None,
+            source: None,
+            mtu: None,
+        })
+    }
+
+    /// The device that packets leave by.
+    pub const fn ifindex(&self) -> Option<u32> {
+        match self {
+            Self::Via(next) => Some(next.ifindex),
+            Self::Unreachable => None,
+        }
+    }
+}
+
+/// Where packets of a [`HostRoute`] go next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NextHop {
     pub ifindex: u32,
     /// `None`: the destination is on the link (scope link).
     pub gateway: Option<IpAddr>,

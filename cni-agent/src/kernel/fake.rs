@@ -72,7 +72,9 @@ impl FakeKernel {
         let Some(veth) = state.veths.remove(name) else {
             return;
         };
-        state.routes.retain(|_, route| route.ifindex != veth.ifindex);
+        state
+            .routes
+            .retain(|_, route| route.ifindex() != Some(veth.ifindex));
         state.neighbours.retain(|key, _| key.ifindex != veth.ifindex);
         for link in state
             .links
@@ -220,7 +222,7 @@ impl FakeState {
                 if self
                     .veths
                     .values()
-                    .any(|veth| veth.ifindex == route.ifindex && !veth.up)
+                    .any(|veth| Some(veth.ifindex) == route.ifindex() && !veth.up)
                 {
                     return refuse("network is down");
                 }

@@ -6,6 +6,7 @@
 
 mod clsact;
 mod tcx;
+mod watch;
 
 use std::{
     collections::BTreeMap,
@@ -19,6 +20,7 @@ use super::{KernelError, Pins, bpf, netlink::Netlink};
 use crate::desired::{LinkKey, LinkOwner, LinkState, Program};
 
 pub use clsact::{HANDLE, PRIORITY};
+pub use watch::Watch;
 
 /// How programs are attached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -257,6 +257,7 @@ impl Kernel for Linux {
     }
 
     async fn apply(&mut self, change: &Change) -> Result<(), KernelError> {
+        super::fault::before_change();
         self.apply_now(change)
     }
 }

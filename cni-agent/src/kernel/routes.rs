@@ -21,7 +21,7 @@ use super::{
     KernelError,
     netlink::{Mode, Netlink},
 };
-use crate::desired::{HostRoute, NeighbourKey, RouteKey};
+use crate::desired::{HostRoute, NeighbourKey, NextHop, RouteKey};
 
 const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6];
 
@@ -79,7 +79,7 @@ fn parse(route: &RouteMessage) -> Option<(RouteKey, HostRoute)> {
         AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         _ => return None,
     };
-    let mut host = HostRoute {
+    let mut next = NextHop {
         ifindex: 0,
         gateway: None,
         source: None,
@@ -88,11 +88,11 @@ fn parse(route: &RouteMessage) -> Option<(RouteKey, HostRoute)> {
     for attribute in &route.attributes {
         match attribute {
             RouteAttribute::Destination(address) => destination = ip(address)?,
-            RouteAttribute::Oif(ifindex) => host.ifindex = *ifindex,
-            RouteAttribute::Gateway(address) => host.gateway = ip(address),
-            RouteAttribute::PrefSource(address) => host.source = ip(address),
+            RouteAttribute::Oif(ifindex) => next.ifindex = *ifindex,
+            RouteAttribute::Gateway(address) => next.gateway = ip(address),
+            RouteAttribute::PrefSource(address) => next.source = ip(address),
             RouteAttribute::Metrics(metrics) => {
-                host.mtu = metrics.iter().find_map(|metric| match metric {
+                next.mtu = metrics.iter().find_map(|metric| match metric {
                     RouteMetric::Mtu(mtu) => Some(*mtu),
                     _ => None,
                 });
@@ -101,6 +101,11 @@ fn parse(route: &RouteMessage) -> Option<(RouteKey, HostRoute)> {
         }
     }
     let destination = IpNetwork::new(destination, route.header.destination_prefix_length).ok()?;
+    let host = match route.header.kind {
+        // Of IPv6 these name the loopback device.
+        RouteType::Unreachable => HostRoute::Unreachable,
+        _ => HostRoute::Via(next),
+    };
     Some((RouteKey { destination }, host))
 }
 
@@ -116,25 +121,26 @@ fn message(key: &RouteKey, route: &HostRoute) -> RouteMessage {
     let destination = key.destination;
     let mut message = RouteMessage::default();
     message.header = header(family(destination.ip()), destination.prefix());
-    if route.gateway.is_none() && destination.is_ipv4() {
-        message.header.scope = RouteScope::Link;
-    }
     let attributes = &mut message.attributes;
     attributes.push(RouteAttribute::Destination(destination.network().into()));
-    attributes.push(RouteAttribute::Oif(route.ifindex));
+    let HostRoute::Via(next) = route else {
+        message.header.kind = RouteType::Unreachable;
+        return message;
+    };
+    if next.gateway.is_none() && destination.is_ipv4() {
+        message.header.scope = RouteScope::Link;
+    }
+    attributes.push(RouteAttribute::Oif(next.ifindex));
     attributes.extend(
-        route
-            .gateway
+        next.gateway
             .map(|gateway| RouteAttribute::Gateway(gateway.into())),
     );
     attributes.extend(
-        route
-            .source
+        next.source
             .map(|source| RouteAttribute::PrefSource(source.into())),
     );
     attributes.extend(
-        route
-            .mtu
+        next.mtu
             .map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])),
     );
     message
@@ -168,7 +174,9 @@ fn route_error(action: String, route: &HostRoute, error: &io::Error) -> KernelEr
         Some(libc::ENETUNREACH | libc::EHOSTUNREACH) => {
             "the gateway is not on the device's link: use routing: vxlan, or nodes that share a link"
         }
-        Some(libc::EINVAL) if route.source.is_some() => "the source is no address of this host any more",
+        Some(libc::EINVAL) if matches!(route, HostRoute::Via(next) if next.source.is_some()) => {
+            "the source is no address of this host any more"
+        }
         _ => "",
     };
     KernelError::new(action, error).with_remedy(remedy)
@@ -179,6 +187,7 @@ pub fn remove(netlink: &mut Netlink, key: &RouteKey) -> io::Result<()> {
     let mut message = RouteMessage::default();
     message.header = header(family(key.destination.ip()), key.destination.prefix());
     message.header.scope = RouteScope::NoWhere;
+    message.header.kind = RouteType::Unspec;
     message
         .attributes
         .push(RouteAttribute::Destination(key.destination.network().into()));

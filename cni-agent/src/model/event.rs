@@ -44,6 +44,8 @@ pub enum Event {
     Only(Kind, BTreeSet<ObjectKey>),
     /// All devices of the host's namespace as they are now, addresses included.
     Devices(Vec<Device>),
+    /// Somebody took something away from the kernel that may be Millrace's: worth a look at once.
+    Disturbed,
     /// The source has said everything that it knew when it began.
     Synced(Source),
     /// What is wrong at a source; replaces what the source said before, so an empty list is good news.

@@ -185,19 +185,24 @@ fn packets(registry: &mut Registry, counters: &Counters) {
 }
 
 fn tables(registry: &mut Registry, fills: &BTreeMap<String, Fill>) {
-    let (entries, capacity) = (
-        Family::<MapName, Gauge>::default(),
-        Family::<MapName, Gauge>::default(),
-    );
+    let [entries, live, capacity] = [(); 3].map(|()| Family::<MapName, Gauge>::default());
     for (map, fill) in fills {
         let label = MapName { map: map.clone() };
         entries.get_or_create(&label).set(number(fill.entries));
+        if let Some(count) = fill.live {
+            live.get_or_create(&label).set(number(count));
+        }
         capacity.get_or_create(&label).set(i64::from(fill.capacity));
     }
     registry.register(
         "map_entries",
         "Entries of a map (a reading may be 15 seconds old)",
         entries,
+    );
+    registry.register(
+        "map_live_entries",
+        "Entries whose time is not over; at the capacity, new connections cost old ones or are refused",
+        live,
     );
     registry.register("map_capacity", "Entries that a map has room for", capacity);
 }
@@ -225,6 +230,7 @@ mod tests {
             "conntrack".to_owned(),
             Fill {
                 entries: 2,
+                live: Some(1),
                 capacity: 10,
             },
         )]);
@@ -242,6 +248,7 @@ mod tests {
             "millrace_drop_packets_total{reason=\"martian\",direction=\"egress\"} 3",
             "millrace_events_lost_total 5",
             "millrace_map_entries{map=\"conntrack\"} 2",
+            "millrace_map_live_entries{map=\"conntrack\"} 1",
             "millrace_map_capacity{map=\"conntrack\"} 10",
             "millrace_ready 1",
         ] {

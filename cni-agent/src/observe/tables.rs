@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cni_ebpf::abi::{MAPS, MapType};
+use cni_ebpf::{
+    abi::{self, Flow, FlowKey, MAPS, MapType},
+    datapath::conntrack,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::{KernelError, Pins, maps};
@@ -15,7 +18,17 @@ use crate::kernel::{KernelError, Pins, maps};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fill {
     pub entries: u64,
+    /// Those of them that still mean something; as many as `capacity`, and each new one costs a living one or is
+    /// refused. Unknown of tables that give up old entries by themselves and do not say which of them are over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub live: Option<u64>,
     pub capacity: u32,
+}
+
+/// Nanoseconds of the clock that the programs read.
+pub fn now() -> std::io::Result<u64> {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE)?;
+    Ok(u64::try_from(Duration::from(now).as_nanos()).unwrap_or(u64::MAX))
 }
 
 /// Counts entries by reading the maps.
@@ -30,14 +43,38 @@ pub fn read(pins: &Pins) -> Result<BTreeMap<String, Fill>, KernelError> {
             continue;
         }
         if let Some(map) = maps::open(pins, spec)? {
-            let fill = Fill {
-                entries: map.count()?,
-                capacity: map.capacity(),
-            };
-            fills.insert(spec.name.to_owned(), fill);
+            fills.insert(spec.name.to_owned(), fill(&map)?);
         }
     }
     Ok(fills)
+}
+
+fn fill(map: &maps::Map) -> Result<Fill, KernelError> {
+    let (entries, live) = match (map.name(), map.map_type()) {
+        ("conntrack" | "conntrack_new", _) => {
+            let now = now().map_err(|error| KernelError::new("read the clock", error))?;
+            let (mut entries, mut live) = (0, 0);
+            map.for_each(|key, value| {
+                entries += 1;
+                if let (Some(key), Some(flow)) =
+                    (abi::from_bytes::<FlowKey>(key), abi::from_bytes::<Flow>(value))
+                {
+                    live += u64::from(!conntrack::expired(key.proto, &flow, now));
+                }
+            })?;
+            (entries, Some(live))
+        }
+        (_, MapType::LruHash) => (map.count()?, None),
+        _ => {
+            let entries = map.count()?;
+            (entries, Some(entries))
+        }
+    };
+    Ok(Fill {
+        entries,
+        live,
+        capacity: map.capacity(),
+    })
 }
 
 /// Remembers the last reading. Walking a million connections takes tens of milliseconds and reads all of their memory:

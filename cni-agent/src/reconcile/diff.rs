@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use cni_ebpf::abi::{self, Route, route_action};
+
 use super::Change;
 use crate::desired::{Desired, Observed, Table, Veth};
 
@@ -20,9 +22,10 @@ pub fn diff(desired: &Desired, observed: &Observed, removals: Removals) -> Vec<C
     let mut changes = Vec::new();
     add_base(desired, observed, &mut changes);
     for table in Table::ALL {
-        add_entries(desired, observed, *table, &mut changes);
+        add_entries(desired, observed, *table, Turn::First, &mut changes);
     }
     add_links(desired, observed, &mut changes);
+    add_entries(desired, observed, Table::Routes, Turn::BehindLinks, &mut changes);
     add_routes(desired, observed, &mut changes);
     if removals == Removals::Allowed {
         remove(desired, observed, &mut changes);
@@ -52,13 +55,33 @@ fn add_base(desired: &Desired, observed: &Observed, changes: &mut Vec<Change>) {
     }
 }
 
-fn add_entries(desired: &Desired, observed: &Observed, table: Table, changes: &mut Vec<Change>) {
+/// When an entry may come. Programs that were loaded for direct routing know no tunnel, and drop what is sent into it:
+/// such a way waits for those that do. The other way round a direct way comes before the tunnel is given up. So a change
+/// of routing loses no packet on the node that changes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    First,
+    BehindLinks,
+}
+
+impl Turn {
+    fn of(table: Table, value: &[u8]) -> Self {
+        let tunnelled = |route: Route| route.action == route_action::TUNNEL;
+        if table == Table::Routes && abi::from_bytes(value).is_some_and(tunnelled) {
+            Self::BehindLinks
+        } else {
+            Self::First
+        }
+    }
+}
+
+fn add_entries(desired: &Desired, observed: &Observed, table: Table, turn: Turn, changes: &mut Vec<Change>) {
     let there: BTreeMap<Vec<u8>, Vec<u8>> = observed.tables.entries(table).into_iter().collect();
     for (key, value) in desired.tables.entries(table) {
         let same = there
             .get(&key)
             .is_some_and(|found| !table.owns_values() || *found == value);
-        if !same {
+        if !same && Turn::of(table, &value) == turn {
             changes.push(Change::Put { table, key, value });
         }
     }

@@ -262,7 +262,10 @@ fn uninstall_leaves_the_host_as_it_was() {
                 node.path("millrace-cni").display()
             );
             let before = host_state(&node);
-            node.start(&format!("--attach {attach}"));
+            // What the agent was told on its command line, uninstall may be told too.
+            let elsewhere = node.path("elsewhere");
+            node.start(&format!("--attach {attach} --state {}", elsewhere.display()));
+            assert!(elsewhere.exists());
             assert_ne!(host_state(&node), before);
             let refused = node.run(&uninstall);
             assert!(!refused.status.success(), "an agent runs");
@@ -272,8 +275,13 @@ fn uninstall_leaves_the_host_as_it_was() {
             cable("mr0123456789a");
             let asked = node.command("uninstall").stdin(Stdio::null()).output().unwrap();
             assert!(!asked.status.success(), "nobody confirmed");
-            let output = node.run(&uninstall);
+            let output = node
+                .command(&uninstall)
+                .env("MILLRACE_STATE", &elsewhere)
+                .output();
+            let output = output.unwrap();
             assert!(output.status.success(), "{output:?}");
+            assert!(!elsewhere.exists(), "{output:?}");
             // The folder `run` itself was there for us to make.
             let mut after = host_state(&node);
             after.retain(|line| !line.ends_with("/run"));
@@ -301,9 +309,12 @@ fn flushing_forgets_connections_with_their_translations() {
         };
         let flows = maps::open_existing(&host.pins(), "conntrack").unwrap();
         let nat = maps::open_existing(&host.pins(), "nat").unwrap();
-        for port in [1001, 1002] {
+        let now = cni_agent::observe::tables::now().unwrap();
+        // The last one's time is over.
+        for (port, seen) in [(1001, now), (1002, now), (1003, 0)] {
             let flow = Flow {
                 flags: Racy::new(flow_flags::ORIGIN_A),
+                seen: Racy::new(seen),
                 ..Flow::default()
             };
             flows
@@ -322,6 +333,13 @@ fn flushing_forgets_connections_with_their_translations() {
         }
         let listed = node.json("conntrack list --json --port 1001");
         assert_eq!(listed[0]["src"], "10.1.0.2:1001", "{listed}");
+        assert_eq!(node.json("conntrack list --json").as_array().unwrap().len(), 2);
+        let fill = &node.json("status --json")["maps"]["conntrack"];
+        assert_eq!(
+            (&fill["entries"], &fill["live"]),
+            (&Value::from(3), &Value::from(2))
+        );
+        node.run("conntrack flush --port 1003");
         assert!(
             !node.run("conntrack flush").status.success(),
             "all of them only if said so"

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use cni_agent::{
-    desired::{Desired, HostRoute, NeighbourKey, RouteKey},
+    desired::{Desired, HostRoute, NeighbourKey, NextHop, RouteKey},
     kernel::{Kernel, Scope},
     reconcile::Change,
 };
@@ -29,36 +29,39 @@ fn routes_of_both_families_converge_and_others_stay() {
         ip("link set eth0 up");
         ip("route add 10.9.0.0/16 dev eth0");
         let ifindex = ifindex("eth0");
-        let plain = HostRoute {
+        let on_link = NextHop {
             ifindex,
             gateway: None,
             source: None,
             mtu: None,
         };
+        let plain = HostRoute::Via(on_link);
         let routes = [
             (
                 "10.1.0.0/24",
-                HostRoute {
+                HostRoute::Via(NextHop {
                     gateway: Some(address("192.0.2.9")),
                     mtu: Some(1400),
-                    ..plain
-                },
+                    ..on_link
+                }),
             ),
             (
                 "10.1.1.1/32",
-                HostRoute {
+                HostRoute::Via(NextHop {
                     source: Some(address("192.0.2.1")),
-                    ..plain
-                },
+                    ..on_link
+                }),
             ),
             (
                 "fd01::/64",
-                HostRoute {
+                HostRoute::Via(NextHop {
                     gateway: Some(address("fd00::9")),
-                    ..plain
-                },
+                    ..on_link
+                }),
             ),
             ("fd01:1::5/128", plain),
+            ("10.2.0.0/24", HostRoute::Unreachable),
+            ("fd02::/64", HostRoute::Unreachable),
         ];
         let mut linux = host.linux(None);
         for (destination, route) in routes {
@@ -80,10 +83,16 @@ fn routes_of_both_families_converge_and_others_stay() {
                 .collect()
         );
 
-        for text in ["10.1.0.0/24", "fd01::/64"] {
+        // From any kind to any other.
+        for (text, route) in [
+            ("10.1.0.0/24", HostRoute::Unreachable),
+            ("fd01::/64", HostRoute::Unreachable),
+            ("10.2.0.0/24", plain),
+            ("fd02::/64", plain),
+        ] {
             block_on(linux.apply(&Change::SetRoute {
                 key: key(text),
-                route: plain,
+                route,
             }))
             .unwrap();
         }
@@ -91,8 +100,11 @@ fn routes_of_both_families_converge_and_others_stay() {
             .unwrap()
             .routes;
         assert_eq!(
-            (seen.len(), seen[&key("10.1.0.0/24")], seen[&key("fd01::/64")]),
-            (4, plain, plain)
+            (
+                seen.len(),
+                ["10.1.0.0/24", "fd01::/64", "10.2.0.0/24", "fd02::/64"].map(|text| seen[&key(text)])
+            ),
+            (6, [HostRoute::Unreachable, HostRoute::Unreachable, plain, plain])
         );
 
         let foreign = Change::SetRoute {
@@ -108,6 +120,8 @@ fn routes_of_both_families_converge_and_others_stay() {
             "10.1.1.1/32",
             "fd01::/64",
             "fd01:1::5/128",
+            "10.2.0.0/24",
+            "fd02::/64",
         ] {
             block_on(linux.apply(&Change::RemoveRoute(key(text)))).unwrap();
         }

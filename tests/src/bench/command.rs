@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 
-use super::Report;
+use super::{ROUNDS, Report};
 
 #[derive(Debug, Parser)]
 pub struct Command {
     /// Rounds to take medians over
-    #[arg(long, default_value_t = 7)]
+    #[arg(long, default_value_t = ROUNDS)]
     pub rounds: usize,
     /// Write the report here
     #[arg(long, value_name = "FILE")]

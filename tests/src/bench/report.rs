@@ -57,6 +57,9 @@ pub struct Limit {
     pub most: f64,
 }
 
+/// Medians of fewer rounds say little.
+pub const ROUNDS: usize = 7;
+
 impl Report {
     pub fn new(bench: &'static str, rounds: usize, samples: &Samples) -> Self {
         let rows = samples.all().iter().filter_map(|series| {
@@ -69,6 +72,7 @@ impl Report {
                 max: series.values.iter().copied().max_by(f64::total_cmp)?,
             })
         });
+        let trial = format!("{rounds} rounds: fewer than {ROUNDS} are a trial, not a result");
         Self {
             bench,
             machine: Machine::this(),
@@ -76,7 +80,7 @@ impl Report {
             results: rows.collect(),
             ratios: Vec::new(),
             limits: Vec::new(),
-            notes: Vec::new(),
+            notes: Vec::from_iter((rounds < ROUNDS).then_some(trial)),
         }
     }
 
@@ -293,6 +297,7 @@ mod tests {
                 .to_owned()
         };
         assert!(line("0.500").ends_with("0.97  MISSED"), "{text}");
+        assert!(line("fewer than 7").contains("3 rounds"), "{text}");
         assert!(line("hot").ends_with("met"), "{text}");
     }
 }

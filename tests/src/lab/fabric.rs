@@ -119,6 +119,7 @@ fn join(lab: &Lab, node: &Node) -> Result<()> {
             there += &address(router(ip), prefix(v4), &port);
             there += &format!("route add {} via {ip}\n", lab.plan.pod_cidr(node.number, v4));
         }
+        there += &format!("route add {} via {ip}\n", node.second_address(v4));
     }
     lab.fabric.ip(&there)?;
     node.namespace.ip(&here)

@@ -99,7 +99,7 @@ impl Plan {
         }
     }
 
-    /// Another address of the node, on a device that the fabric does not know.
+    /// Another address of the node, on a device of its own that is no part of the fabric.
     pub fn second_address(&self, node: usize, v4: bool) -> IpAddr {
         if v4 {
             Ipv4Addr::new(192, 168, 128 + node as u8, 1).into()

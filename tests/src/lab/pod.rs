@@ -5,7 +5,10 @@ use std::net::IpAddr;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use crate::netns::Namespace;
+use crate::{
+    frames::Ends,
+    netns::{Namespace, parse_mac},
+};
 
 #[derive(Debug)]
 pub struct Pod {
@@ -46,6 +49,7 @@ impl Pod {
                 .with_context(|| format!("a result without both ends: {result}"))
         };
         let (host, pod) = (end(false)?, end(true)?);
+        let mac = |end: &Value| parse_mac(end["mac"].as_str()?);
         let ips = result["ips"].as_array().context("a result without addresses")?;
         let address = |ip: &Value| {
             let text = ip["address"].as_str()?;
@@ -56,11 +60,24 @@ impl Pod {
             container,
             addresses: ips.iter().filter_map(address).collect(),
             host_device: host["name"].as_str().context("a name")?.to_owned(),
-            mac: mac(&pod["mac"]).context("the pod's MAC")?,
-            host_mac: mac(&host["mac"]).context("the host's MAC")?,
+            mac: mac(pod).context("the pod's MAC")?,
+            host_mac: mac(host).context("the host's MAC")?,
             namespace,
             result,
         })
+    }
+
+    /// A frame of this pod to `dst`, from one of its own addresses and port 4000 to port 4000.
+    pub fn towards(&self, dst: IpAddr) -> Ends {
+        Ends {
+            src_mac: self.mac,
+            dst_mac: self.host_mac,
+            src: self.ip(dst.is_ipv4()),
+            dst,
+            src_port: 4000,
+            dst_port: 4000,
+            ttl: 64,
+        }
     }
 
     /// The address of a family, if it has one.
@@ -73,13 +90,4 @@ impl Pod {
         self.find(v4)
             .unwrap_or_else(|| panic!("pod {} has no address of this family: {}", self.name, self.result))
     }
-}
-
-fn mac(text: &Value) -> Option<[u8; 6]> {
-    let bytes: Option<Vec<u8>> = text
-        .as_str()?
-        .split(':')
-        .map(|byte| u8::from_str_radix(byte, 16).ok())
-        .collect();
-    bytes?.try_into().ok()
 }

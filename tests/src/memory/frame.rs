@@ -23,6 +23,8 @@ pub struct Frame {
     pub fib: fn(&Addr, u32) -> Fib,
     /// Tuples that sockets of the host receive.
     pub sockets: Vec<Tuple>,
+    /// The kernel refuses to change it.
+    pub fixed: bool,
 }
 
 impl Frame {
@@ -38,10 +40,14 @@ impl Frame {
             complete: None,
             fib: |_, _| Fib::Unroutable,
             sockets: Vec::new(),
+            fixed: false,
         }
     }
 
     fn sum_at(&mut self, offset: u32, change: impl FnOnce(u16) -> u16) -> Result<(), NotRewritten> {
+        if self.fixed {
+            return Err(NotRewritten);
+        }
         let at = offset as usize;
         let bytes = self.bytes.get_mut(at..at + 2).ok_or(NotRewritten)?;
         let old = u16::from_ne_bytes([bytes[0], bytes[1]]);
@@ -133,6 +139,9 @@ impl Packet for Frame {
     }
 
     fn store<T: Plain>(&mut self, offset: u32, value: &T, checksum: bool) -> Result<(), NotRewritten> {
+        if self.fixed {
+            return Err(NotRewritten);
+        }
         let (at, bytes) = (offset as usize, as_bytes(value));
         let before = self.sum();
         self.bytes

@@ -1,16 +1,35 @@
 //! Maps in memory.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::hash::Hash;
 
 use cni_ebpf::abi::Prefix;
 
+/// What a map has room for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Room {
+    #[default]
+    Endless,
+    /// So many entries; a new one costs the one that was used least recently, as in the kernel's LRU maps.
+    Lru(usize),
+    /// No new entry at all: the kernel has nothing to give up.
+    None,
+}
+
 /// A map whose values stay where they are until [`Slab::settle`], so that look-ups can give references as the kernel
 /// does.
 pub struct Slab<K, V> {
-    live: RefCell<HashMap<K, Box<V>>>,
+    live: RefCell<HashMap<K, Entry<V>>>,
     gone: RefCell<Vec<Box<V>>>,
+    uses: Cell<u64>,
+    pub room: Room,
+}
+
+struct Entry<V> {
+    value: Box<V>,
+    /// When it was used last, counted in uses.
+    used: Cell<u64>,
 }
 
 impl<K, V> Default for Slab<K, V> {
@@ -18,6 +37,8 @@ impl<K, V> Default for Slab<K, V> {
         Self {
             live: RefCell::default(),
             gone: RefCell::default(),
+            uses: Cell::default(),
+            room: Room::default(),
         }
     }
 }
@@ -25,20 +46,54 @@ impl<K, V> Default for Slab<K, V> {
 impl<K: Hash + Eq + Copy, V: Clone> Slab<K, V> {
     pub fn get(&self, key: &K) -> Option<&V> {
         let live = self.live.borrow();
-        let value: *const V = &raw const **live.get(key)?;
+        let entry = live.get(key)?;
+        entry.used.set(self.tick());
+        let value: *const V = &raw const *entry.value;
         // SAFETY: the box is freed by `settle` only, which needs `&mut self`.
         Some(unsafe { &*value })
     }
 
+    fn tick(&self) -> u64 {
+        self.uses.set(self.uses.get() + 1);
+        self.uses.get()
+    }
+
+    /// Inserts or replaces, whatever room there is said to be.
     pub fn put(&self, key: K, value: V) {
-        if let Some(old) = self.live.borrow_mut().insert(key, Box::new(value)) {
-            self.gone.borrow_mut().push(old);
+        let entry = Entry {
+            value: Box::new(value),
+            used: Cell::new(self.tick()),
+        };
+        if let Some(old) = self.live.borrow_mut().insert(key, entry) {
+            self.gone.borrow_mut().push(old.value);
+        }
+    }
+
+    /// Inserts or replaces. False if there is no room.
+    pub fn insert(&self, key: K, value: V) -> bool {
+        let is_new = !self.live.borrow().contains_key(&key);
+        match self.room {
+            Room::None if is_new => return false,
+            Room::Lru(entries) if is_new && self.len() >= entries => self.give_up_one(),
+            _ => {}
+        }
+        self.put(key, value);
+        true
+    }
+
+    fn give_up_one(&self) {
+        let live = self.live.borrow();
+        let least = live.iter().min_by_key(|(_, entry)| entry.used.get());
+        let least = least.map(|(key, _)| *key);
+        drop(live);
+        if let Some(key) = least {
+            self.remove(&key);
         }
     }
 
     pub fn remove(&self, key: &K) {
         if let Some(old) = self.live.borrow_mut().remove(key) {
-            self.gone.borrow_mut().push(old);
+            self.gone.borrow_mut().push(old.value);
         }
     }
 
@@ -54,7 +109,7 @@ impl<K: Hash + Eq + Copy, V: Clone> Slab<K, V> {
         self.live
             .borrow()
             .iter()
-            .map(|(key, value)| (*key, (**value).clone()))
+            .map(|(key, entry)| (*key, (*entry.value).clone()))
             .collect()
     }
 

@@ -109,8 +109,15 @@ pub(super) fn device() -> Device {
 /// The MTU of the routes to 198.51.100.77 and 2001:db8:5::/48.
 pub(super) const NARROW: u32 = 1400;
 
-/// What [`Kernel::new`]'s routing table says.
+/// What [`Kernel::new`]'s routing table says. What is larger than the device's packets is the stack's to refuse.
 pub(super) fn fib(dst: &Addr, length: u32) -> Fib {
+    match route(dst, length) {
+        Fib::Device { .. } if length > device().mtu => Fib::Stack,
+        found => found,
+    }
+}
+
+fn route(dst: &Addr, length: u32) -> Fib {
     let far = |gateway: &str| Fib::Device {
         ifindex: ifindex::NETDEV,
         gateway: Addr::from(ip(gateway)),

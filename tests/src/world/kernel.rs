@@ -36,6 +36,11 @@ pub struct Kernel {
 
 impl Kernel {
     pub fn new() -> Result<Self> {
+        Self::with(&CONFIG)
+    }
+
+    /// The world with programs of another configuration.
+    pub fn with(config: &Config) -> Result<Self> {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
             .context("a network namespace of our own")?;
         // One CPU, so that the scratch of the run is where we look for it.
@@ -43,7 +48,7 @@ impl Kernel {
         one.set(0)?;
         nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &one)?;
         devices()?;
-        let mut ebpf = object::open(&object::bytes()?, &CONFIG)?;
+        let mut ebpf = object::open(&object::bytes()?, config)?;
         for program in object::PROGRAMS {
             object::load(&mut ebpf, program)?;
         }
@@ -227,6 +232,7 @@ fn devices() -> Result<()> {
         ifindex::POD_RULES,
         ifindex::POD_LIMIT,
         ifindex::NETDEV,
+        ifindex::TUNNEL,
     ] {
         ip_command(&format!(
             "link add d{index} index {index} type veth peer name p{index}"

@@ -1,15 +1,16 @@
-//! A pod that opens connections as fast as it can harms nobody's established ones.
+//! Somebody opens connections as fast as he can, and harms nobody's established ones.
 
 use std::{
+    net::IpAddr,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use cni_tests::{
     frames::Ends,
-    lab::{Families, Lab, Plan, Pod, Routing},
-    traffic::{Echo, Steady},
+    lab::{Fabric, Families, Lab, Node, Plan, Pod, Routing},
+    traffic::{self, Echo, Steady},
     wire::Tap,
 };
 use serde_json::json;
@@ -18,28 +19,95 @@ use crate::needs_root;
 
 /// Entries of the table of new connections.
 const TABLE: u32 = 1024;
+/// Ten tables a second.
+const RATE: u64 = 10 * TABLE as u64;
 const SYN: u8 = 2;
 
-fn ends(from: &Pod, to: std::net::IpAddr, number: u64) -> Ends {
-    Ends {
-        src_mac: from.mac,
-        dst_mac: from.host_mac,
-        src: from.ip(to.is_ipv4()),
-        dst: to,
-        src_port: 1024 + (number % 60_000) as u16,
-        dst_port: 7000 + (number / 60_000) as u16,
-        ttl: 64,
+/// From where a flood comes, and at whom.
+struct Flood {
+    tap: Tap,
+    from: Vec<Ends>,
+}
+
+/// A pod's flood at everybody.
+fn from_pod(pod: &Pod, to: &[IpAddr]) -> Flood {
+    Flood {
+        tap: Tap::open(&pod.namespace, "eth0").unwrap(),
+        from: to.iter().map(|dst| pod.towards(*dst)).collect(),
     }
 }
 
-#[test]
-fn rel_37_established_flows_outlive_a_flood() {
+/// A flood from outside at a pod.
+fn from_outside(lab: &Lab, pod: &Pod) -> Flood {
+    let ends = |v4: bool| Ends {
+        src_mac: lab.outside.mac("eth0").unwrap(),
+        dst_mac: lab.fabric.mac("outside").unwrap(),
+        src: lab.outside_address(v4),
+        dst: pod.ip(v4),
+        src_port: 0,
+        dst_port: 0,
+        ttl: 64,
+    };
+    Flood {
+        tap: Tap::open(&lab.outside, "eth0").unwrap(),
+        from: [true, false].map(ends).to_vec(),
+    }
+}
+
+impl Flood {
+    /// Another connection with each number.
+    fn send(&self, number: u64) {
+        let ends = self.from[(number % self.from.len() as u64) as usize];
+        let ends = Ends {
+            src_port: 1024 + (number % 60_000) as u16,
+            dst_port: 7000 + (number / 60_000) as u16,
+            ..ends
+        };
+        self.tap.send(&ends.tcp(SYN, b"")).unwrap();
+    }
+}
+
+/// Sends at [`RATE`] while `on`, until `end`; what it could not send in time it makes up for.
+fn pour(floods: &[Flood], on: &AtomicBool, end: &AtomicBool, sent: &AtomicU64) {
+    let mut credit = 0;
+    let mut last = Instant::now();
+    while !end.load(Ordering::Relaxed) {
+        let elapsed = last.elapsed().as_micros() as u64;
+        last = Instant::now();
+        if on.load(Ordering::Relaxed) {
+            credit += elapsed * RATE;
+            while credit >= 1_000_000 {
+                credit -= 1_000_000;
+                let number = sent.fetch_add(1, Ordering::Relaxed);
+                floods[(number % floods.len() as u64) as usize].send(number / floods.len() as u64);
+            }
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The value of a metric without other labels than the map.
+fn metric(node: &Node, name: &str) -> u64 {
+    let page = node.http("/metrics").unwrap();
+    let line = page.lines().find(|line| line.starts_with(name));
+    let value = line
+        .and_then(|line| line.rsplit(' ').next())
+        .and_then(|value| value.parse().ok());
+    value.unwrap_or_else(|| panic!("{name}: {page}"))
+}
+
+const WINDOW: Duration = Duration::from_millis(500);
+/// Windows with the flood, and as many without it between them.
+const WINDOWS: usize = 5;
+
+fn flooded(plan: Plan, floods: impl FnOnce(&Lab, [&Pod; 3]) -> Vec<Flood>) {
     needs_root!();
     let config = json!({ "maps": { "conntrackNew": TABLE, "conntrack": 4 * TABLE } });
-    let lab = Lab::start(Plan::new(Routing::Direct, Families::Dual).config(config)).unwrap();
-    let node = &lab.nodes[0];
+    let lab = Lab::start(plan.config(config)).unwrap();
+    let [node, far] = lab.pair();
     let (a, b) = (node.add_pod("a").unwrap(), node.add_pod("b").unwrap());
-    let c = lab.nodes[1].add_pod("c").unwrap();
+    let c = far.add_pod("c").unwrap();
+    let floods = floods(&lab, [&a, &b, &c]);
     let mut servers = Vec::new();
     let mut flows = Vec::new();
     for v4 in [true, false] {
@@ -47,38 +115,75 @@ fn rel_37_established_flows_outlive_a_flood() {
             let (tcp, udp) = (Echo::tcp(there, ip, 0).unwrap(), Echo::udp(there, ip, 0).unwrap());
             flows.push(Steady::tcp(&b.namespace, tcp.address).unwrap());
             flows.push(Steady::udp(&b.namespace, udp.address).unwrap());
+            flows.push(Steady::connections(&b.namespace, tcp.address).unwrap());
             servers.extend([tcp, udp]);
         }
     }
     flows.iter().for_each(|flow| flow.wait_for(10));
-    let stop = AtomicBool::new(false);
-    let sent = AtomicU64::new(0);
+    let exchanges = || flows.iter().map(Steady::exchanges).sum::<u64>();
+    let (on, end, sent) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU64::new(0));
+    // With the flood and without it by turns, so that whatever else the machine does weighs on both.
+    let mut done = [0; 2];
+    let mut most = 0;
     thread::scope(|scope| {
-        scope.spawn(|| {
-            let tap = Tap::open(&a.namespace, "eth0").unwrap();
-            while !stop.load(Ordering::Relaxed) {
-                for _ in 0..TABLE / 10 {
-                    let number = sent.fetch_add(1, Ordering::Relaxed);
-                    let v4 = number.is_multiple_of(2);
-                    let to = if number % 4 < 2 {
-                        c.ip(v4)
-                    } else {
-                        lab.outside_address(v4)
-                    };
-                    tap.send(&ends(&a, to, number).tcp(SYN, b"")).unwrap();
-                }
-                // A hundred times a second: ten tables.
-                thread::sleep(Duration::from_millis(10));
+        scope.spawn(|| pour(&floods, &on, &end, &sent));
+        for window in 0..2 * WINDOWS {
+            let flood = window % 2 == 0;
+            let before = exchanges();
+            on.store(flood, Ordering::Relaxed);
+            thread::sleep(WINDOW);
+            done[usize::from(flood)] += exchanges() - before;
+            if window == 2 {
+                most = metric(node, "millrace_map_live_entries{map=\"conntrack_new\"}");
             }
-        });
-        flows.iter().for_each(|flow| flow.wait_for(400));
+        }
+        // At least twenty tables in all, however slow the machine is.
+        on.store(true, Ordering::Relaxed);
         while sent.load(Ordering::Relaxed) < u64::from(20 * TABLE) {
             thread::sleep(Duration::from_millis(10));
         }
-        stop.store(true, Ordering::Relaxed);
+        end.store(true, Ordering::Relaxed);
     });
+    let [without, with] = done;
+    let total = sent.load(Ordering::Relaxed);
+    println!("{total} SYN, wanted {RATE} a second; exchanges: {without} without a flood, {with} under it");
+    assert!(
+        // The kernel keeps some entries of a small LRU table at each CPU.
+        most * 2 >= u64::from(TABLE),
+        "{most} of {TABLE} new connections: no flood"
+    );
+    assert!(
+        2 * with >= without,
+        "{with} exchanges under the flood, {without} without it"
+    );
+    // Who comes afterwards is served at once, whatever fills the table.
+    flows.iter().for_each(|flow| flow.wait_for(10));
+    let late = Echo::tcp(&c.namespace, c.ip(true), 0).unwrap();
+    traffic::tcp(&a.namespace, late.address, 1000).unwrap();
     for flow in flows {
         let tally = flow.stop();
         assert_eq!(tally.failures, Vec::<String>::new());
     }
+}
+
+#[test]
+fn rel_37_established_flows_outlive_floods_of_a_pod_and_from_outside() {
+    let plan = Plan::new(Routing::Direct, Families::Dual).fabric(Fabric::Router);
+    flooded(plan, |lab, [a, b, c]| {
+        let everybody = [true, false]
+            .map(|v4| [c.ip(v4), lab.outside_address(v4)])
+            .concat();
+        vec![from_pod(a, &everybody), from_outside(lab, b)]
+    });
+}
+
+#[test]
+fn rel_37_established_flows_outlive_a_flood_through_the_tunnel() {
+    let plan = Plan::new(Routing::Vxlan, Families::Dual);
+    flooded(plan, |lab, [a, b, c]| {
+        let everybody = [true, false]
+            .map(|v4| [c.ip(v4), b.ip(v4), lab.outside_address(v4)])
+            .concat();
+        vec![from_pod(a, &everybody)]
+    });
 }

@@ -1,5 +1,7 @@
 //! What a pod that may send any frame cannot do.
 
+mod odd;
+
 use std::net::IpAddr;
 
 use cni_tests::{
@@ -49,15 +51,7 @@ fn arp(from: &Pod, operation: u8, claims: IpAddr, asks: IpAddr) -> Vec<u8> {
 /// What both families have.
 fn of_family(from: &Pod, other: &Pod, outside: IpAddr) -> Vec<Forgery> {
     let v4 = outside.is_ipv4();
-    let own = Ends {
-        src_mac: from.mac,
-        dst_mac: from.host_mac,
-        src: from.ip(v4),
-        dst: other.ip(v4),
-        src_port: 4000,
-        dst_port: 4000,
-        ttl: 64,
-    };
+    let own = from.towards(other.ip(v4));
     let server = if v4 { 67 } else { 547 };
     let group: IpAddr = if v4 {
         [224, 0, 0, 251].into()
@@ -116,13 +110,8 @@ fn of_family(from: &Pod, other: &Pod, outside: IpAddr) -> Vec<Forgery> {
 fn v4(from: &Pod, other: &Pod) -> Vec<Forgery> {
     let (own, theirs) = (from.ip(true), other.ip(true));
     let own_ends = Ends {
-        src_mac: from.mac,
         dst_mac: [0xff; 6],
-        src: own,
-        dst: [255, 255, 255, 255].into(),
-        src_port: 4000,
-        dst_port: 4000,
-        ttl: 64,
+        ..from.towards([255, 255, 255, 255].into())
     };
     vec![
         forgery("an ARP request", "arp", arp(from, 1, own, theirs)),
@@ -219,17 +208,17 @@ fn refuse(node: &Node, tap: &Tap, forged: &Forgery) {
 fn battery(routing: Routing) {
     needs_root!();
     let lab = Lab::start(Plan::new(routing, Families::Dual)).unwrap();
-    let [node, far] = &lab.nodes[..] else {
-        panic!("two nodes")
-    };
+    let [node, far] = lab.pair();
     let (a, b) = (node.add_pod("a").unwrap(), node.add_pod("b").unwrap());
     let c = far.add_pod("c").unwrap();
     let mut forgeries = Vec::new();
     for family in [true, false] {
         forgeries.extend(of_family(&a, &b, lab.outside_address(family)));
+        forgeries.extend(odd::of_family(&a, &b, node.address(family)));
     }
     forgeries.extend(v4(&a, &b));
     forgeries.extend(v6(&a, &b));
+    forgeries.extend(odd::v6(&a, &b));
     let tap = Tap::open(&a.namespace, "eth0").unwrap();
     let listeners = [
         ("pod b", Tap::open(&b.namespace, "eth0").unwrap()),
@@ -280,9 +269,7 @@ fn rel_49_forged_frames_go_nowhere_vxlan() {
 fn rel_49_pod_cannot_pretend_to_be_a_tunnel() {
     needs_root!();
     let lab = Lab::start(Plan::new(Routing::Vxlan, Families::Dual)).unwrap();
-    let [node, far] = &lab.nodes[..] else {
-        panic!("two nodes")
-    };
+    let [node, far] = lab.pair();
     let (a, c) = (node.add_pod("a").unwrap(), far.add_pod("c").unwrap());
     let listener = Tap::open(&c.namespace, "eth0").unwrap();
     for v4 in [true, false] {

@@ -1,15 +1,16 @@
 //! What a node keeps for itself, and what a reboot leaves of it.
 
-use std::{fs, net::IpAddr, os::unix::fs::PermissionsExt};
+use std::{fs, io::ErrorKind, net::IpAddr, os::unix::fs::PermissionsExt};
 
 use cni_tests::{
     frames::Ends,
-    lab::{Families, Lab, Plan, Routing, Signal},
+    lab::{Fabric, Families, Lab, Plan, Routing, Signal},
     traffic::{self, Echo},
-    wire::Tap,
+    wire::{Tap, holds},
 };
 
 use crate::needs_root;
+use serde_json::json;
 
 fn small() -> Lab {
     Lab::start(Plan::new(Routing::Direct, Families::Dual).nodes(1)).unwrap()
@@ -68,15 +69,6 @@ fn rel_23_loopback_services_are_not_reached_from_the_wire() {
     let pod = node.add_pod("a").unwrap();
     let loopback: IpAddr = [127, 0, 0, 1].into();
     let server = Echo::udp(&node.namespace, loopback, 4000).unwrap();
-    let mac = |device: &str| {
-        let link = &node.namespace.list(&format!("link show {device}")).unwrap()[0];
-        let bytes = link["address"]
-            .as_str()
-            .unwrap()
-            .split(':')
-            .map(|byte| u8::from_str_radix(byte, 16).unwrap());
-        <[u8; 6]>::try_from(bytes.collect::<Vec<u8>>()).unwrap()
-    };
     let from_pod = Ends {
         src_mac: pod.mac,
         dst_mac: pod.host_mac,
@@ -88,7 +80,7 @@ fn rel_23_loopback_services_are_not_reached_from_the_wire() {
     };
     let from_wire = Ends {
         src_mac: [2, 0, 0, 0, 0, 9],
-        dst_mac: mac("eth0"),
+        dst_mac: node.namespace.mac("eth0").unwrap(),
         src: [192, 168, 64, 1].into(),
         ..from_pod
     };
@@ -111,6 +103,91 @@ fn rel_23_loopback_services_are_not_reached_from_the_wire() {
     traffic::ping(&lab.fabric, node.address(true), 56).unwrap();
     assert_eq!(server.peers(), std::collections::BTreeSet::new());
     traffic::udp(&node.namespace, server.address, 10).unwrap();
+}
+
+/// Pods have routes to each other's addresses and to nothing of each other's, nor of the node's, besides.
+#[test]
+fn rel_50_the_host_side_of_pods_and_the_agents_sockets_are_out_of_reach() {
+    needs_root!();
+    let lab = small();
+    let node = &lab.nodes[0];
+    let (a, b) = (node.add_pod("a").unwrap(), node.add_pod("b").unwrap());
+    let tap = Tap::open(&a.namespace, "eth0").unwrap();
+    let before = node.all_drops().unwrap();
+    // The gateway and the cloud's metadata are link-local: no packet to them leaves the pod's host end.
+    for (count, dst) in (1..).zip(["169.254.1.1", "169.254.169.254", "fe80::1"]) {
+        let dst: IpAddr = dst.parse().unwrap();
+        tap.send(&a.towards(dst).tcp(2, b"")).unwrap();
+        crate::eventually(|| {
+            let drops = node.all_drops().unwrap();
+            let reason = "link_local/egress";
+            let moved = drops.get(reason).unwrap_or(&0) - before.get(reason).unwrap_or(&0);
+            (moved < count).then(|| format!("{dst}: {drops:?}"))
+        });
+    }
+    // Health and metrics listen on the node's loopback alone, and the sockets are files of its own.
+    for v4 in [true, false] {
+        let refused = traffic::connect(&a.namespace, (node.address(v4), 9765).into()).unwrap_err();
+        assert_eq!(
+            refused.downcast_ref::<std::io::Error>().unwrap().kind(),
+            ErrorKind::ConnectionRefused
+        );
+    }
+    let listening = node.namespace.command("ss").args(["-Hlntu"]).output().unwrap();
+    let listening = String::from_utf8(listening.stdout).unwrap();
+    let open: Vec<&str> = listening
+        .lines()
+        .filter(|line| !line.contains("127.0.0.1:9765"))
+        .collect();
+    assert_eq!(
+        open,
+        Vec::<&str>::new(),
+        "nothing of the agent is reached by the network"
+    );
+    // Another pod's host end answers nobody: it has no address.
+    let addresses = node
+        .namespace
+        .list(&format!("addr show dev {}", b.host_device))
+        .unwrap();
+    let global = addresses[0]["addr_info"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|address| address["scope"] != "link");
+    assert_eq!(global.count(), 0, "{addresses:?}");
+    traffic::ping(&a.namespace, b.ip(true), 56).unwrap();
+}
+
+/// Pods that were there before are said to be, with what to do.
+#[test]
+fn rel_32_a_pod_of_another_network_is_named() {
+    needs_root!();
+    let lab = small();
+    let node = &lab.nodes[0];
+    let pod = |name: &str, ip: IpAddr| {
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": { "name": name, "namespace": "shop" },
+            "spec": { "nodeName": "node0" },
+            "status": { "phase": "Running", "podIPs": [{ "ip": ip }] },
+        })
+    };
+    let ours = node.add_pod("ours").unwrap();
+    node.write_manifest("ours.yaml", &pod("ours", ours.ip(true)))
+        .unwrap();
+    node.write_manifest("before.yaml", &pod("before", [10, 88, 0, 7].into()))
+        .unwrap();
+    let problems = || node.ask(["status"]).unwrap()["checks"].to_string();
+    crate::eventually(|| {
+        let found = problems();
+        let good = found.contains("1 (shop/before)") && found.contains("started anew");
+        (!good).then_some(found)
+    });
+    fs::remove_file(node.folder().join("manifests/before.yaml")).unwrap();
+    crate::eventually(|| {
+        let found = problems();
+        found.contains("another network").then_some(found)
+    });
 }
 
 #[test]
@@ -140,4 +217,41 @@ fn rel_33_reboot_leaves_no_address_and_gives_none_twice() {
         (now != empty).then(|| format!("left: {now:#?}"))
     });
     assert_eq!(node.ask(["endpoints"]).unwrap(), serde_json::json!([]));
+}
+
+/// A packet to an address of the node's own range that no pod has: the node says so to whoever sent it, and does not
+/// hand it to its default route, whose router would send it back.
+#[test]
+fn an_address_that_no_pod_has_is_unreachable_and_never_loops() {
+    needs_root!();
+    let lab = Lab::start(Plan::new(Routing::Direct, Families::Dual).fabric(Fabric::Router)).unwrap();
+    let node = &lab.nodes[0];
+    let pod = node.add_pod("a").unwrap();
+    let wire = Tap::open(&lab.fabric, "node0").unwrap();
+    for nobody in ["10.77.1.200", "fd00:10:77:1::dead"] {
+        let nobody: IpAddr = nobody.parse().unwrap();
+        for from in [&lab.outside, &node.namespace] {
+            let error = traffic::connect(from, (nobody, 4000).into()).unwrap_err();
+            let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+            // IPv6 tells "no route".
+            let unreachable = [ErrorKind::HostUnreachable, ErrorKind::NetworkUnreachable];
+            assert!(
+                kind.is_some_and(|kind| unreachable.contains(&kind)),
+                "{}: {error:#}",
+                from.name()
+            );
+        }
+    }
+    traffic::ping(&pod.namespace, lab.outside_address(true), 56).unwrap();
+    let echo = |frame: &[u8]| holds(frame, &traffic::pattern(56));
+    let (_, before) = wire.catch("the control ping", echo).unwrap();
+    // Those of outside on their way in, and none on its way out.
+    let is_tcp = |frame: &&Vec<u8>| frame[if frame[12] == 8 { 23 } else { 20 }] == 6;
+    let own = node.namespace.mac("eth0").unwrap();
+    let (out, inwards): (Vec<_>, Vec<_>) = before
+        .iter()
+        .filter(is_tcp)
+        .partition(|frame| frame[6..12] == own);
+    assert_eq!(out, Vec::<&Vec<u8>>::new());
+    assert!(inwards.len() >= 2, "{inwards:?}");
 }

@@ -14,18 +14,14 @@ use crate::needs_root;
 
 fn ends(from: &Pod, to: IpAddr, ttl: u8) -> Ends {
     Ends {
-        src_mac: from.mac,
-        dst_mac: from.host_mac,
-        src: from.ip(to.is_ipv4()),
-        dst: to,
-        src_port: 5000,
         dst_port: 5001,
         ttl,
+        ..from.towards(to)
     }
 }
 
 /// Lets a pod send packets of this size, whatever its network is made for; and none that are cut later.
-fn widen(node: &Namespace, pod: &Pod, mtu: u32) {
+pub(crate) fn widen(node: &Namespace, pod: &Pod, mtu: u32) {
     node.ip(&format!("link set {} mtu {mtu}", pod.host_device))
         .unwrap();
     pod.namespace
@@ -45,9 +41,7 @@ fn widen(node: &Namespace, pod: &Pod, mtu: u32) {
 fn rel_47_too_big_for_the_tunnel_is_said_and_heard() {
     needs_root!();
     let lab = Lab::start(Plan::new(Routing::Vxlan, Families::Dual)).unwrap();
-    let [near, far] = &lab.nodes[..] else {
-        panic!("two nodes")
-    };
+    let [near, far] = lab.pair();
     let (a, c) = (near.add_pod("a").unwrap(), far.add_pod("c").unwrap());
     widen(&near.namespace, &a, 1500);
     widen(&far.namespace, &c, 1500);
@@ -65,9 +59,7 @@ fn rel_47_time_exceeded_comes_from_the_node() {
     needs_root!();
     for routing in [Routing::Direct, Routing::Vxlan] {
         let lab = Lab::start(Plan::new(routing, Families::Dual)).unwrap();
-        let [near, far] = &lab.nodes[..] else {
-            panic!("two nodes")
-        };
+        let [near, far] = lab.pair();
         let (a, c) = (near.add_pod("a").unwrap(), far.add_pod("c").unwrap());
         let tap = Tap::open(&a.namespace, "eth0").unwrap();
         for v4 in [true, false] {

@@ -1,11 +1,18 @@
 //! Pods come and go in crowds.
 
-use std::{collections::BTreeSet, net::IpAddr, thread};
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    process::{Command, Stdio},
+    thread,
+};
 
 use cni_tests::{
     lab::{Families, Lab, Plan, Pod, Routing, leftovers},
+    netns::Namespace,
     traffic,
 };
+use serde_json::{Value, json};
 
 use crate::needs_root;
 
@@ -46,6 +53,80 @@ fn rel_43_crowd_of_pods_comes_and_goes_without_a_trace() {
         let now = node.intent().unwrap();
         (now != empty).then(|| format!("left: {now:#?}"))
     });
+}
+
+/// Runtimes attach the networks of one container at the same time.
+#[test]
+fn interfaces_of_one_container_come_and_go_at_once() {
+    needs_root!();
+    let lab = Lab::start(Plan::new(Routing::Direct, Families::Dual).nodes(1)).unwrap();
+    let node = &lab.nodes[0];
+    let empty = node.intent().unwrap();
+    let peer = node.add_pod("peer").unwrap();
+    let guest = Namespace::create(&format!("{}-guest", lab.name())).unwrap();
+    let interfaces = ["eth0", "net1", "net2"];
+    let call = |verb: &str, interface: &str| {
+        let mut command = node.cni_command(verb, lab.name(), &guest.path());
+        command.env("CNI_IFNAME", interface);
+        let output = node.feed(command, &json!({})).unwrap();
+        assert!(output.status.success(), "{verb} {interface}: {output:?}");
+        output.stdout
+    };
+    let at_once = |verb: &str| -> Vec<Vec<u8>> {
+        thread::scope(|scope| {
+            let calls = interfaces.map(|interface| scope.spawn(move || call(verb, interface)));
+            calls.map(|call| call.join().unwrap()).into()
+        })
+    };
+    let mut addresses = BTreeSet::new();
+    for result in at_once("ADD") {
+        let result: Value = serde_json::from_slice(&result).unwrap();
+        for ip in result["ips"].as_array().unwrap() {
+            let address = ip["address"].as_str().unwrap().split('/').next().unwrap();
+            addresses.insert(address.parse::<IpAddr>().unwrap());
+        }
+    }
+    assert_eq!(addresses.len(), 2 * interfaces.len(), "{addresses:?}");
+    assert_eq!(node.pod_devices().unwrap().len(), 1 + interfaces.len());
+    assert_eq!(node.dump("endpoints").unwrap().len(), 2 * (1 + interfaces.len()));
+    // Which of them has the default route is the first one's luck; that one talks.
+    for v4 in [true, false] {
+        traffic::ping(&guest, peer.ip(v4), 56).unwrap();
+    }
+    at_once("DEL");
+    assert_eq!(guest.devices().unwrap(), ["lo"]);
+    node.delete_pod(peer).unwrap();
+    crate::runtimes::nothing_is_left(node, &empty);
+}
+
+#[test]
+fn the_demo_shows_everything_and_leaves_nothing() {
+    needs_root!();
+    let demo = Command::new(env!("CARGO_BIN_EXE_demo"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let name = format!("mrlab-demo-{}", demo.id());
+    let output = demo.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success(),
+        "{text}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    for part in [
+        "direct routing",
+        "VXLAN",
+        "millrace status",
+        "source_address",
+        "0 lost",
+        "nothing is left",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert_eq!(leftovers(&name), Vec::<String>::new());
 }
 
 #[test]

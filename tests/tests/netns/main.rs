@@ -6,6 +6,9 @@
     reason = "a test that cannot go on panics"
 )]
 
+mod chaos;
+mod devices;
+mod events;
 mod flood;
 mod forgery;
 mod host;
@@ -13,7 +16,10 @@ mod icmp;
 mod lifecycle;
 mod matrix;
 mod restart;
+mod routing;
 mod runtimes;
+mod sizes;
+mod uninstall;
 
 use std::{
     thread,

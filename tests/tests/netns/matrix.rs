@@ -8,6 +8,7 @@ use cni_tests::{
     netns::Namespace,
     traffic::{self, Echo},
 };
+use serde_json::{Value, json};
 
 /// What failed, so that one row does not hide another.
 #[derive(Default)]
@@ -61,9 +62,7 @@ struct Pods {
 }
 
 fn family(lab: &Lab, pods: &Pods, v4: bool, rows: &mut Rows) {
-    let [near, far] = &lab.nodes[..] else {
-        panic!("two nodes")
-    };
+    let [near, far] = lab.pair();
     let Pods { a, b, c } = pods;
     let (pod_a, pod_b, pod_c) = (&a.namespace, &b.namespace, &c.namespace);
     let ip = |pod: &Pod| pod.ip(v4);
@@ -102,6 +101,18 @@ fn family(lab: &Lab, pods: &Pods, v4: bool, rows: &mut Rows) {
         near.address(v4),
     );
     rows.row(
+        "pod to another address of the other node",
+        pod_a,
+        &far.namespace,
+        far.second_address(v4),
+        // The other nodes know nothing of it: it is outside.
+        near.address(v4),
+    );
+    if lab.plan.routing == Routing::Direct && lab.plan.fabric == Fabric::Router {
+        let outside = lab.outside_address(v4);
+        rows.row("outside to pod", &lab.outside, pod_a, ip(a), outside);
+    }
+    rows.row(
         "node to outside",
         &near.namespace,
         &lab.outside,
@@ -111,16 +122,19 @@ fn family(lab: &Lab, pods: &Pods, v4: bool, rows: &mut Rows) {
 }
 
 fn everybody(plan: Plan) {
+    everybody_as(plan, &json!({}));
+}
+
+/// With more keys in the pods' network configuration.
+fn everybody_as(plan: Plan, attachment: &Value) {
     needs_root!();
     let families = plan.families;
     let lab = Lab::start(plan).unwrap();
-    let [near, far] = &lab.nodes[..] else {
-        panic!("two nodes")
-    };
+    let [near, far] = lab.pair();
     let pods = Pods {
-        a: near.add_pod("a").unwrap(),
-        b: near.add_pod("b").unwrap(),
-        c: far.add_pod("c").unwrap(),
+        a: near.add_pod_with("a", attachment).unwrap(),
+        b: near.add_pod_with("b", attachment).unwrap(),
+        c: far.add_pod_with("c", attachment).unwrap(),
     };
     let mut rows = Rows::default();
     for v4 in families.each() {
@@ -180,4 +194,56 @@ fn vxlan_v6_only() {
 #[test]
 fn vxlan_through_a_router() {
     everybody(Plan::new(Routing::Vxlan, Families::Dual).fabric(Fabric::Router));
+}
+
+/// Plugins that act in the host's stack may stand behind ours: everything passes it.
+#[test]
+fn direct_dual_through_the_stack() {
+    let plan = Plan::new(Routing::Direct, Families::Dual);
+    everybody_as(plan, &json!({ "viaStack": true }));
+}
+
+/// Without IPv6: fragments as large as the fabric's links, from outside, do not fit into the pod's, and no stack may cut
+/// them. Redirection does not ask.
+#[test]
+fn vxlan_v4_through_the_stack() {
+    let plan = Plan::new(Routing::Vxlan, Families::V4);
+    everybody_as(plan, &json!({ "viaStack": true }));
+}
+
+/// The programs stand as filters, where the kernel has no better place.
+#[test]
+fn vxlan_dual_with_clsact() {
+    everybody(Plan::new(Routing::Vxlan, Families::Dual).agent_arguments(&["--attach", "clsact"]));
+}
+
+/// Destinations that are to see pods' own addresses do.
+#[test]
+fn what_is_not_masqueraded_sees_the_pod() {
+    needs_root!();
+    let ranges = json!({ "nonMasqueradeCIDRs": ["203.0.113.0/24", "2001:db8:113::/64"] });
+    let plan = Plan::new(Routing::Direct, Families::Dual)
+        .fabric(Fabric::Router)
+        .config(json!({ "masquerade": ranges }));
+    let lab = Lab::start(plan).unwrap();
+    let node = &lab.nodes[0];
+    let a = node.add_pod("a").unwrap();
+    let mut rows = Rows::default();
+    for v4 in [true, false] {
+        let outside = lab.outside_address(v4);
+        rows.row("pod to outside", &a.namespace, &lab.outside, outside, a.ip(v4));
+        rows.row("outside to pod", &lab.outside, &a.namespace, a.ip(v4), outside);
+        // What is not of the range is masqueraded still.
+        let other = lab.nodes[1].second_address(v4);
+        let far = &lab.nodes[1].namespace;
+        rows.row(
+            "pod to another address",
+            &a.namespace,
+            far,
+            other,
+            node.address(v4),
+        );
+    }
+    assert!(rows.0.is_empty(), "\n{}", rows.0.join("\n"));
+    assert_eq!(node.drops().unwrap(), Drops::new());
 }

@@ -9,13 +9,13 @@ use cni_tests::{
 use crate::needs_root;
 
 /// Traffic of every kind from one pod, and its servers.
-struct Load {
+pub(crate) struct Load {
     _servers: Vec<Echo>,
     flows: Vec<(String, Steady)>,
 }
 
 impl Load {
-    fn begin(lab: &Lab, from: &Pod, near: &Pod, far: &Pod) -> Self {
+    pub(crate) fn begin(lab: &Lab, from: &Pod, near: &Pod, far: &Pod) -> Self {
         let mut load = Self {
             _servers: Vec::new(),
             flows: Vec::new(),
@@ -41,12 +41,12 @@ impl Load {
     }
 
     /// Until every flow has had so many more exchanges.
-    fn go_on(&self, exchanges: u64) {
+    pub(crate) fn go_on(&self, exchanges: u64) {
         self.flows.iter().for_each(|(_, flow)| flow.wait_for(exchanges));
     }
 
     #[track_caller]
-    fn end(self, dropped: &[Drops]) {
+    pub(crate) fn end(self, dropped: &[Drops]) {
         let lost: Vec<(String, Tally)> = self
             .flows
             .into_iter()
@@ -98,11 +98,61 @@ fn rel_28_agent_ended_under_traffic() {
 }
 
 #[test]
+fn rel_28_agent_ended_under_traffic_vxlan() {
+    end_and_return(Plan::new(Routing::Vxlan, Families::Dual), Signal::SIGTERM);
+}
+
+#[test]
 fn rel_34_agent_ended_and_killed_with_clsact() {
-    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
-        let plan = Plan::new(Routing::Vxlan, Families::Dual).agent_arguments(&["--attach", "clsact"]);
+    for (routing, signal) in [
+        (Routing::Direct, Signal::SIGKILL),
+        (Routing::Vxlan, Signal::SIGTERM),
+    ] {
+        let plan = Plan::new(routing, Families::Dual).agent_arguments(&["--attach", "clsact"]);
         end_and_return(plan, signal);
     }
+}
+
+#[test]
+fn rel_34_a_filter_that_somebody_deletes_is_back_at_once() {
+    needs_root!();
+    let plan = Plan::new(Routing::Direct, Families::Dual).agent_arguments(&["--attach", "clsact"]);
+    let lab = Lab::start(plan).unwrap();
+    let node = &lab.nodes[0];
+    let (a, b) = (node.add_pod("a").unwrap(), node.add_pod("b").unwrap());
+    let filters = |device: &str, side: &str| {
+        let arguments = ["filter", "show", "dev", device, side];
+        let output = node.namespace.command("tc").args(arguments).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    // Each way of taking one away: the filter, all of a side, the qdisc. The audit comes once a minute; nobody waits
+    // for it here.
+    for (device, arguments) in [
+        (a.host_device.as_str(), "filter del dev DEVICE ingress"),
+        ("eth0", "filter del dev DEVICE egress pref 77"),
+        (a.host_device.as_str(), "qdisc del dev DEVICE clsact"),
+    ] {
+        let sides = || [filters(device, "ingress"), filters(device, "egress")];
+        let has_both = || sides().iter().all(|text| text.contains("millrace:"));
+        assert!(has_both(), "{device}: {:?}", sides());
+        let arguments = arguments.replace("DEVICE", device);
+        let mut tc = node.namespace.command("tc");
+        assert!(
+            tc.args(arguments.split_whitespace()).status().unwrap().success(),
+            "{arguments}"
+        );
+        crate::eventually(|| (!has_both()).then(|| format!("after tc {arguments}: {:?}", sides())));
+    }
+    let route = format!("route del {}", lab.plan.pod_cidr(1, true));
+    node.namespace.ip(&route).unwrap();
+    crate::eventually(|| {
+        let routes = node.namespace.list("route show proto 77").unwrap();
+        let there = routes
+            .iter()
+            .any(|route| route["dst"] == lab.plan.pod_cidr(1, true).as_str());
+        (!there).then(|| format!("{routes:?}"))
+    });
+    cni_tests::traffic::ping(&a.namespace, b.ip(true), 56).unwrap();
 }
 
 fn alone() -> Option<Lab> {

@@ -107,7 +107,7 @@ fn succeeded(output: Output) -> String {
 
 /// Waits until the node's kernel holds exactly what it held before, and no pod's device.
 #[track_caller]
-fn nothing_is_left(node: &Node, before: &[String]) {
+pub(crate) fn nothing_is_left(node: &Node, before: &[String]) {
     assert_eq!(node.pod_devices().unwrap(), Vec::<String>::new());
     assert_eq!(node.ask(["endpoints"]).unwrap(), serde_json::json!([]));
     crate::eventually(|| {

@@ -15,6 +15,15 @@ pub(crate) const SYN_ACK: u8 = SYN | ACK;
 pub(crate) const FIN_ACK: u8 = 1 | ACK;
 pub(crate) const RST: u8 = 4;
 
+/// A connection from its first packet to its last: flags, and whether the originator sends it.
+pub(crate) const WHOLE_LIFE: [(u8, bool); 5] = [
+    (SYN, true),
+    (SYN_ACK, false),
+    (ACK, true),
+    (FIN_ACK, true),
+    (FIN_ACK, false),
+];
+
 pub(crate) fn from_a(dst: IpAddr) -> Ends {
     Ends {
         src_mac: mac(ifindex::POD_A),
@@ -60,7 +69,7 @@ pub(crate) fn gateway(v6: bool) -> Result<Verdict, Reason> {
 
 pub(crate) fn families(test: impl Fn(&mut Pair, bool) + Send + 'static) {
     cni_tests::require!(privileged(), "running programs needs root");
-    with_pair(move |pair| {
+    with_pair(world::CONFIG, move |pair| {
         for v6 in [false, true] {
             test(pair, v6);
             pair.forget();
@@ -365,7 +374,7 @@ fn a_bandwidth_limit_drops_what_is_above_it() {
 }
 
 #[test]
-fn what_its_segments_make_too_big_goes_to_the_stack_as_it_was_sent() {
+fn rel_48_what_its_segments_make_too_big_goes_to_the_stack_as_it_was_sent() {
     families(|pair, v6| {
         if v6 {
             return;

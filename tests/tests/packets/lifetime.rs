@@ -7,7 +7,8 @@ use cni_tests::world::{self, Hook, ifindex, ip, pod};
 
 use crate::Pair;
 use crate::fixtures::{
-    ACK, FIN_ACK, RST, SYN, SYN_ACK, TO_A, TO_B, drop_of, families, from_a, from_b, gateway, outside,
+    ACK, FIN_ACK, RST, SYN, SYN_ACK, TO_A, TO_B, WHOLE_LIFE, drop_of, families, from_a, from_b, gateway,
+    outside,
 };
 
 fn node(v6: bool) -> std::net::IpAddr {
@@ -30,13 +31,7 @@ fn answer(ends: Ends, v6: bool) -> Ends {
 
 /// Opens and ends a connection by its packets, each (flags, from the originator).
 fn whole_life(pair: &mut Pair, mut send: impl FnMut(&mut Pair, u8, bool)) {
-    for (flags, forward) in [
-        (SYN, true),
-        (SYN_ACK, false),
-        (ACK, true),
-        (FIN_ACK, true),
-        (FIN_ACK, false),
-    ] {
+    for (flags, forward) in WHOLE_LIFE {
         send(pair, flags, forward);
     }
 }

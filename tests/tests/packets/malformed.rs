@@ -3,7 +3,8 @@
 use cni_ebpf::abi::Reason;
 use cni_ebpf::datapath::Verdict;
 use cni_tests::frames::{self, Ends};
-use cni_tests::world::{Hook, ifindex, ip, pod};
+use cni_tests::memory::Room;
+use cni_tests::world::{self, Hook, ifindex, ip, pod};
 
 use crate::fixtures::{SYN, TO_B, drop_of, families, from_a, gateway};
 
@@ -65,7 +66,7 @@ fn rel_19_no_neighbour_or_router_discovery_and_no_arp() {
 }
 
 #[test]
-fn fragments_follow_their_first() {
+fn rel_45_fragments_follow_their_first() {
     families(|pair, v6| {
         let whole = from_a(pod(3, v6)).udp(&[7; 100]);
         let [first, second] = frames::fragments(&whole, 48, 77);
@@ -133,7 +134,65 @@ fn rel_45_ipv4_headers_are_judged() {
             (Ok(Verdict::Pass), expiring.udp(b"x")),
             "the stack answers, and shows it as sent"
         );
+        let expired = Ends { ttl: 0, ..expiring };
+        let (verdict, out) = pair.run(Hook::FromPod, &expired.udp(b"x"), ifindex::POD_A);
+        assert_eq!((verdict, out), (Ok(Verdict::Pass), expired.udp(b"x")));
         assert_eq!(drop_of(pair, &good[..20]), Reason::Truncated);
+        for words in 1..=10u8 {
+            // The datagram ends inside of its header.
+            let mut short = frames::with_options(&good, &vec![1; usize::from(words) * 4]);
+            short[17] = 20 + words * 4 - 1;
+            frames::fix_ipv4(&mut short);
+            assert_eq!(
+                drop_of(pair, &short),
+                Reason::Malformed,
+                "{words} words of options"
+            );
+        }
+    });
+}
+
+#[test]
+fn rel_45_fragments_that_overlap_are_judged_by_their_own_ports_and_never_by_others() {
+    families(|pair, v6| {
+        let to = |dst_port| Ends {
+            dst_port,
+            ..from_a(pod(5, v6))
+        };
+        let allowed = Ok(Verdict::Peer {
+            ifindex: ifindex::POD_RULES,
+        });
+        let tcp = |dst_port| to(dst_port).tcp(SYN, &[7; 80]);
+        let [first, later] = frames::fragments(&tcp(80), 40, 5);
+        let [other_first, _] = frames::fragments(&tcp(81), 40, 5);
+        assert_eq!(pair.run(Hook::FromPod, &first, ifindex::POD_A).0, allowed);
+        // The beginning once more, with a port that nobody may reach: refused, so the receiver never has it.
+        assert_eq!(drop_of(pair, &other_first), Reason::PolicyIngress);
+        // A later one that overlaps the first belongs to the datagram that was judged.
+        let [_, overlapping] = frames::fragments(&tcp(80), 32, 5);
+        for later in [later, overlapping] {
+            let verdict = pair.run(Hook::FromPod, &later, ifindex::POD_A).0;
+            assert!(
+                verdict == allowed || verdict == Err(Reason::PolicyIngress),
+                "{verdict:?}"
+            );
+        }
+    });
+}
+
+#[test]
+fn rel_45_where_a_fragment_cannot_be_remembered_it_does_not_pass() {
+    families(|pair, v6| {
+        let [first, later] = frames::fragments(&from_a(pod(3, v6)).udp(&[7; 100]), 48, 77);
+        pair.memory.fragments.room = Room::None;
+        for (bytes, reason) in [
+            (first, Reason::FragmentTableFull),
+            (later, Reason::FragmentOrphan),
+        ] {
+            let frame = world::frame(bytes, ifindex::POD_A);
+            assert_eq!(pair.host(Hook::FromPod, &frame).0, Err(reason));
+        }
+        pair.memory.fragments.room = Room::Endless;
     });
 }
 
@@ -170,6 +229,35 @@ fn rel_46_ipv6_extension_chains_are_walked() {
             bytes[20] = unknown;
             assert_eq!(drop_of(pair, &bytes), Reason::UnknownProtocol);
         }
+        // An authentication header counts its length in units of four bytes, less two.
+        let authentication = |words: u8| {
+            let mut header = vec![0; (usize::from(words) + 2) * 4];
+            header[1] = words;
+            (51, header)
+        };
+        for headers in [
+            vec![authentication(0)],
+            vec![authentication(4)],
+            vec![(0, header()), authentication(2), (60, header())],
+        ] {
+            let bytes = frames::with_extensions(&good, &headers);
+            assert_eq!(
+                pair.run(Hook::FromPod, &bytes, ifindex::POD_A).0,
+                TO_B,
+                "{headers:?}"
+            );
+        }
+        let mut long = frames::with_extensions(&good, &[authentication(4)]);
+        long[14 + 40 + 1] = 200;
+        assert_eq!(drop_of(pair, &long), Reason::Malformed);
+        // A whole datagram in one fragment (RFC 6946), with headers before and behind the fragment's own.
+        for numbers in [[0, 44, 60], [60, 44, 60], [44, 60, 60]] {
+            assert_eq!(
+                pair.run(Hook::FromPod, &chain(&numbers), ifindex::POD_A).0,
+                TO_B,
+                "{numbers:?}"
+            );
+        }
         let mut long = chain(&[60]);
         long[14 + 40 + 1] = 200;
         assert_eq!(
@@ -193,7 +281,7 @@ fn rel_46_ipv6_extension_chains_are_walked() {
 }
 
 #[test]
-fn udp_without_checksum_stays_without() {
+fn rel_48_udp_without_checksum_stays_without() {
     families(|pair, v6| {
         if v6 {
             return;

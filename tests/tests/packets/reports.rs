@@ -5,7 +5,7 @@ use cni_ebpf::datapath::Verdict;
 use cni_tests::frames::Ends;
 use cni_tests::world::{self, Hook, ifindex, ip, pod};
 
-use crate::fixtures::{SYN, TO_B, families, from_a, gateway};
+use crate::fixtures::{ACK, FIN_ACK, RST, SYN, SYN_ACK, TO_B, families, from_a, from_b, gateway};
 
 #[test]
 fn a_packet_that_was_judged_is_told_once() {
@@ -39,6 +39,45 @@ fn a_packet_that_was_judged_is_told_once() {
             Ok(Verdict::Pass)
         );
         assert_eq!(pair.events, []);
+    });
+}
+
+#[test]
+fn a_connections_beginning_flags_and_end_are_told() {
+    families(|pair, v6| {
+        let ends = from_a(pod(3, v6));
+        for (flags, forward, told) in [
+            (SYN, true, Some(event_kind::NEW)),
+            (SYN_ACK, false, Some(event_kind::FLAGS)),
+            (ACK, true, Some(event_kind::FLAGS)),
+            (ACK, true, None),
+            (ACK, false, None),
+            (FIN_ACK, true, Some(event_kind::FLAGS)),
+            (FIN_ACK, false, Some(event_kind::CLOSE)),
+            (ACK, true, None),
+        ] {
+            let (ends, device) = if forward {
+                (ends, ifindex::POD_A)
+            } else {
+                (from_b(ends), ifindex::POD_B)
+            };
+            assert!(pair.run(Hook::FromPod, &ends.tcp(flags, b""), device).0.is_ok());
+            let events = std::mem::take(&mut pair.events);
+            let kinds: Vec<u8> = events.iter().map(|event| event.kind).collect();
+            assert_eq!(kinds, Vec::from_iter(told), "flags {flags}, forward {forward}");
+            if let Some(event) = events.first() {
+                assert_eq!((event.reply == 0, event.tcp_flags), (forward, flags));
+            }
+        }
+        // A reset ends it at once.
+        let ends = Ends { src_port: 7, ..ends };
+        assert_eq!(
+            pair.run(Hook::FromPod, &ends.tcp(SYN, b""), ifindex::POD_A).0,
+            TO_B
+        );
+        let reset = from_b(ends).tcp(RST, b"");
+        assert!(pair.run(Hook::FromPod, &reset, ifindex::POD_B).0.is_ok());
+        assert_eq!(pair.events[0].kind, event_kind::CLOSE);
     });
 }
 

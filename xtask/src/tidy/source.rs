@@ -20,6 +20,26 @@ const UNFINISHED: [&str; 3] = [
     concat!("#[ig", "nore"),
 ];
 
+/// Where time decides something: connections, addresses that rest, attempts that wait. A clock that somebody sets must
+/// change nothing there.
+const TIMED: [&str; 7] = [
+    "cni-ebpf/src",
+    "cni-agent/src/agent",
+    "cni-agent/src/compile",
+    "cni-agent/src/ipam",
+    "cni-agent/src/kernel",
+    "cni-agent/src/ledger",
+    "cni-agent/src/reconcile",
+];
+const WALL_CLOCKS: [&str; 4] = [
+    "SystemTime",
+    "CLOCK_REALTIME",
+    "bpf_ktime_get_tai",
+    "bpf_jiffies64",
+];
+/// When a pod began, for people to read.
+const FOR_PEOPLE: &str = "cni-agent/src/agent/allocation.rs";
+
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Source {
     /// From the root of the tree.
@@ -71,6 +91,9 @@ impl Source {
         for word in UNFINISHED.into_iter().filter(|word| self.text.contains(word)) {
             complain(&format!("`{word}`: finish it, or leave it out"));
         }
+        if self.keeps_time() && WALL_CLOCKS.iter().any(|clock| self.text.contains(clock)) {
+            complain("reads a clock that can be set; take the monotonic one");
+        }
         if self.must_compile_on_the_host()
             && ["aya_ebpf", "aya_log_ebpf"]
                 .iter()
@@ -78,6 +101,11 @@ impl Source {
         {
             complain("names aya_ebpf; only src/bpf and src/main.rs may, the rest is tested on the host");
         }
+    }
+
+    fn keeps_time(&self) -> bool {
+        let path = self.path.to_string_lossy();
+        path != FOR_PEOPLE && TIMED.iter().any(|part| path.starts_with(part))
     }
 
     fn must_compile_on_the_host(&self) -> bool {
@@ -126,6 +154,19 @@ mod tests {
             assert_eq!(complaints("a/src/b.rs", word).len(), 1, "{word}");
         }
         assert_eq!(complaints("a/b.sh", "").len(), 1);
+    }
+
+    #[test]
+    fn rel_42_nothing_that_times_out_reads_a_clock_that_can_be_set() {
+        for path in [
+            "cni-ebpf/src/bpf/tables.rs",
+            "cni-agent/src/ipam.rs",
+            "cni-agent/src/agent/round.rs",
+        ] {
+            assert_eq!(complaints(path, "SystemTime::now()").len(), 1, "{path}");
+        }
+        assert!(complaints(FOR_PEOPLE, "SystemTime::now()").is_empty());
+        assert!(complaints("cni-agent/src/ipam.rs", "Instant::now()").is_empty());
     }
 
     #[test]

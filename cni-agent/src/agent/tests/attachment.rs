@@ -24,7 +24,11 @@ async fn rel_31_add_returns_when_the_endpoint_is_in_the_kernel_and_del_when_it_i
             2
         );
         assert_eq!(
-            kernel.routes.values().filter(|route| route.ifindex == 50).count(),
+            kernel
+                .routes
+                .values()
+                .filter(|route| route.ifindex() == Some(50))
+                .count(),
             2
         );
     }

@@ -64,7 +64,7 @@ async fn rel_28_a_killed_agent_comes_back_and_deletes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deletion_that_was_queued_while_nobody_ran_is_carried_out_first() {
+async fn rel_31_a_deletion_that_was_queued_while_nobody_ran_is_carried_out_first() {
     let mut machine = Machine::new();
     machine.start().await;
     machine.add("a", 50).await.unwrap();
@@ -175,7 +175,11 @@ async fn in_tunnel_mode_the_device_comes_first_and_everything_else_when_it_is_th
         kernel.config.unwrap().tunnel_ifindex,
         crate::kernel::fake::TUNNEL_IFINDEX
     );
-    assert_eq!(kernel.routes.len(), 2);
+    let beyond = kernel.routes.values().filter_map(HostRoute::ifindex);
+    assert_eq!(
+        beyond.collect::<Vec<_>>(),
+        [crate::kernel::fake::TUNNEL_IFINDEX; 2]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -195,9 +199,35 @@ async fn programs_that_do_not_load_are_said_so_and_refuse_adds_at_once() {
     .await;
     let error = machine.add("a", 50).await.unwrap_err();
     assert!(error.details.contains("injected"), "{error}");
+    assert_eq!(error.code, code::NOT_AVAILABLE);
     machine.kernel.lock().faults.clear();
     until(&handle, |status| status.ready && status.problems.is_empty()).await;
     machine.add("a", 50).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rel_43_pods_that_a_refusing_kernel_may_impair_are_said_to_be() {
+    let mut machine = Machine::new();
+    machine.start().await;
+    machine.add("a", 50).await.unwrap();
+    machine.kill().await;
+    machine.kernel.lock().faults.push("load the programs".into());
+    let handle = machine.start_deaf().await;
+    let devices = Machine::devices();
+    handle.events.send(Event::Devices(devices)).await.unwrap();
+    handle.events.send(Event::Synced(Source::Devices)).await.unwrap();
+    until(&handle, |status| {
+        status.problems.iter().any(|problem| problem.contains("injected"))
+    })
+    .await;
+    let refused = machine
+        .plugin(|client| client.status(StatusRequest::default()))
+        .await;
+    assert_eq!(refused.unwrap_err().code, code::NOT_AVAILABLE_IMPAIRED);
+    assert_eq!(
+        machine.add("b", 51).await.unwrap_err().code,
+        code::NOT_AVAILABLE_IMPAIRED
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,7 +6,7 @@ use cni_ebpf::abi::{Addr, Route, peer_flags, route_action, route_flags};
 
 use crate::{
     compile::Compiled,
-    desired::{Desired, Tables},
+    desired::{Desired, HostRoute, Tables},
 };
 
 pub(super) fn compiled(compiled: &Compiled) -> String {
@@ -44,12 +44,16 @@ fn desired(desired: &Desired, out: &mut String) {
         let _ = writeln!(out, "link {key} on {ifindex}");
     }
     for (key, route) in &desired.routes {
-        let gateway = route.gateway.map(|ip| format!(" via {ip}")).unwrap_or_default();
-        let source = route.source.map(|ip| format!(" src {ip}")).unwrap_or_default();
+        let HostRoute::Via(next) = route else {
+            let _ = writeln!(out, "host-route {} unreachable", key.destination);
+            continue;
+        };
+        let gateway = next.gateway.map(|ip| format!(" via {ip}")).unwrap_or_default();
+        let source = next.source.map(|ip| format!(" src {ip}")).unwrap_or_default();
         let _ = writeln!(
             out,
             "host-route {}{gateway} dev {}{source}",
-            key.destination, route.ifindex
+            key.destination, next.ifindex
         );
     }
     for key in desired.neighbours.keys() {

@@ -167,7 +167,8 @@ async fn come_and_go(scenario: &Scenario) {
     let rest = compile(&scenario.config, &empty).desired;
     round(&mut reconciler, &rest).await;
     assert!(kernel.lock().tables.peers.is_empty() && kernel.lock().tables.endpoints.is_empty());
-    assert!(kernel.lock().routes.is_empty() && kernel.lock().veths.is_empty());
+    assert_eq!(kernel.lock().routes, rest.routes);
+    assert!(kernel.lock().veths.is_empty());
     round(&mut reconciler, &Desired::default()).await;
     assert!(kernel.is_empty());
 }

@@ -1,23 +1,20 @@
 //! Hears of changes of devices, addresses and default routes.
 
-use std::{io, os::fd::AsRawFd, time::Duration};
+use std::io;
 
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use tokio::io::{Interest, unix::AsyncFd};
-
-use super::{super::netlink::Netlink, list};
+use super::{
+    super::{netlink::Netlink, notices::Notices},
+    list,
+};
 use crate::model::Device;
 
 /// `RTNLGRP_LINK`, `_IPV4_IFADDR`, `_IPV6_IFADDR`, `_IPV4_ROUTE`, `_IPV6_ROUTE`.
 const GROUPS: [u32; 5] = [1, 5, 9, 7, 11];
 
-/// A storm of changes (110 pods start) is one list: after the first change this much is waited.
-const SETTLE: Duration = Duration::from_millis(50);
-
 /// The devices, whenever something about them has changed.
 pub struct Watch {
-    /// Its content is never parsed: a change is a reason to list anew, so a lost message (ENOBUFS) loses nothing.
-    events: AsyncFd<Socket>,
+    /// What they say is not looked at: a change is a reason to list anew, so a lost one loses nothing.
+    notices: Notices,
     netlink: Netlink,
     last: Option<Vec<Device>>,
 }
@@ -25,17 +22,8 @@ pub struct Watch {
 impl Watch {
     /// Hears of changes in the namespace of the calling thread from now on.
     pub fn begin() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind(&SocketAddr::new(0, 0))?;
-        for group in GROUPS {
-            socket.add_membership(group)?;
-        }
-        socket.set_non_blocking(true)?;
-        // SAFETY: the socket owns its descriptor and moves into the `AsyncFd`, which outlives its registration.
-        let events = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }
-            .map_err(io::Error::other)?;
         Ok(Self {
-            events,
+            notices: Notices::of(&GROUPS)?,
             netlink: Netlink::open()?,
             last: None,
         })
@@ -45,11 +33,7 @@ impl Watch {
     pub async fn next(&mut self) -> io::Result<Vec<Device>> {
         loop {
             if self.last.is_some() {
-                let mut guard = self.events.readable().await?;
-                tokio::time::sleep(SETTLE).await;
-                while let Ok(read) = guard.try_io(|socket| discard(socket.get_ref())) {
-                    read?;
-                }
+                self.notices.heard(|_| true).await?;
             }
             let devices = list(&mut self.netlink)?;
             if self.last.as_ref() != Some(&devices) {
@@ -57,20 +41,5 @@ impl Watch {
                 return Ok(devices);
             }
         }
-    }
-}
-
-/// Reads one message and forgets it.
-fn discard(socket: &Socket) -> io::Result<()> {
-    let mut buffer = [0_u8; 16_384];
-    // SAFETY: the buffer is ours and as long as said.
-    let read = unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
-    if read >= 0 {
-        return Ok(());
-    }
-    match io::Error::last_os_error() {
-        // The kernel had more to say than there was room for; the list makes up for it.
-        error if matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::EINTR)) => Ok(()),
-        error => Err(error),
     }
 }

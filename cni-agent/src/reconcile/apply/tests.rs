@@ -1,6 +1,8 @@
 use std::collections::BTreeMap;
 
-use cni_ebpf::abi::{Addr, Backend, Config, Peer, Prefix, Route, RuleSet, Service, ServiceKey, SlotKey};
+use cni_ebpf::abi::{
+    Addr, Backend, Config, Peer, Prefix, Route, RuleSet, Service, ServiceKey, SlotKey, route_action,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -69,12 +71,7 @@ fn desired(which: u16) -> Desired {
             ifindex,
         );
         let destination = std::net::IpAddr::from(address(n)).into();
-        let route = HostRoute {
-            ifindex,
-            gateway: None,
-            source: None,
-            mtu: None,
-        };
+        let route = HostRoute::on_link(ifindex);
         desired.routes.insert(RouteKey { destination }, route);
     }
     desired
@@ -152,6 +149,45 @@ fn a_second_round_has_nothing_to_do_and_a_restart_only_exchanges_programs() {
             .all(|change| matches!(change, Change::Attach { .. })),
         "{log:?}"
     );
+}
+
+#[test]
+fn a_way_through_the_tunnel_is_there_only_while_programs_know_it() {
+    let routed = |action| {
+        let mut desired = desired(0b1);
+        desired
+            .tables
+            .routes
+            .values_mut()
+            .for_each(|route| route.action = action);
+        desired
+    };
+    let (direct, tunnelled) = (routed(route_action::DIRECT), routed(route_action::TUNNEL));
+    for (from, to, links_first) in [(&direct, &tunnelled, true), (&tunnelled, &direct, false)] {
+        let kernel = FakeKernel::default();
+        with_veths(&kernel, from);
+        run(async {
+            let mut reconciler = Reconciler::new(kernel.clone());
+            whole(&mut reconciler, from, Removals::Allowed).await;
+            // The next agent, with another setting.
+            kernel.restart();
+            kernel.lock().log.clear();
+            whole(&mut Reconciler::new(kernel.clone()), to, Removals::Allowed).await;
+        });
+        let log = kernel.lock().log.clone();
+        let at = |wanted: fn(&Change) -> bool| log.iter().position(wanted).unwrap();
+        let links = at(|change| matches!(change, Change::Attach { .. }));
+        let ways = at(|change| {
+            matches!(
+                change,
+                Change::Put {
+                    table: Table::Routes,
+                    ..
+                }
+            )
+        });
+        assert_eq!(links < ways, links_first, "{log:?}");
+    }
 }
 
 #[test]

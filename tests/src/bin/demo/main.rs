@@ -161,14 +161,19 @@ fn demo(keep: bool) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("network namespaces and BPF need root; run `sudo -E cargo xtask demo`");
     }
-    if std::path::Path::new("/run/mrlab").join(LAB).exists() {
+    if keep && std::path::Path::new("/run/mrlab").join(LAB).exists() {
         bail!("the lab of an earlier `--keep` is still up; remove it with `cargo xtask demo --down`");
     }
     let mut show = Show::default();
-    let direct = Scene::begin(&mut show, Routing::Direct, &format!("{LAB}-direct"))?;
+    // One that stays has a name that `--down` knows; others may run at the same time.
+    let name = match keep {
+        true => LAB.to_owned(),
+        false => format!("{LAB}-{}", std::process::id()),
+    };
+    let direct = Scene::begin(&mut show, Routing::Direct, &format!("{name}-direct"))?;
     direct.traffic(&mut show)?;
     drop(direct);
-    let scene = Scene::begin(&mut show, Routing::Vxlan, LAB)?;
+    let scene = Scene::begin(&mut show, Routing::Vxlan, &name)?;
     scene.traffic(&mut show)?;
     status(&mut show, &scene.lab.nodes[0])?;
     forged(&mut show, &scene)?;

@@ -20,11 +20,17 @@ use super::{super::folder, Node, PATIENCE};
 
 impl Node {
     pub fn start_agent(&self) -> Result<()> {
+        self.start_agent_with(&[])
+    }
+
+    /// With more variables in its environment.
+    pub fn start_agent_with(&self, environment: &[(&str, &str)]) -> Result<()> {
         let log = self.log_file();
         let log = OpenOptions::new().create(true).append(true).open(&log)?;
         let child = self
             .millrace(["agent"])
             .args(&self.agent_arguments)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -67,6 +73,22 @@ impl Node {
             std::thread::sleep(Duration::from_millis(5));
         }
         Ok(())
+    }
+
+    /// Whether the agent has ended by itself; waits for what is left of it.
+    pub fn agent_is_gone(&self) -> Result<bool> {
+        let mut agent = self
+            .agent
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let gone = match &mut *agent {
+            Some(child) => child.try_wait()?.is_some(),
+            None => true,
+        };
+        if gone {
+            *agent = None;
+        }
+        Ok(gone)
     }
 
     pub fn has_agent(&self) -> bool {

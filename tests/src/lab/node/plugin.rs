@@ -3,7 +3,7 @@
 use std::{
     io::Write,
     path::Path,
-    process::{Output, Stdio},
+    process::{Command, Output, Stdio},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -32,7 +32,9 @@ impl Node {
         let lab = self.lab.file_name().unwrap_or_default().to_string_lossy();
         let container = format!("{lab}-{}-{name}", self.name());
         let namespace = Namespace::create(&container)?;
-        let output = self.cni_output("ADD", &container, &namespace.path(), &json!({}), arguments)?;
+        let mut command = self.cni_command("ADD", &container, &namespace.path());
+        command.env("CNI_ARGS", arguments);
+        let output = self.feed(command, &json!({}))?;
         let result = answer("ADD", &container, &output)?;
         Pod::from_result(name, container, namespace, result)
     }
@@ -45,32 +47,41 @@ impl Node {
 
     /// One run of the plugin. Its JSON answer, or its error.
     pub fn cni(&self, verb: &str, container: &str, netns: &Path, config: &Value) -> Result<Value> {
-        answer(
-            verb,
-            container,
-            &self.cni_output(verb, container, netns, config, "")?,
-        )
+        let output = self.feed(self.cni_command(verb, container, netns), config)?;
+        answer(verb, container, &output)
     }
 
-    fn cni_output(
-        &self,
-        verb: &str,
-        container: &str,
-        netns: &Path,
-        config: &Value,
-        arguments: &str,
-    ) -> Result<Output> {
-        let mut stdin = self.cni_config();
-        merge(&mut stdin, config);
-        let mut child = self
-            .namespace
-            .command(binary("MILLRACE_CNI_BIN", "millrace-cni"))
+    /// One run of the plugin that is killed at one of its steps (debug builds), before it has said anything.
+    pub fn cni_killed(&self, step: &str, verb: &str, container: &str, netns: &Path) -> Result<()> {
+        let mut command = self.cni_command(verb, container, netns);
+        command.env("MILLRACE_CNI_FAIL_AT", format!("{step}:kill"));
+        let output = self.feed(command, &json!({}))?;
+        let signal = std::os::unix::process::ExitStatusExt::signal(&output.status);
+        ensure!(
+            signal == Some(9),
+            "{verb} was not killed at {step}: {}",
+            complaint(&output)
+        );
+        Ok(())
+    }
+
+    /// The plugin's command with its variables, as a runtime sets them.
+    pub fn cni_command(&self, verb: &str, container: &str, netns: &Path) -> Command {
+        let mut command = self.namespace.command(binary("MILLRACE_CNI_BIN", "millrace-cni"));
+        command
             .env("CNI_COMMAND", verb)
             .env("CNI_CONTAINERID", container)
             .env("CNI_IFNAME", "eth0")
             .env("CNI_NETNS", netns)
-            .env("CNI_PATH", "/opt/cni/bin")
-            .env("CNI_ARGS", arguments)
+            .env("CNI_PATH", "/opt/cni/bin");
+        command
+    }
+
+    /// Runs a command of the plugin with this node's network configuration, and more keys.
+    pub fn feed(&self, mut command: Command, config: &Value) -> Result<Output> {
+        let mut stdin = self.cni_config();
+        merge(&mut stdin, config);
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

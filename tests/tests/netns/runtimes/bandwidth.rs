@@ -87,9 +87,7 @@ fn unlimited(from: &Pod, to: &Pod) {
 
 fn bandwidth(routing: Routing) {
     let lab = Lab::start(Plan::new(routing, Families::Dual)).unwrap();
-    let [near, far] = &lab.nodes[..] else {
-        panic!("two nodes")
-    };
+    let [near, far] = lab.pair();
     let rates =
         json!({ "ingressRate": RATE * 8, "ingressBurst": 0, "egressRate": RATE * 8, "egressBurst": 0 });
     let config = json!({ "runtimeConfig": { "bandwidth": rates } });

@@ -62,9 +62,7 @@ fn cnitool_adds_checks_collects_and_deletes() {
     let program = find("cnitool");
     require!(program.is_some(), "cnitool is not installed");
     let lab = Lab::start(Plan::new(Routing::Direct, Families::Dual)).unwrap();
-    let [near, far] = &lab.nodes[..] else {
-        panic!("two nodes")
-    };
+    let [near, far] = lab.pair();
     let peer = far.add_pod("peer").unwrap();
     let before = near.intent().unwrap();
     let tool = Tool {
@@ -106,6 +104,45 @@ fn cnitool_adds_checks_collects_and_deletes() {
     near.end_agent(cni_tests::lab::Signal::SIGKILL).unwrap();
     let refusal = tool.output("status", &b.path());
     assert!(!refusal.status.success(), "{refusal:?}");
+}
+
+#[test]
+fn a_runtime_may_choose_addresses_and_mac() {
+    needs_root!();
+    let program = find("cnitool");
+    require!(program.is_some(), "cnitool is not installed");
+    let lab = Lab::start(Plan::new(Routing::Direct, Families::Dual)).unwrap();
+    let [near, far] = lab.pair();
+    let peer = far.add_pod("peer").unwrap();
+    let before = near.intent().unwrap();
+    let mut ours = section(near);
+    ours["capabilities"] = json!({ "ips": true, "mac": true });
+    let (ips, mac) = (["10.77.1.99", "fd00:10:77:1::99"], "02:00:00:00:99:01");
+    let tool = Tool {
+        host: Host::new(near, &list("1.1.0", &[ours])),
+        program: program.unwrap(),
+        capabilities: json!({ "ips": ips, "mac": mac }),
+    };
+    let (a, b) = (pod(&lab, "a"), pod(&lab, "b"));
+    let addresses = tool.add(&a);
+    let wanted: Vec<IpAddr> = ips.iter().map(|ip| ip.parse().unwrap()).collect();
+    assert_eq!(addresses, wanted);
+    assert_eq!(a.mac("eth0").unwrap(), cni_tests::netns::parse_mac(mac).unwrap());
+    for ip in wanted {
+        let echo = Echo::tcp(&a, ip, 0).unwrap();
+        traffic::tcp(&peer.namespace, echo.address, 10_000).unwrap();
+        traffic::tcp(&near.namespace, echo.address, 10_000).unwrap();
+    }
+    tool.run("check", &a);
+    // Somebody has them.
+    let refused = tool.output("add", &b.path());
+    assert!(
+        !refused.status.success() && refused.stderr.len() > 10,
+        "{refused:?}"
+    );
+    tool.run("del", &b);
+    tool.run("del", &a);
+    nothing_is_left(near, &before);
 }
 
 fn tuning() -> Value {
@@ -159,9 +196,7 @@ fn reaches(from: &Namespace, to: SocketAddr, echo: &Echo, seen: Option<IpAddr>, 
 /// Traffic in all directions by and past the mapped ports, then DEL.
 fn mapped(routing: Routing, families: Families) {
     let lab = Lab::start(Plan::new(routing, families)).unwrap();
-    let [near, far] = &lab.nodes[..] else {
-        panic!("two nodes")
-    };
+    let [near, far] = lab.pair();
     let peer = far.add_pod("peer").unwrap();
     let before = near.intent().unwrap();
     let mut ours = section(near);

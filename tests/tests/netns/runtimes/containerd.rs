@@ -8,7 +8,7 @@ use std::{
 };
 
 use cni_tests::{
-    lab::{Families, Lab, Node, Plan, Routing},
+    lab::{Families, Lab, Node, Plan, Routing, Signal},
     require,
 };
 use serde_json::{Value, json};
@@ -220,6 +220,8 @@ fn containers_of_containerd_talk_to_each_other() {
     assert_eq!(said.matches("the server's page").count(), 2, "{said}");
     assert_eq!(node.drops().unwrap(), Default::default());
 
+    // The agent does not live to see the last one go: what it is to forget waits for it on the disk.
+    node.end_agent(Signal::SIGKILL).unwrap();
     let mut end = containerd.ctr(["task", "kill", "--signal", "SIGKILL", "server"]);
     succeeded(end.output().unwrap());
     server.wait_with_output().unwrap();
@@ -231,5 +233,7 @@ fn containers_of_containerd_talk_to_each_other() {
             .unwrap(),
     );
     assert_eq!(left, "");
+    node.start_agent().unwrap();
+    node.wait_until_ready().unwrap();
     nothing_is_left(node, &before);
 }

@@ -1,0 +1,21 @@
+//! An end in the middle of things, for tests of what a killed agent leaves behind. Release builds have none.
+//!
+//! `MILLRACE_DIE_BEFORE_CHANGE=NUMBER` kills the process before this change of the kernel, counted from 1.
+
+#[cfg(debug_assertions)]
+pub(super) fn before_change() {
+    use std::sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering},
+    };
+    static LAST: LazyLock<Option<u64>> =
+        LazyLock::new(|| std::env::var("MILLRACE_DIE_BEFORE_CHANGE").ok()?.parse().ok());
+    static CHANGES: AtomicU64 = AtomicU64::new(0);
+    if Some(CHANGES.fetch_add(1, Ordering::Relaxed) + 1) == *LAST {
+        let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
+    }
+}
+
+#[cfg(not(debug_assertions))]
+#[inline]
+pub(super) fn before_change() {}
