@@ -6,6 +6,8 @@
     reason = "a test that cannot go on panics"
 )]
 
+mod devices;
+mod firewall;
 mod flood;
 mod forgery;
 mod host;
@@ -14,6 +16,7 @@ mod lifecycle;
 mod matrix;
 mod restart;
 mod runtimes;
+mod sctp;
 
 use std::{
     thread,
@@ -23,7 +26,7 @@ use std::{
 /// Waits until `done` says `None`; its last words are the failure.
 #[track_caller]
 fn eventually(mut done: impl FnMut() -> Option<String>) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + cni_tests::patience(Duration::from_secs(20));
     while let Some(words) = done() {
         assert!(Instant::now() < deadline, "{words}");
         thread::sleep(Duration::from_millis(20));
