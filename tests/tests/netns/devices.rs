@@ -191,7 +191,7 @@ fn a_nodes_address_may_change() {
         let inside = &lab.nodes[0].namespace;
         inside
             .ip(&format!(
-                "address add {new}/24 dev eth0\naddress del {old}/24 dev eth0\nroute replace default via 192.168.64.1 dev eth0"
+                "address del {old}/24 dev eth0\naddress add {new}/24 dev eth0\nroute add default via 192.168.64.1"
             ))
             .unwrap();
         // As the API server would tell everybody.

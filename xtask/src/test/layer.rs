@@ -89,14 +89,20 @@ impl Layer {
                 tally += libtest(docs, arguments)?;
                 Ok(tally)
             }
-            Self::Verifier | Self::Packets | Self::Netns | Self::Deploy => {
-                let mut tests = cargo_test();
-                tests.args(["--package", "cni-tests", "--test", &self.to_string()]);
-                libtest(tests, arguments)
-            }
+            Self::Verifier | Self::Packets | Self::Netns | Self::Deploy => self.run_with(arguments, &[]),
             Self::Cluster => cluster::test(arguments),
             Self::Vm => vm::supported_kernels(arguments),
         }
+    }
+}
+
+impl Layer {
+    /// Runs a layer that is a test program, with more variables.
+    pub(crate) fn run_with(self, arguments: &[String], variables: &[(&str, &str)]) -> Result<Tally> {
+        let mut tests = cargo_test();
+        tests.args(["--package", "cni-tests", "--test", &self.to_string()]);
+        tests.envs(variables.iter().copied());
+        libtest(tests, arguments)
     }
 }
 
