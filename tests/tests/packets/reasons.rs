@@ -200,7 +200,7 @@ fn case(reason: Reason, v6: bool) -> Case {
             };
             let mut case = Case::sent(ends.udp(&[0; 400]));
             case.frame.ifindex = device;
-            case.with(|memory| memory.buckets.put(world::BUCKET, world::bucket(0)))
+            case.with(|memory| memory.buckets.put(world::bucket_key(device), world::bucket(0)))
         }
         Reason::Rewrite => Case::sent(far.udp(b"x")).framed(|frame| frame.fixed = true),
         Reason::TooBig => Case::sent(far.udp(&[0; 200])).with(|memory| {
