@@ -11,7 +11,8 @@
 //! itself.
 //!
 //! A missing privilege or kernel feature is a failure when `CI=true`; elsewhere the reason is printed and the test
-//! passes without having proved anything ([`require`]).
+//! passes without having proved anything ([`require`]). What the kernels of our virtual machines alone are sure to have
+//! ([`require_in_vm`]: SCTP, bonds, VLANs, `fq`) is a failure only there.
 
 pub mod bench;
 pub mod frames;
@@ -22,6 +23,28 @@ pub mod object;
 pub mod traffic;
 pub mod wire;
 pub mod world;
+
+use std::time::Duration;
+
+/// A time limit of a test, stretched by the factor `MILLRACE_PATIENCE` on machines that are slow by nature.
+pub fn patience(limit: Duration) -> Duration {
+    let factor = std::env::var("MILLRACE_PATIENCE").ok();
+    limit * factor.and_then(|factor| factor.parse().ok()).unwrap_or(1)
+}
+
+/// Ends the test if `condition` does not hold: with a failure in our virtual machines (`MILLRACE_VM`), whose kernels have
+/// everything, with a message elsewhere.
+#[macro_export]
+macro_rules! require_in_vm {
+    ($condition:expr, $($why:tt)*) => {
+        if !$condition {
+            let why = format!($($why)*);
+            assert!(std::env::var_os("MILLRACE_VM").is_none(), "a virtual machine must run the test: {why}");
+            eprintln!("NOT RUN, a virtual machine does (`cargo xtask vm run netns`): {why}");
+            return;
+        }
+    };
+}
 
 /// Ends the test if `condition` does not hold: with a failure under `CI=true`, with a message elsewhere.
 #[macro_export]

@@ -1,6 +1,7 @@
 //! Talk over real sockets, with bounded patience and without second tries.
 
 mod echo;
+mod sctp;
 mod steady;
 
 use std::{
@@ -12,13 +13,16 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::netns::Namespace;
+use crate::{netns::Namespace, patience};
 pub use echo::Echo;
+pub use sctp::sctp;
 pub use steady::{Steady, Tally};
 
 /// What comes this late has been lost: a machine with a load of seventy on two cores has been seen to take more than five
 /// seconds for an answer.
-const PATIENCE: Duration = Duration::from_secs(30);
+fn limit() -> Duration {
+    patience(Duration::from_secs(30))
+}
 
 /// An address to bind for a family.
 pub fn any(v4: bool) -> SocketAddr {
@@ -56,9 +60,9 @@ pub fn tcp(from: &Namespace, to: SocketAddr, bytes: usize) -> Result<SocketAddr>
 
 /// A connection with time limits, established from inside.
 pub fn connect(from: &Namespace, to: SocketAddr) -> Result<TcpStream> {
-    let stream = from.run(|| TcpStream::connect_timeout(&to, PATIENCE))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    let stream = from.run(|| TcpStream::connect_timeout(&to, limit()))?;
+    stream.set_read_timeout(Some(limit()))?;
+    stream.set_write_timeout(Some(limit()))?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
@@ -70,7 +74,7 @@ pub fn udp_socket(from: &Namespace, to: SocketAddr) -> Result<UdpSocket> {
         socket.connect(to)?;
         Ok(socket)
     })?;
-    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(limit()))?;
     Ok(socket)
 }
 
@@ -100,7 +104,7 @@ pub fn ping(from: &Namespace, to: IpAddr, bytes: usize) -> Result<()> {
     let socket = from
         .run(|| Socket::new(domain, Type::DGRAM, Some(protocol)))
         .with_context(what)?;
-    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(limit()))?;
     socket
         .connect(&SocketAddr::new(to, 0).into())
         .with_context(what)?;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use nix::libc;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use crate::netns::Namespace;
+use crate::{netns::Namespace, patience};
 
 /// A packet socket on one device: sends whole frames, and hears what arrives and what is sent.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ impl Tap {
         what: &str,
         mut wanted: impl FnMut(&[u8]) -> bool,
     ) -> Result<(Vec<u8>, Vec<Vec<u8>>)> {
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + patience(Duration::from_secs(30));
         self.socket.set_read_timeout(Some(Duration::from_millis(100)))?;
         let mut before = Vec::new();
         let mut buffer = vec![0; 65_536];

@@ -109,12 +109,10 @@ fn join(lab: &Lab, node: &Node) -> Result<()> {
     if *fabric == Fabric::Bridge {
         there += &format!("link set {port} master bridge0\n");
     }
-    let mut here = String::from("link set eth0 up\nlink add other0 type bridge\nlink set other0 up\n");
+    let mut here = String::from("link add other0 type bridge\nlink set other0 up\n");
     for v4 in families.each() {
         let ip = node.address(v4);
-        here += &address(ip, prefix(v4), "eth0");
         here += &address(node.second_address(v4), if v4 { 32 } else { 128 }, "other0");
-        here += &format!("route add default via {}\n", router(ip));
         if *fabric == Fabric::Router {
             there += &address(router(ip), prefix(v4), &port);
             there += &format!("route add {} via {ip}\n", lab.plan.pod_cidr(node.number, v4));
@@ -122,5 +120,19 @@ fn join(lab: &Lab, node: &Node) -> Result<()> {
         there += &format!("route add {} via {ip}\n", node.second_address(v4));
     }
     lab.fabric.ip(&there)?;
-    node.namespace.ip(&here)
+    node.namespace.ip(&here)?;
+    node.live_on("eth0")
+}
+
+impl Node {
+    /// Gives a device the node's addresses and its way out, and raises it.
+    pub fn live_on(&self, device: &str) -> Result<()> {
+        let mut lines = format!("link set {device} up\n");
+        for v4 in self.families.each() {
+            let ip = self.address(v4);
+            lines += &address(ip, prefix(v4), device);
+            lines += &format!("route add default via {} dev {device}\n", router(ip));
+        }
+        self.namespace.ip(&lines)
+    }
 }

@@ -19,11 +19,13 @@ pub use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::{Families, Plan, Routing, control_plane};
-use crate::netns::Namespace;
+use crate::{netns::Namespace, patience};
 pub use query::Drops;
 
 /// How long an agent may take until it is ready, on a machine with nothing to spare.
-const PATIENCE: Duration = Duration::from_secs(60);
+fn limit() -> Duration {
+    patience(Duration::from_secs(60))
+}
 
 /// A built binary: what the environment variable names, or what cargo has built beside this program.
 pub fn binary(variable: &str, name: &str) -> PathBuf {

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     io::{ErrorKind, Read, Write},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -39,7 +39,25 @@ impl Echo {
                     Ok((stream, peer)) => {
                         note(&peers, peer);
                         let stop = Arc::clone(&stop);
-                        thread::spawn(move || echo_stream(stream, &stop));
+                        thread::spawn(move || echo_stream(stream.into(), &stop));
+                    }
+                    Err(_) => thread::sleep(Duration::from_millis(1)),
+                }
+            }
+        }))
+    }
+
+    /// One association after the other; fails where the kernel has no SCTP.
+    pub fn sctp(inside: &Namespace, ip: IpAddr, port: u16) -> Result<Self> {
+        let listener = super::sctp::listen(inside, SocketAddr::new(ip, port))?;
+        let address = listener.local_addr()?.as_socket().context("an IP address")?;
+        listener.set_nonblocking(true)?;
+        Ok(Self::serve(address, move |peers, stop| {
+            while !stop.load(Ordering::Relaxed) {
+                match listener.accept() {
+                    Ok((stream, peer)) => {
+                        peer.as_socket().iter().for_each(|peer| note(&peers, *peer));
+                        echo_stream(stream, &stop);
                     }
                     Err(_) => thread::sleep(Duration::from_millis(1)),
                 }
@@ -114,10 +132,11 @@ fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-fn echo_stream(mut stream: TcpStream, stop: &AtomicBool) {
+fn echo_stream(mut stream: Socket, stop: &AtomicBool) {
     let _ = stream.set_nonblocking(false);
     let _ = stream.set_read_timeout(Some(LOOK));
-    let _ = stream.set_nodelay(true);
+    // Of TCP only.
+    let _ = stream.set_tcp_nodelay(true);
     let mut buffer = vec![0; 65_536];
     while !stop.load(Ordering::Relaxed) {
         match stream.read(&mut buffer) {

@@ -9,6 +9,7 @@
 mod chaos;
 mod devices;
 mod events;
+mod firewall;
 mod flood;
 mod forgery;
 mod host;
@@ -18,7 +19,9 @@ mod matrix;
 mod restart;
 mod routing;
 mod runtimes;
+mod sctp;
 mod sizes;
+mod stacked;
 mod uninstall;
 
 use std::{
@@ -29,7 +32,7 @@ use std::{
 /// Waits until `done` says `None`; its last words are the failure.
 #[track_caller]
 fn eventually(mut done: impl FnMut() -> Option<String>) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + cni_tests::patience(Duration::from_secs(20));
     while let Some(words) = done() {
         assert!(Instant::now() < deadline, "{words}");
         thread::sleep(Duration::from_millis(20));

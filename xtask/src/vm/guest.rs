@@ -17,6 +17,13 @@ pub(crate) const JOB: &str = "/etc/millrace-vm.json";
 /// The second serial line carries the exit status alone: on the first one the kernel may write into a line.
 const STATUS: &str = "/dev/ttyS1";
 pub(crate) const BUSYBOX: &str = "/bin/busybox";
+/// What tests are told of the machine. What it cannot do they must not pass over, what only such a machine can do neither
+/// (`CI`, `MILLRACE_VM`); and an emulated processor takes its time (`MILLRACE_PATIENCE`, a factor on every time limit).
+const RULES: [(&str, &str); 3] = [
+    ("CI", "true"),
+    ("MILLRACE_VM", "true"),
+    ("MILLRACE_PATIENCE", "10"),
+];
 /// A status of our own for "could not even start", beyond what libtest uses.
 const NOT_STARTED: i32 = 125;
 
@@ -55,8 +62,7 @@ impl Job {
         let mut command = vec![program.path.to_string_lossy().into_owned()];
         command.extend_from_slice(arguments);
         let mut environment: Vec<_> = environment().map(|(name, path)| (name.to_owned(), path)).into();
-        // What a machine cannot do, its tests must not pass over.
-        environment.push(("CI".to_owned(), "true".into()));
+        environment.extend(RULES.map(|(name, value)| (name.to_owned(), value.into())));
         Self {
             command,
             folder: program.folder.clone(),
@@ -172,7 +178,9 @@ mod tests {
         };
         let job = Job::test(&program, &["tcx".into()], After::PowerOff);
         assert_eq!(job.command, ["/t/verifier", "tcx"]);
-        assert!(job.environment.contains(&("CI".into(), "true".into())));
+        for name in ["CI", "MILLRACE_VM"] {
+            assert!(job.environment.contains(&(name.into(), "true".into())));
+        }
         assert!(
             job.environment
                 .iter()

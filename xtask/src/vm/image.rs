@@ -14,8 +14,12 @@ use crate::libraries;
 use crate::process::{command, find};
 
 /// Programs that tests call, copied in where this machine has them.
-const TOOLS: [&str; 9] = [
+const TOOLS: &[&str] = &[
     "ip",
+    "ip6tables-legacy",
+    "ip6tables-nft",
+    "iptables-legacy",
+    "iptables-nft",
     "tc",
     "bridge",
     "ping",
@@ -25,6 +29,8 @@ const TOOLS: [&str; 9] = [
     "bpftool",
     "tcpdump",
 ];
+/// What iptables opens for each kind of match and target.
+const XTABLES: &str = "/usr/lib/x86_64-linux-gnu/xtables";
 
 struct Image {
     archive: Archive<BufWriter<File>>,
@@ -44,6 +50,9 @@ pub(crate) fn write(path: &Path, kernel: &Kernel, job: &Job) -> Result<()> {
     )?;
     for tool in TOOLS.iter().filter_map(|tool| find(tool)) {
         image.program(&tool, &tool)?;
+    }
+    if Path::new(XTABLES).is_dir() {
+        image.data(Path::new(XTABLES), Path::new(XTABLES))?;
     }
     if let Some(program) = job.command.first().map(Path::new) {
         image.program(program, program)?;
@@ -112,7 +121,7 @@ impl Image {
         let text = fs::read_to_string(&list).with_context(|| format!("reading {}", list.display()))?;
         let inside = Path::new("/lib/modules").join(kernel.release());
         let mut paths = Vec::new();
-        for file in Dependencies::parse(&text).in_order(&WANTED) {
+        for file in Dependencies::parse(&text).in_order(WANTED) {
             let to = inside.join(file.trim_end_matches(".xz"));
             self.archive.file(&to, &module(&folder.join(file))?)?;
             paths.push(to);

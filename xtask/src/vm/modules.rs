@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What the programs, the tests and their peers use, as far as a kernel has it as a module.
-pub(crate) const WANTED: [&str; 29] = [
+pub(crate) const WANTED: &[&str] = &[
     "8021q",
     "act_bpf",
     "act_mirred",
@@ -14,10 +14,14 @@ pub(crate) const WANTED: [&str; 29] = [
     "dummy",
     "ifb",
     "ip6_tables",
+    "ip6table_filter",
     "ip_tables",
     "ipvlan",
+    "iptable_filter",
+    "iptable_nat",
     "macvlan",
     "nf_conntrack",
+    "nf_conntrack_netlink",
     "nf_nat",
     "nf_tables",
     "nft_chain_nat",
@@ -29,10 +33,17 @@ pub(crate) const WANTED: [&str; 29] = [
     "sch_ingress",
     "sch_tbf",
     "sctp",
+    "sctp_diag",
     "tun",
     "veth",
     "vrf",
     "vxlan",
+    "xt_MASQUERADE",
+    "xt_addrtype",
+    "xt_comment",
+    "xt_conntrack",
+    "xt_mark",
+    "xt_tcpudp",
 ];
 
 /// `modules.dep` of one kernel.

@@ -1,23 +1,25 @@
 //! Firewalls that drop by default.
 //!
-//! The base chains of nf_tables are asked for over netlink, which also shows what `iptables-nft` made. Rules are not
-//! interpreted: a chain that drops what no rule accepts is a reason to look, not proof that something is dropped. Tables
-//! of the legacy `iptables` are not seen by nf_tables; that there are some is said.
+//! The base chains of nf_tables, which show what `iptables-nft` made too, and the built-in chains of the legacy `iptables`,
+//! which nf_tables does not know. Rules are not interpreted: a chain that drops what no rule accepts is a reason to look,
+//! not proof that something is dropped.
 
-use std::{fs, io};
+mod legacy;
+mod nft;
 
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use std::io;
 
 use super::{Check, State};
 
-/// A base chain.
+/// A chain that the kernel calls itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Chain {
-    family: u8,
-    table: String,
+    /// As its own tool calls it.
     name: String,
     hook: u32,
     drops: bool,
+    /// The program that changes it.
+    remedy: &'static str,
 }
 
 const HOOK_INPUT: u32 = 1;
@@ -25,42 +27,45 @@ const HOOK_FORWARD: u32 = 2;
 
 /// `vxlan`: the port that must be open for other nodes.
 pub(super) fn checks(vxlan: Option<u16>) -> Vec<Check> {
-    let chains = match chains() {
-        Ok(chains) => chains,
-        // No nf_tables in this kernel: no such firewall.
-        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Vec::new(),
-        Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => Vec::new(),
-        Err(error) => {
-            let detail = format!("nf_tables cannot be asked: {error}");
-            return vec![Check::new(
-                "firewall",
-                State::Warning,
-                detail,
-                "run as root with CAP_NET_ADMIN",
-            )];
-        }
-    };
-    let mut checks = vec![forward(&chains)];
-    checks.extend(vxlan.map(|port| input(&chains, port)));
-    checks.extend(legacy());
-    checks
-}
-
-fn dropping(chains: &[Chain], hook: u32) -> Vec<String> {
-    let chains = chains.iter().filter(|chain| chain.hook == hook && chain.drops);
-    chains
-        .map(|chain| format!("{} {} {}", family(chain.family), chain.table, chain.name))
-        .collect()
-}
-
-fn family(number: u8) -> &'static str {
-    match number {
-        1 => "inet",
-        2 => "ip",
-        7 => "bridge",
-        10 => "ip6",
-        _ => "other",
+    match chains() {
+        Ok(chains) => [Some(forward(&chains)), vxlan.map(|port| input(&chains, port))]
+            .into_iter()
+            .flatten()
+            .collect(),
+        Err(error) => vec![Check::new(
+            "firewall",
+            State::Warning,
+            format!("the packet filters cannot be asked: {error}"),
+            "run as root with CAP_NET_ADMIN",
+        )],
     }
+}
+
+fn chains() -> io::Result<Vec<Chain>> {
+    let mut chains = match nft::chains() {
+        // No nf_tables in this kernel: no such firewall.
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::EOPNOTSUPP | libc::EPROTONOSUPPORT)
+            ) =>
+        {
+            Vec::new()
+        }
+        answer => answer?,
+    };
+    chains.extend(legacy::chains()?);
+    Ok(chains)
+}
+
+fn dropping(chains: &[Chain], hook: u32) -> Vec<&Chain> {
+    let found = chains.iter().filter(|chain| chain.hook == hook && chain.drops);
+    found.collect()
+}
+
+fn names(chains: &[&Chain]) -> String {
+    let names: Vec<&str> = chains.iter().map(|chain| chain.name.as_str()).collect();
+    format!("policy drop in {}", names.join(", "))
 }
 
 fn forward(chains: &[Chain]) -> Check {
@@ -69,12 +74,21 @@ fn forward(chains: &[Chain]) -> Check {
     if dropping.is_empty() {
         return Check::ok(NAME, "nothing drops forwarded packets by default");
     }
+    let mut tools: Vec<&str> = dropping.iter().map(|chain| chain.remedy).collect();
+    tools.sort_unstable();
+    tools.dedup();
+    let accept = tools
+        .iter()
+        .map(|tool| format!("`{tool} -I FORWARD -i mr+ -j ACCEPT; {tool} -I FORWARD -o mr+ -j ACCEPT`"));
     Check::new(
         NAME,
         State::Warning,
-        format!("policy drop in {}", dropping.join(", ")),
-        "pods with a chained plugin, and Services of another proxy, pass the host's stack: accept what comes from and \
-         goes to `mr*` there (`iptables -I FORWARD -i mr+ -j ACCEPT; iptables -I FORWARD -o mr+ -j ACCEPT`)",
+        names(&dropping),
+        format!(
+            "pods with a chained plugin, and Services of another proxy, pass the host's stack: accept what comes from \
+             and goes to `mr*` there ({})",
+            accept.collect::<Vec<_>>().join(", ")
+        ),
     )
 }
 
@@ -87,121 +101,9 @@ fn input(chains: &[Chain], port: u16) -> Check {
     Check::new(
         NAME,
         State::Warning,
-        format!("policy drop in {}", dropping.join(", ")),
+        names(&dropping),
         format!("make sure that a rule accepts UDP port {port} from the other nodes"),
     )
-}
-
-fn legacy() -> Option<Check> {
-    let names = |file: &str| fs::read_to_string(file).unwrap_or_default();
-    let both = names("/proc/net/ip_tables_names") + &names("/proc/net/ip6_tables_names");
-    both.lines().any(|table| table == "filter").then(|| {
-        Check::new(
-            "firewall-legacy",
-            State::Warning,
-            "there are rules of the legacy iptables, which cannot be read here",
-            "see that `iptables-legacy -S FORWARD` does not begin with `-P FORWARD DROP`",
-        )
-    })
-}
-
-/// Asks nf_tables for its chains and keeps the base chains.
-fn chains() -> io::Result<Vec<Chain>> {
-    const NLM_F_REQUEST_DUMP: u16 = 0x301;
-    // NFNL_SUBSYS_NFTABLES, NFT_MSG_GETCHAIN
-    const GET_CHAIN: u16 = 10 << 8 | 4;
-    let mut socket = Socket::new(NETLINK_NETFILTER)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    let mut request = Vec::with_capacity(20);
-    request.extend(20_u32.to_ne_bytes());
-    request.extend(GET_CHAIN.to_ne_bytes());
-    request.extend(NLM_F_REQUEST_DUMP.to_ne_bytes());
-    // Sequence number and port, then nfgenmsg: any family, version 0, resource 0.
-    request.extend([0; 12]);
-    socket.send(&request, 0)?;
-    let mut chains = Vec::new();
-    loop {
-        let (datagram, _) = socket.recv_from_full()?;
-        let mut rest = datagram.as_slice();
-        while let Some((kind, payload, behind)) = message(rest) {
-            rest = behind;
-            match kind {
-                // NLMSG_DONE
-                3 => return Ok(chains),
-                // NLMSG_ERROR
-                2 => {
-                    let code = number(payload.get(..4)).unwrap_or(0).cast_signed();
-                    return if code == 0 {
-                        Ok(chains)
-                    } else {
-                        Err(io::Error::from_raw_os_error(-code))
-                    };
-                }
-                _ => chains.extend(chain(payload)),
-            }
-        }
-    }
-}
-
-fn number(bytes: Option<&[u8]>) -> Option<u32> {
-    bytes?.try_into().ok().map(u32::from_ne_bytes)
-}
-
-fn message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
-    let length = number(bytes.get(..4))? as usize;
-    let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
-    let payload = bytes.get(16..length)?;
-    Some((
-        kind,
-        payload,
-        bytes.get(length.next_multiple_of(4)..).unwrap_or_default(),
-    ))
-}
-
-/// The attributes in `bytes`: type and content.
-fn attributes(mut bytes: &[u8]) -> Vec<(u16, &[u8])> {
-    let mut found = Vec::new();
-    while let Some(header) = bytes.get(..4) {
-        let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));
-        let kind = u16::from_ne_bytes([header[2], header[3]]) & 0x3fff;
-        let Some(content) = bytes.get(4..length) else {
-            break;
-        };
-        found.push((kind, content));
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    found
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned()
-}
-
-fn chain(payload: &[u8]) -> Option<Chain> {
-    const NF_DROP: u32 = 0;
-    let big_endian = |bytes: &[u8]| bytes.try_into().ok().map(u32::from_be_bytes);
-    let (mut table, mut name, mut hook, mut drops) = (String::new(), String::new(), None, false);
-    for (kind, content) in attributes(payload.get(4..)?) {
-        match kind {
-            1 => table = text(content),
-            3 => name = text(content),
-            // NFTA_CHAIN_HOOK, in it NFTA_HOOK_HOOKNUM
-            4 => {
-                let number = attributes(content).into_iter().find(|(kind, _)| *kind == 1);
-                hook = number.and_then(|(_, number)| big_endian(number));
-            }
-            5 => drops = big_endian(content) == Some(NF_DROP),
-            _ => {}
-        }
-    }
-    Some(Chain {
-        family: *payload.first()?,
-        table,
-        name,
-        hook: hook?,
-        drops,
-    })
 }
 
 #[cfg(test)]
@@ -209,29 +111,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chains_that_drop_by_default_are_named() {
-        let chain = |hook, drops| Chain {
-            family: 2,
-            table: "filter".into(),
-            name: "X".into(),
+    fn chains_that_drop_by_default_are_named_with_their_tools() {
+        let chain = |name: &str, hook, drops, remedy| Chain {
+            name: name.into(),
             hook,
             drops,
+            remedy,
         };
-        let chains = [chain(HOOK_FORWARD, true), chain(HOOK_INPUT, false)];
+        let chains = [
+            chain("ip filter X", HOOK_FORWARD, true, "iptables"),
+            chain("ip6tables-legacy FORWARD", HOOK_FORWARD, true, "ip6tables-legacy"),
+            chain("ip filter Y", HOOK_INPUT, false, "iptables"),
+        ];
         let check = forward(&chains);
         assert_eq!(check.state, State::Warning);
-        assert!(check.detail.contains("ip filter X"), "{check:?}");
+        assert_eq!(
+            check.detail,
+            "policy drop in ip filter X, ip6tables-legacy FORWARD"
+        );
+        assert!(
+            check.remedy.contains("ip6tables-legacy -I FORWARD -i mr+"),
+            "{check:?}"
+        );
         assert_eq!(input(&chains, 4789).state, State::Ok);
-        assert_eq!(input(&[chain(HOOK_INPUT, true)], 4789).state, State::Warning);
-    }
-
-    #[test]
-    fn cut_messages_are_no_panic() {
-        let bytes: Vec<u8> = (0..64).collect();
-        for end in 0..bytes.len() {
-            let _ = message(&bytes[..end]);
-            let _ = attributes(&bytes[..end]);
-            let _ = chain(&bytes[..end]);
-        }
+        let dropping = [chain("ip filter Y", HOOK_INPUT, true, "iptables")];
+        assert_eq!(input(&dropping, 4789).state, State::Warning);
     }
 }

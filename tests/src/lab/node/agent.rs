@@ -16,7 +16,9 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{super::folder, Node, PATIENCE};
+use crate::patience;
+
+use super::{super::folder, Node, limit};
 
 impl Node {
     pub fn start_agent(&self) -> Result<()> {
@@ -63,7 +65,7 @@ impl Node {
             .take()
             .with_context(|| format!("{} has no agent", self.name()))?;
         kill(Pid::from_raw(child.id() as i32), signal)?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + limit();
         while child.try_wait()?.is_none() {
             if Instant::now() > deadline {
                 child.kill()?;
@@ -100,7 +102,7 @@ impl Node {
 
     /// Waits for `/readyz`.
     pub fn wait_until_ready(&self) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + limit();
         loop {
             if self.is_ready() {
                 return Ok(());
@@ -135,7 +137,7 @@ impl Node {
     /// GET from the agent's HTTP server, head and body.
     pub fn http(&self, path: &str) -> Result<String> {
         let address = SocketAddr::from(([127, 0, 0, 1], 9765));
-        let wait = Duration::from_secs(5);
+        let wait = patience(Duration::from_secs(5));
         let mut stream = self
             .namespace
             .run(|| TcpStream::connect_timeout(&address, wait))?;
