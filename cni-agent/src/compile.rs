@@ -68,6 +68,7 @@ pub fn before_up<'a>(
     let mut desired = compile_endpoints(config, state, endpoints)?;
     desired.routes.clear();
     desired.neighbours.clear();
+    desired.pacing.clear();
     for veth in desired.veths.values_mut() {
         *veth = Veth::Reserved;
     }

@@ -4,7 +4,7 @@
 mod network;
 mod table;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cni_ebpf::abi::Config;
 
@@ -30,6 +30,8 @@ pub struct Desired {
     pub routes: BTreeMap<RouteKey, HostRoute>,
     /// Permanent neighbours: the pods' MACs on the host's side.
     pub neighbours: BTreeMap<NeighbourKey, [u8; 6]>,
+    /// Devices on which packets shall wait for their departure time.
+    pub pacing: BTreeSet<u32>,
     /// Paths below `/proc/sys`, with slashes (`net/ipv4/conf/eth0.1/rp_filter`).
     pub sysctls: BTreeMap<String, String>,
 }
@@ -45,5 +47,7 @@ pub struct Observed {
     pub links: BTreeMap<LinkKey, LinkState>,
     pub routes: BTreeMap<RouteKey, HostRoute>,
     pub neighbours: BTreeMap<NeighbourKey, [u8; 6]>,
+    /// Devices that pace, and those that were found unable to.
+    pub pacing: BTreeSet<u32>,
     pub sysctls: BTreeMap<String, String>,
 }

@@ -38,7 +38,7 @@ pub use policy::{
     policy_direction, rule_set_flags,
 };
 pub use racy::Racy;
-pub use route::{Device, Route, route_action, route_flags};
+pub use route::{Device, Route, device_flags, route_action, route_flags};
 pub use service::{Backend, Service, ServiceKey, SlotKey, backend_flags, service_flags, service_scope};
 
 /// Every type that stands in a map, for the generated table.

@@ -36,7 +36,8 @@ pub use verdict::{Outcome, Verdict, way};
 pub use work::{Headers, Work};
 
 use crate::abi::{
-    Config, Endpoint, Reason, direction, flow_flags, hook, put, route_action, route_flags, via,
+    Config, Endpoint, Reason, direction, endpoint_flags, flow_flags, hook, put, route_action, route_flags,
+    via,
 };
 use connection::{advance_known, enter, known};
 use deliver::{deliver, forward, send, translate};
@@ -55,6 +56,7 @@ fn start(work: &mut Work, at: u8, towards: u8) {
     put(&mut work.tell, 0);
     put(&mut work.reply, 0);
     put(&mut work.unmasked, 0);
+    put(&mut work.departure, 0);
     put(&mut work.way, way::PASS);
 }
 
@@ -96,9 +98,11 @@ fn sent_by_pod<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work
     let sender = sender::check(tables, packet, work)?;
     // What is forged is not remembered.
     fragments::resolve(tables, work)?;
-    limit::check(tables, packet, work, sender, direction::EGRESS)?;
+    if sender.flags & endpoint_flags::PACE == 0 {
+        limit::check(tables, packet, work, sender, direction::EGRESS)?;
+    }
     if work.headers.icmp_error != 0 {
-        return related_from_pod(tables, packet, work);
+        return related_from_pod(tables, packet, work, sender);
     }
     connection_from_pod(tables, packet, work, sender)
 }
@@ -117,7 +121,7 @@ fn connection_from_pod<T: Tables, P: Packet>(
         } else {
             known.source
         };
-        return forward(tables, packet, work, receiver);
+        return forward(tables, packet, work, sender, receiver);
     }
     conntrack::may_begin(work)?;
     // A Service is looked for on a miss only: an established connection outlives its Service.
@@ -140,6 +144,7 @@ fn connection_from_pod<T: Tables, P: Packet>(
     if let Some(receiver) = receiver {
         work.flow.via_forward = route::via_to(receiver);
         work.flow.via_reply = work.flow.via_forward;
+        limit::check_leaving(tables, packet, work, sender)?;
         enter(tables, work)?;
         work.stack_reply = 0;
         return deliver(tables, packet, work, receiver);
@@ -148,6 +153,7 @@ fn connection_from_pod<T: Tables, P: Packet>(
     let route = route::lookup(tables, work, &destination)?;
     masquerade_new(tables, packet, work, route)?;
     work.flow.via_forward = via_of(work.way);
+    limit::check_leaving(tables, packet, work, sender)?;
     enter(tables, work)?;
     send(tables, packet, work)
 }
@@ -192,10 +198,15 @@ fn masquerade_new<T: Tables, P: Packet>(
 
 /// An ICMP error from a pod.
 #[inline(always)]
-fn related_from_pod<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
+fn related_from_pod<T: Tables, P: Packet>(
+    tables: &T,
+    packet: &mut P,
+    work: &mut Work,
+    sender: &Endpoint,
+) -> Outcome {
     stage::call(Stage::Related, tables, packet, work)?;
     let receiver = tables.endpoint(&work.out.dst);
-    forward(tables, packet, work, receiver)
+    forward(tables, packet, work, sender, receiver)
 }
 
 /// What the host's stack hands to a pod: its own packets, and what another proxy or a chained plugin handled.

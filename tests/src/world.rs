@@ -21,6 +21,7 @@ pub mod ifindex {
     pub const POD_STACK: u32 = 12;
     pub const POD_RULES: u32 = 13;
     pub const POD_LIMIT: u32 = 14;
+    pub const POD_PACED: u32 = 15;
     pub const NETDEV: u32 = 20;
     pub const TUNNEL: u32 = 21;
 }
@@ -31,7 +32,8 @@ pub fn mac(ifindex: u32) -> [u8; 6] {
     [2, 0, 0, 0, 1, ifindex as u8]
 }
 
-/// A pod's address: number 2 is A, 3 is B, 4 is behind the stack, 5 has rules, 6 has a bandwidth limit.
+/// A pod's address: number 2 is A, 3 is B, 4 is behind the stack, 5 has rules, 6 has a bandwidth limit, and so has 7, whose
+/// packets may wait on a device that paces.
 pub fn pod(number: u8, v6: bool) -> IpAddr {
     if v6 {
         format!("fd00:1::{number}").parse().unwrap()
@@ -109,14 +111,20 @@ pub fn memory() -> Memory {
     memory
 }
 
-/// The bucket of the pod with a limit.
-pub const BUCKET: u32 = Bucket::key(ifindex::POD_LIMIT, direction::EGRESS);
+/// The bucket of a pod with a limit.
+pub const fn bucket_key(pod: u32) -> u32 {
+    Bucket::key(pod, direction::EGRESS)
+}
 
 /// A bucket with so many bytes left, refilled just now.
-pub fn bucket(tokens: u64) -> Bucket {
+pub fn bucket(tokens: i64) -> Bucket {
+    bucket_at(tokens, monotonic())
+}
+
+pub fn bucket_at(tokens: i64, refilled: u64) -> Bucket {
     Bucket {
-        tokens: Racy::new(tokens),
-        refilled: Racy::new(monotonic()),
+        tokens: Racy::new(tokens.cast_unsigned()),
+        refilled: Racy::new(refilled),
     }
 }
 

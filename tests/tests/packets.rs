@@ -14,6 +14,8 @@ mod fixtures;
 mod forged;
 #[path = "packets/lifetime.rs"]
 mod lifetime;
+#[path = "packets/limit.rs"]
+mod limit;
 #[path = "packets/malformed.rs"]
 mod malformed;
 #[path = "packets/mutation.rs"]
@@ -104,11 +106,11 @@ impl Pair {
         (outcome, frame)
     }
 
-    /// Fills the bucket of the pod with a limit.
-    fn refill(&mut self, tokens: u64) {
+    /// Fills the bucket of a pod with a limit.
+    fn refill(&mut self, pod: u32, tokens: i64) {
         let bucket = world::bucket(tokens);
-        self.kernel.refill(&bucket).unwrap();
-        self.memory.buckets.put(world::BUCKET, bucket);
+        self.kernel.refill(pod, &bucket).unwrap();
+        self.memory.buckets.put(world::bucket_key(pod), bucket);
     }
 
     fn forget(&mut self) {

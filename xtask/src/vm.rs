@@ -9,6 +9,7 @@ mod image;
 mod kernel;
 mod machine;
 mod modules;
+mod record;
 
 use std::process::ExitCode;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -41,6 +42,8 @@ const DEFAULT_LIMIT: u64 = 600;
 Examples:
   cargo xtask vm run --kernel 6.1 verifier
           Load every program in every configuration on Debian 12's kernel
+  cargo xtask vm run --kernel 6.1 netns -- restart::
+          Some tests of the netns layer; without a filter, those that suit a machine
   cargo xtask vm debug --kernel 6.12 netns -- cni_02
           Some tests with the kernel's messages, then a shell in the same machine")]
 pub(crate) enum Vm {
@@ -50,6 +53,8 @@ pub(crate) enum Vm {
     Run(Run),
     /// A shell inside a machine; leave it with `exit`
     Shell(On),
+    /// Record how many instructions each supported kernel, and this one, verifies; the verifier layer compares with it
+    Record,
     /// Run a layer's tests with the kernel's messages shown, then a shell in the same machine
     Debug(Run),
 }
@@ -77,6 +82,16 @@ pub(crate) struct Run {
     arguments: Vec<String>,
 }
 
+impl Run {
+    /// What was given, or for the netns layer those tests that suit a machine.
+    fn arguments(&self) -> Vec<String> {
+        match self.layer {
+            Layer::Netns if self.arguments.is_empty() => NETNS.map(str::to_owned).to_vec(),
+            _ => self.arguments.clone(),
+        }
+    }
+}
+
 impl Vm {
     pub(crate) fn run(&self) -> Result<ExitCode> {
         setup::ensure(&[Group::Vm])?;
@@ -86,6 +101,11 @@ impl Vm {
                 Machine::interactive(&Kernel::fetch(*kernel)?, &Job::shell())?;
                 Ok(ExitCode::SUCCESS)
             }
+            Self::Record => {
+                setup::ensure(&[Group::Build, Group::Test])?;
+                Build::default().run()?;
+                record::all().map(|()| ExitCode::SUCCESS)
+            }
             Self::Run(run) => {
                 setup::ensure(&[Group::Build])?;
                 Build::default().run()?;
@@ -94,12 +114,8 @@ impl Vm {
                 } else {
                     &run.kernels
                 };
-                let tally = layer_on(
-                    series,
-                    run.layer,
-                    &run.arguments,
-                    Duration::from_secs(run.timeout),
-                )?;
+                let arguments = run.arguments();
+                let tally = layer_on(series, run.layer, &arguments, Duration::from_secs(run.timeout))?;
                 Ok(if tally.failed == 0 {
                     ExitCode::SUCCESS
                 } else {
@@ -113,7 +129,7 @@ impl Vm {
                 let program = run.layer.program()?;
                 Machine::interactive(
                     &Kernel::fetch(series)?,
-                    &Job::test(&program, &run.arguments, After::Shell),
+                    &Job::test(&program, &run.arguments(), After::Shell),
                 )?;
                 Ok(ExitCode::SUCCESS)
             }
@@ -142,8 +158,12 @@ pub(crate) fn layer_on(
     arguments: &[String],
     limit: Duration,
 ) -> Result<Tally> {
-    let program = layer.program()?;
-    let job = Job::test(&program, arguments, After::PowerOff);
+    let job = Job::test(&layer.program()?, arguments, After::PowerOff);
+    on_each(series, &job, &layer.to_string(), limit)
+}
+
+/// Runs a job on each kernel, as [`layer_on`].
+fn on_each(series: &[Series], job: &Job, what: &str, limit: Duration) -> Result<Tally> {
     let kernels = series
         .iter()
         .map(|series| Kernel::fetch(*series))
@@ -153,10 +173,10 @@ pub(crate) fn layer_on(
     let next = || locked(&waiting).next();
     let work = || {
         while let Some(kernel) = next() {
-            step(format_args!("{layer} on {kernel}"));
-            let tally = Machine::run(kernel, &job, limit).unwrap_or_else(|error| {
+            step(format_args!("{what} on {kernel}"));
+            let tally = Machine::run(kernel, job, limit).unwrap_or_else(|error| {
                 eprintln!("error: {kernel}: {error:#}");
-                Tally::failure(format!("{layer} on {kernel}"))
+                Tally::failure(format!("{what} on {kernel}"))
             });
             *locked(&total) += tally;
         }
@@ -175,12 +195,19 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The tests of the netns layer that are worth their time on every kernel: what this machine's kernel may lack, and the
+/// ways of the packet in either routing, through clsact where there is no tcx.
+const NETNS: [&str; 4] = ["matrix::direct_dual", "matrix::vxlan_dual", "sctp::", "a_bond_"];
+
 /// What the `vm` layer of `cargo xtask test` does.
 pub(crate) fn supported_kernels(arguments: &[String]) -> Result<Tally> {
-    layer_on(
-        &Series::SUPPORTED,
-        Layer::Verifier,
-        arguments,
-        Duration::from_secs(300),
-    )
+    let limit = Duration::from_secs(DEFAULT_LIMIT);
+    let mut tally = layer_on(&Series::SUPPORTED, Layer::Verifier, arguments, limit)?;
+    let filters = if arguments.is_empty() {
+        NETNS.map(str::to_owned).to_vec()
+    } else {
+        arguments.to_vec()
+    };
+    tally += layer_on(&Series::SUPPORTED, Layer::Netns, &filters, limit)?;
+    Ok(tally)
 }

@@ -132,6 +132,20 @@ fn remove_network(context: &Context, removal: &mut Removal) {
         }
         Err(error) => removal.step("list the devices", Err::<bool, _>(error)),
     }
+    match devices::stop_pacing(&mut netlink) {
+        Ok(found) => {
+            for ifindex in found {
+                removal.step(
+                    format!("queueing discipline of device {ifindex}"),
+                    Ok::<_, io::Error>(true),
+                );
+            }
+        }
+        Err(error) => removal.step(
+            "give devices their queueing discipline back",
+            Err::<bool, _>(error),
+        ),
+    }
     let tunnel = &context.config.vxlan.device;
     let ours = devices::is_tunnel(&mut netlink, tunnel);
     let result = ours.and_then(|ours| {

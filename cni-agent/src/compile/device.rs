@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use cni_ebpf::abi::{self, Addr};
+use cni_ebpf::abi::{self, Addr, device_flags};
 
 use super::Topology;
 use crate::{
@@ -73,6 +73,19 @@ pub(super) fn source_addresses(device: &Device) -> impl Iterator<Item = IpAddr> 
     global(false).chain(global(true))
 }
 
+/// What goes into the tunnel leaves by the device below it.
+fn paces(topology: &Topology<'_>, device: &Device) -> bool {
+    let is_tunnel = topology
+        .tunnel
+        .is_some_and(|tunnel| tunnel.ifindex == device.ifindex);
+    let below = if is_tunnel {
+        topology.fabric()
+    } else {
+        Some(device)
+    };
+    below.is_some_and(|device| device.paces)
+}
+
 /// The `devices` table, and the programs on them.
 pub(super) fn devices(topology: &Topology<'_>, desired: &mut Desired) {
     for device in topology.devices.iter().copied().chain(topology.tunnel) {
@@ -94,6 +107,11 @@ pub(super) fn devices(topology: &Topology<'_>, desired: &mut Desired) {
             masquerade_v6: masquerade(false),
             mac: device.mac.map(|mac| mac.0).unwrap_or_default(),
             mtu: device.mtu,
+            flags: if paces(topology, device) {
+                device_flags::PACES
+            } else {
+                0
+            },
             ..abi::Device::default()
         };
         desired.tables.devices.insert(device.ifindex, entry);

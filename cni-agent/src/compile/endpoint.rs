@@ -14,7 +14,10 @@ pub(super) fn endpoint(topology: &Topology<'_>, endpoint: &Endpoint, desired: &m
     let Some(ifindex) = endpoint.ifindex() else { return };
     for ip in &endpoint.addresses {
         let addr = Addr::from(*ip);
-        desired.tables.endpoints.insert(addr, entry(endpoint, ifindex));
+        desired
+            .tables
+            .endpoints
+            .insert(addr, entry(topology, endpoint, ifindex));
         desired.tables.peers.insert(
             addr,
             Peer {
@@ -51,6 +54,11 @@ pub(super) fn endpoint(topology: &Topology<'_>, endpoint: &Endpoint, desired: &m
                 .insert(Bucket::key(endpoint.id, direction), Bucket::default());
         }
     }
+    if endpoint.rates.egress != 0 {
+        desired
+            .pacing
+            .extend(topology.devices.iter().map(|device| device.ifindex));
+    }
     for program in [Program::FromPod, Program::ToPod] {
         desired.links.insert(
             LinkKey {
@@ -65,12 +73,14 @@ pub(super) fn endpoint(topology: &Topology<'_>, endpoint: &Endpoint, desired: &m
     desired.veths.insert(name, Veth::Up { ifindex });
 }
 
-fn entry(endpoint: &Endpoint, ifindex: u32) -> abi::Endpoint {
+fn entry(topology: &Topology<'_>, endpoint: &Endpoint, ifindex: u32) -> abi::Endpoint {
     let mut flags = 0;
+    let paced = endpoint.rates.egress != 0 && topology.devices.iter().any(|device| device.paces);
     for (set, flag) in [
         (endpoint.via_stack, endpoint_flags::VIA_STACK),
         (endpoint.rates.egress != 0, endpoint_flags::LIMIT_EGRESS),
         (endpoint.rates.ingress != 0, endpoint_flags::LIMIT_INGRESS),
+        (paced, endpoint_flags::PACE),
     ] {
         if set {
             flags |= flag;

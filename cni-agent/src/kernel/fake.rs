@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each test needs another part of it")]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard},
 };
 
@@ -28,6 +28,7 @@ pub(crate) struct FakeState {
     pub(crate) links: BTreeMap<LinkKey, LinkState>,
     pub(crate) routes: BTreeMap<RouteKey, HostRoute>,
     pub(crate) neighbours: BTreeMap<NeighbourKey, [u8; 6]>,
+    pub(crate) pacing: BTreeSet<u32>,
     pub(crate) sysctls: BTreeMap<String, String>,
     /// Everything that was applied, in order.
     pub(crate) log: Vec<Change>,
@@ -109,6 +110,7 @@ impl FakeKernel {
                 })
                 .collect(),
             default_route: true,
+            paces: false,
         }
     }
 
@@ -161,6 +163,7 @@ impl Kernel for FakeKernel {
             links: pick(&state.links, |key| whole || wanted.links.contains_key(key)),
             routes: pick(&state.routes, |key| whole || wanted.routes.contains_key(key)),
             neighbours: pick(&state.neighbours, |key| wanted.neighbours.contains_key(key)),
+            pacing: wanted.pacing.intersection(&state.pacing).copied().collect(),
             sysctls: pick(&state.sysctls, |path| wanted.sysctls.contains_key(path)),
         })
     }
@@ -230,6 +233,9 @@ impl FakeState {
             }
             Change::RemoveRoute(key) => {
                 self.routes.remove(&key);
+            }
+            Change::Pace(ifindex) => {
+                self.pacing.insert(ifindex);
             }
             Change::SetNeighbour { key, mac } => {
                 self.neighbours.insert(key, mac);

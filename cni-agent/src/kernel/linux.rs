@@ -1,7 +1,7 @@
 //! The real kernel.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fs, io,
     path::{Path, PathBuf},
 };
@@ -35,6 +35,8 @@ pub struct Linux {
     loaded: Option<Loaded>,
     /// Maps of an earlier agent, until this one has loaded its programs.
     found: BTreeMap<&'static str, Map>,
+    /// Devices that cannot pace; not tried again by this process.
+    unable_to_pace: BTreeSet<u32>,
     /// The programs of a process that has loaded none.
     none: Programs,
 }
@@ -52,6 +54,7 @@ impl Linux {
             attachment: None,
             loaded: None,
             found: BTreeMap::new(),
+            unable_to_pace: BTreeSet::new(),
             none: Programs::new(),
         })
     }
@@ -140,12 +143,30 @@ impl Linux {
                 .filter(|(key, _)| scope == Scope::Whole || wanted.routes.contains_key(key))
                 .collect(),
             neighbours: self.neighbours(wanted)?,
+            pacing: self.pacing(wanted)?,
             sysctls: read_sysctls(wanted)?,
         };
         if scope == Scope::Whole {
             self.settle(&observed)?;
         }
         Ok(observed)
+    }
+
+    fn pacing(&mut self, wanted: &Desired) -> Result<BTreeSet<u32>, KernelError> {
+        if wanted.pacing.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        let pacing = devices::pacing(&mut self.netlink)
+            .map_err(|error| KernelError::new("list the queueing disciplines", error))?;
+        Ok(&pacing | &self.unable_to_pace)
+    }
+
+    /// Not being able to is no failure: limits are policed then.
+    fn pace(&mut self, ifindex: u32) {
+        if let Err(error) = devices::pace(&mut self.netlink, ifindex) {
+            tracing::info!(ifindex, %error, "no fq on this device; what pods send above their limits is dropped");
+            self.unable_to_pace.insert(ifindex);
+        }
     }
 
     /// Maps are replaced for good once no live link runs an old program.
@@ -236,6 +257,10 @@ impl Linux {
             Change::RaiseVeth { name, ifindex } => devices::raise(&mut self.netlink, name, *ifindex),
             Change::SetRoute { key, route } => routes::set(&mut self.netlink, key, route),
             Change::RemoveRoute(key) => routes::remove(&mut self.netlink, key).map_err(failed),
+            Change::Pace(ifindex) => {
+                self.pace(*ifindex);
+                Ok(())
+            }
             Change::SetNeighbour { key, mac } => {
                 routes::set_neighbour(&mut self.netlink, key, *mac).map_err(failed)
             }

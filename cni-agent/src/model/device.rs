@@ -21,6 +21,8 @@ pub struct Device {
     pub addresses: Vec<DeviceAddress>,
     /// A default route of either family leaves through it.
     pub default_route: bool,
+    /// Its queueing discipline holds packets back until their departure time.
+    pub paces: bool,
 }
 
 /// What a device is, as far as the choice of the node's devices depends on it.

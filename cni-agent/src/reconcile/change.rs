@@ -52,6 +52,8 @@ pub enum Change {
         key: NeighbourKey,
         mac: [u8; 6],
     },
+    /// Have packets wait on this device for their departure time, if it can; otherwise limits are policed there.
+    Pace(u32),
 }
 
 impl fmt::Display for Change {
@@ -69,6 +71,7 @@ impl fmt::Display for Change {
             Self::RemoveVeth(name) => write!(f, "remove device {name}"),
             Self::SetRoute { key, .. } => write!(f, "set route {}", key.destination),
             Self::RemoveRoute(key) => write!(f, "remove route {}", key.destination),
+            Self::Pace(ifindex) => write!(f, "have device {ifindex} pace"),
             Self::SetNeighbour { key, .. } => write!(f, "set neighbour {} on device {}", key.ip, key.ifindex),
         }
     }
@@ -85,6 +88,7 @@ pub enum Group {
     Veth(String),
     Route(RouteKey),
     Neighbour(NeighbourKey),
+    Pacing(u32),
 }
 
 impl Change {
@@ -97,6 +101,7 @@ impl Change {
             Self::Attach { link, .. } | Self::Detach(link) => Group::Link(link.clone()),
             Self::RaiseVeth { name, .. } | Self::RemoveVeth(name) => Group::Veth(name.clone()),
             Self::SetRoute { key, .. } | Self::RemoveRoute(key) => Group::Route(*key),
+            Self::Pace(ifindex) => Group::Pacing(*ifindex),
             Self::SetNeighbour { key, .. } => Group::Neighbour(*key),
         }
     }

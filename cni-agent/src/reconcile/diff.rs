@@ -43,6 +43,8 @@ fn add_base(desired: &Desired, observed: &Observed, changes: &mut Vec<Change>) {
             });
         }
     }
+    let pacing = desired.pacing.difference(&observed.pacing);
+    changes.extend(pacing.map(|ifindex| Change::Pace(*ifindex)));
     if let Some(vxlan) = &desired.vxlan
         && observed.vxlan.as_ref() != Some(vxlan)
     {

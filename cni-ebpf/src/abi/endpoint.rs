@@ -9,6 +9,8 @@ pub mod endpoint_flags {
     /// A token bucket limits what the pod sends / receives.
     pub const LIMIT_EGRESS: u32 = 1 << 1;
     pub const LIMIT_INGRESS: u32 = 1 << 2;
+    /// What the pod sends above its limit waits in the `fq` of the device by which it leaves the node, where there is one.
+    pub const PACE: u32 = 1 << 3;
 }
 
 crate::abi! {
@@ -65,6 +67,7 @@ crate::abi! {
     /// refills it when it is looked at.
     #[derive(Clone, PartialEq, Eq, Debug, Default)]
     pub struct Bucket: 16 {
+        /// Bytes; a debt, as a negative number, is what waits to be sent.
         pub tokens: Racy<u64>,
         pub refilled: Racy<u64>,
     }

@@ -40,6 +40,13 @@ crate::abi! {
     }
 }
 
+/// What [`Device::flags`] says.
+pub mod device_flags {
+    /// Its queueing discipline holds packets back until their departure time. Of the tunnel's device: that of the device
+    /// below it does.
+    pub const PACES: u32 = 1 << 0;
+}
+
 crate::abi! {
     /// A device of the node, by its index. An address of zeros: none of that family.
     #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

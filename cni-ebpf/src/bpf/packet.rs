@@ -17,6 +17,10 @@ use cni_ebpf::datapath::{Fib, NotRewritten, Packet, Tables, Work};
 const LINEAR: u32 = 128;
 /// Reads happen in the first kilobyte; a constant mask lets the verifier bound the offset.
 const REACH: u32 = 0x3ff;
+/// `BPF_SKB_TSTAMP_DELIVERY_MONO`
+const DELIVERY_MONO: u32 = 1;
+/// The segment size of a packet that is a list of segments (SCTP's).
+const GSO_BY_FRAGS: u32 = 0xffff;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 /// `BPF_F_MARK_MANGLED_0`: a UDP checksum of zero means "none" and stays so.
@@ -40,7 +44,8 @@ impl Skb {
     pub(super) fn new(skb: *mut __sk_buff) -> Self {
         let this = Self { skb };
         let linear = (this.data_end() - this.data()) as u32;
-        if linear < LINEAR && linear < this.length() {
+        // Of a list of segments the first part has all headers, and pulling would merge segments into it.
+        if linear < LINEAR && linear < this.length() && this.segment_size() != GSO_BY_FRAGS {
             // SAFETY: the context is valid. On failure reads find the packet too short.
             unsafe { helper::bpf_skb_pull_data(skb, LINEAR) };
         }
@@ -63,6 +68,14 @@ impl Skb {
     pub(super) fn set_mark(&self, mark: u32, mask: u32) {
         // SAFETY: the context is valid; the mark may be written.
         unsafe { (*self.skb).mark = ((*self.skb).mark & !mask) | mark };
+    }
+
+    /// Has the queueing discipline hold the packet back until then. A monotonic time of this kind outlives redirection and
+    /// encapsulation.
+    #[inline(always)]
+    pub(super) fn depart_at(&self, time: u64) -> Result<(), NotRewritten> {
+        // SAFETY: the context is valid.
+        done(unsafe { helper::bpf_skb_set_tstamp(self.skb, time, DELIVERY_MONO) })
     }
 
     /// Names the tunnel's remote end for the tunnel device.

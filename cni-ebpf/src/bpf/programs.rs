@@ -59,6 +59,10 @@ fn carry_out(packet: &Skb, work: &Work) -> i32 {
     if work.way == way::ARRIVED {
         packet.set_mark(config.mark_of_arrival(), config.own_mark_mask());
     }
+    // Only what leaves this node waits, and without a time it only leaves too early.
+    if work.departure != 0 {
+        let _ = packet.depart_at(work.departure);
+    }
     match work.way {
         // SAFETY: the helper takes any index; one that is gone drops the packet.
         way::PEER => unsafe { helper::bpf_redirect_peer(work.to_ifindex, 0) as i32 },

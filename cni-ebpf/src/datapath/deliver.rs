@@ -11,21 +11,35 @@ pub(super) fn forward<T: Tables, P: Packet>(
     tables: &T,
     packet: &mut P,
     work: &mut Work,
+    sender: &Endpoint,
     receiver: Option<&Endpoint>,
 ) -> Outcome {
     if let Some(receiver) = receiver {
+        limit::check_leaving(tables, packet, work, sender)?;
         return deliver(tables, packet, work, receiver);
     }
     if work.stack_reply != 0 {
-        return work.pass();
+        return leave_to_stack(tables, packet, work, sender);
     }
     let destination = work.out.dst;
     let route = route::lookup(tables, work, &destination)?;
     if work.unmasked != 0 && route.flags & route_flags::MASQUERADE != 0 {
-        return work.pass();
+        return leave_to_stack(tables, packet, work, sender);
     }
     route::leave(tables, packet, work, route)?;
+    limit::check_leaving(tables, packet, work, sender)?;
     send(tables, packet, work)
+}
+
+#[inline(always)]
+fn leave_to_stack<T: Tables, P: Packet>(
+    tables: &T,
+    packet: &mut P,
+    work: &mut Work,
+    sender: &Endpoint,
+) -> Outcome {
+    work.way = way::PASS;
+    limit::check_leaving(tables, packet, work, sender)
 }
 
 /// Deliver-to-endpoint: every packet that reaches a pod through our programs passes here.

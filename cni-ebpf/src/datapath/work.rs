@@ -77,7 +77,10 @@ pub struct Work {
     pub limit_rate: u64,
     pub limit_burst: u64,
     pub limit_key: u32,
-    pub pad5: u32,
+    /// What is above the limit may wait.
+    pub limit_waits: u32,
+    /// When the packet may leave, 0: at once.
+    pub departure: u64,
     /// The flow at hand returns through the stack.
     pub stack_reply: u8,
     /// The flow at hand leaves through the stack and has no translated source: `to_netdev` gives it one, if it needs one.

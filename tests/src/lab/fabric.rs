@@ -131,7 +131,7 @@ impl Node {
         for v4 in self.families.each() {
             let ip = self.address(v4);
             lines += &address(ip, prefix(v4), device);
-            lines += &format!("route add default via {} dev {device}\n", router(ip));
+            lines += &format!("route replace default via {} dev {device}\n", router(ip));
         }
         self.namespace.ip(&lines)
     }

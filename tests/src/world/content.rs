@@ -19,6 +19,13 @@ pub(super) fn endpoints() -> Vec<(Addr, Endpoint)> {
         (4, ifindex::POD_STACK, endpoint_flags::VIA_STACK, 0, 0),
         (5, ifindex::POD_RULES, 0, 1, 2),
         (6, ifindex::POD_LIMIT, endpoint_flags::LIMIT_EGRESS, 0, 0),
+        (
+            7,
+            ifindex::POD_PACED,
+            endpoint_flags::LIMIT_EGRESS | endpoint_flags::PACE,
+            0,
+            0,
+        ),
     ];
     all.iter()
         .flat_map(|&(number, ifindex, flags, egress_rules, ingress_rules)| {
@@ -32,7 +39,7 @@ pub(super) fn endpoints() -> Vec<(Addr, Endpoint)> {
                     egress_rules,
                     ingress_rules,
                     mtu: 1500,
-                    egress_rate: 1,
+                    egress_rate: if number == 7 { 1_000_000 } else { 1 },
                     egress_burst: 1000,
                     ..Endpoint::default()
                 };
@@ -102,6 +109,7 @@ pub(super) fn device() -> Device {
         masquerade_v6: Addr::from(ip("2001:db8::1")),
         mac: NODE_MAC,
         mtu: 1500,
+        flags: device_flags::PACES,
         ..Device::default()
     }
 }

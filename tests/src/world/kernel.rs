@@ -117,9 +117,9 @@ impl Kernel {
         self.put::<_, _, 16, 72>("endpoints", &[(addr, endpoint.clone())])
     }
 
-    /// Fills the bucket of the pod with a limit.
-    pub fn refill(&mut self, bucket: &Bucket) -> Result<()> {
-        self.put::<_, _, 4, 16>("buckets", &[(super::BUCKET, bucket.clone())])
+    /// Fills the bucket of a pod with a limit.
+    pub fn refill(&mut self, pod: u32, bucket: &Bucket) -> Result<()> {
+        self.put::<_, _, 4, 16>("buckets", &[(super::bucket_key(pod), bucket.clone())])
     }
 
     /// Forgets connections and fragments.
@@ -231,6 +231,7 @@ fn devices() -> Result<()> {
         ifindex::POD_STACK,
         ifindex::POD_RULES,
         ifindex::POD_LIMIT,
+        ifindex::POD_PACED,
         ifindex::NETDEV,
         ifindex::TUNNEL,
     ] {

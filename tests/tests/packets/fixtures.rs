@@ -354,26 +354,6 @@ fn a_connection_ends_and_may_begin_again() {
 }
 
 #[test]
-fn a_bandwidth_limit_drops_what_is_above_it() {
-    families(|pair, v6| {
-        // Pod number 6 may send 1000 bytes at once and gets none back in the time of this test.
-        let ends = Ends {
-            src_mac: mac(ifindex::POD_LIMIT),
-            src: pod(6, v6),
-            ..from_a(pod(3, v6))
-        };
-        let packet = ends.udp(&[0; 400]);
-        pair.refill(1000);
-        let mut send = || pair.run(Hook::FromPod, &packet, ifindex::POD_LIMIT).0;
-        assert_eq!(send(), TO_B);
-        assert_eq!(send(), TO_B);
-        assert_eq!(send(), Err(Reason::RateLimit));
-        let unlimited = from_a(pod(3, v6)).udp(&[0; 400]);
-        assert_eq!(pair.run(Hook::FromPod, &unlimited, ifindex::POD_A).0, TO_B);
-    });
-}
-
-#[test]
 fn rel_48_what_its_segments_make_too_big_goes_to_the_stack_as_it_was_sent() {
     families(|pair, v6| {
         if v6 {

@@ -97,11 +97,11 @@ impl Layer {
                 tally += libtest(docs, arguments)?;
                 Ok(tally)
             }
-            Self::Verifier | Self::Packets | Self::Netns | Self::Deploy => libtest(self.tests(), arguments),
+            Self::Verifier | Self::Packets | Self::Netns | Self::Deploy => self.run_with(arguments, &[]),
             Self::Kubernetes => {
-                let mut tests = self.tests();
-                tests.env("MILLRACE_KUBERNETES_PROGRAMS", cluster::programs()?);
-                libtest(tests, arguments)
+                let programs = cluster::programs()?;
+                let programs = programs.to_string_lossy();
+                self.run_with(arguments, &[("MILLRACE_KUBERNETES_PROGRAMS", &*programs)])
             }
             Self::Cluster => cluster::test(arguments),
             Self::Vm => vm::supported_kernels(arguments),
@@ -110,10 +110,12 @@ impl Layer {
 }
 
 impl Layer {
-    fn tests(self) -> Command {
+    /// Runs a layer that is a test program, with more variables.
+    pub(crate) fn run_with(self, arguments: &[String], variables: &[(&str, &str)]) -> Result<Tally> {
         let mut tests = cargo_test();
         tests.args(["--package", "cni-tests", "--test", &self.to_string()]);
-        tests
+        tests.envs(variables.iter().copied());
+        libtest(tests, arguments)
     }
 }
 

@@ -12,6 +12,8 @@ pub(crate) struct Tally {
     pub(crate) skipped: u64,
     /// What failed, by name, to be repeated where a reader looks first: at the end.
     failures: Vec<String>,
+    /// What tests said of each verified program: kernel, configuration, program, count.
+    pub(crate) verified: Vec<String>,
 }
 
 impl Tally {
@@ -40,7 +42,10 @@ impl Tally {
 
     /// Takes up one line of a test program's output.
     pub(crate) fn read(&mut self, line: &str) {
-        if let Some(summary) = line.strip_prefix("test result: ") {
+        // The first one may stand behind the name of its test.
+        if let Some((_, verified)) = line.split_once("verified: ") {
+            self.verified.push(verified.to_owned());
+        } else if let Some(summary) = line.strip_prefix("test result: ") {
             self.passed += count(summary, "passed");
             self.failed += count(summary, "failed");
             self.skipped += count(summary, "ignored");
@@ -59,6 +64,7 @@ impl AddAssign for Tally {
         self.failed += other.failed;
         self.skipped += other.skipped;
         self.failures.extend(other.failures);
+        self.verified.extend(other.verified);
     }
 }
 
@@ -145,12 +151,14 @@ mod tests {
         );
         tally.read("test a::b ... FAILED");
         tally.read("test a::c ... ok");
+        tally.read("verified: 6.1 bare from_pod 9");
         tally.read("test result: FAILED. 3 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out");
         let expected = Tally {
             passed: 15,
             failed: 1,
             skipped: 1,
             failures: vec!["a::b".into()],
+            verified: vec!["6.1 bare from_pod 9".into()],
         };
         assert_eq!(tally, expected);
     }

@@ -71,6 +71,12 @@ impl Job {
             after,
         }
     }
+
+    /// One more variable for the tests.
+    pub(crate) fn with(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.into()));
+        self
+    }
 }
 
 /// Are we the first process of one of our machines?

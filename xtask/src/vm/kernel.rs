@@ -139,7 +139,8 @@ impl fmt::Display for Kernel {
     }
 }
 
-fn series(release: &str) -> &str {
+/// The first two numbers.
+pub(super) fn series(release: &str) -> &str {
     release
         .match_indices('.')
         .nth(1)

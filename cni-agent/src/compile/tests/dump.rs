@@ -2,7 +2,7 @@
 
 use std::{fmt::Write, net::IpAddr};
 
-use cni_ebpf::abi::{Addr, Route, peer_flags, route_action, route_flags};
+use cni_ebpf::abi::{Addr, Route, device_flags, peer_flags, route_action, route_flags};
 
 use crate::{
     compile::Compiled,
@@ -62,6 +62,9 @@ fn desired(desired: &Desired, out: &mut String) {
     for (name, veth) in &desired.veths {
         let _ = writeln!(out, "veth {name} {veth:?}");
     }
+    for ifindex in &desired.pacing {
+        let _ = writeln!(out, "pace {ifindex}");
+    }
     for (path, value) in &desired.sysctls {
         let _ = writeln!(out, "sysctl {path} = {value}");
     }
@@ -70,7 +73,16 @@ fn desired(desired: &Desired, out: &mut String) {
 fn tables(tables: &Tables, out: &mut String) {
     for (index, device) in &tables.devices {
         let (v4, v6) = (device.masquerade_v4, device.masquerade_v6);
-        let _ = writeln!(out, "device {index} mtu {} masquerade {v4} {v6}", device.mtu);
+        let paces = if device.flags & device_flags::PACES == 0 {
+            ""
+        } else {
+            " paces"
+        };
+        let _ = writeln!(
+            out,
+            "device {index} mtu {} masquerade {v4} {v6}{paces}",
+            device.mtu
+        );
     }
     for (addr, peer) in &tables.peers {
         let kind = match peer.flags {

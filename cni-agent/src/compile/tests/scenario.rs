@@ -69,7 +69,7 @@ fn read(text: &str) -> Scenario {
     }
 }
 
-/// `NAME INDEX KIND MTU [ADDRESS/LENGTH...] [default] [down] [master=INDEX] [nomac]`
+/// `NAME INDEX KIND MTU [ADDRESS/LENGTH...] [default] [down] [master=INDEX] [nomac] [paces]`
 fn device(line: &str) -> Device {
     let mut words = line.split_whitespace();
     let mut next = || {
@@ -89,11 +89,13 @@ fn device(line: &str) -> Device {
         kind: serde_json::from_value::<DeviceKind>(kind.into()).unwrap(),
         addresses: Vec::new(),
         default_route: false,
+        paces: false,
     };
     for word in words {
         match word.split_once('=') {
             Some(("master", index)) => device.master = Some(index.parse().unwrap()),
             _ if word == "default" => device.default_route = true,
+            _ if word == "paces" => device.paces = true,
             _ if word == "down" => device.up = false,
             _ if word == "nomac" => device.mac = None,
             _ => device.addresses.push(DeviceAddress {

@@ -35,11 +35,12 @@ pub fn list(netlink: &mut Netlink) -> io::Result<Vec<Device>> {
             device.addresses.push(address);
         }
     }
-    let default = default_routes(netlink)?;
+    let (default, pacing) = (default_routes(netlink)?, super::pacing(netlink)?);
     let mut devices: Vec<Device> = devices.into_values().collect();
     for device in &mut devices {
         device.addresses.sort_unstable();
         device.default_route = default.contains(&device.ifindex);
+        device.paces = pacing.contains(&device.ifindex);
     }
     Ok(devices)
 }
@@ -62,6 +63,7 @@ fn device(link: &LinkMessage) -> Option<Device> {
         kind: kind(link),
         addresses: Vec::new(),
         default_route: false,
+        paces: false,
     };
     for attribute in &link.attributes {
         match attribute {

@@ -8,8 +8,8 @@ use super::{
 };
 use crate::model::Device;
 
-/// `RTNLGRP_LINK`, `_IPV4_IFADDR`, `_IPV6_IFADDR`, `_IPV4_ROUTE`, `_IPV6_ROUTE`.
-const GROUPS: [u32; 5] = [1, 5, 9, 7, 11];
+/// `RTNLGRP_LINK`, `_TC`, `_IPV4_IFADDR`, `_IPV6_IFADDR`, `_IPV4_ROUTE`, `_IPV6_ROUTE`.
+const GROUPS: [u32; 6] = [1, 4, 5, 9, 7, 11];
 
 /// The devices, whenever something about them has changed.
 pub struct Watch {

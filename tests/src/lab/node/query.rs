@@ -75,8 +75,34 @@ impl Node {
         Ok(all)
     }
 
-    /// The pinned links.
+    /// Which programs are attached: the pinned links, or where the kernel has none for this, the filters of our name.
     pub fn links(&self) -> Result<Vec<String>> {
+        let pinned = self.pinned_links();
+        if pinned.is_empty() {
+            self.filters()
+        } else {
+            Ok(pinned)
+        }
+    }
+
+    fn filters(&self) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        for device in self.namespace.devices()? {
+            for side in ["ingress", "egress"] {
+                let mut tc = self.namespace.command("tc");
+                let output = tc.args(["filter", "show", "dev", &device, side]).output()?;
+                let text = String::from_utf8_lossy(&output.stdout).into_owned();
+                let names = text
+                    .split_whitespace()
+                    .filter_map(|word| word.strip_prefix("millrace:"));
+                found.extend(names.map(str::to_owned));
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    fn pinned_links(&self) -> Vec<String> {
         let mut found = Vec::new();
         for kind in ["endpoint", "netdev"] {
             for owner in names(&self.pins().join("links").join(kind)) {
@@ -85,7 +111,7 @@ impl Node {
                 }
             }
         }
-        Ok(found)
+        found
     }
 
     /// Connections that the programs know.

@@ -7,8 +7,9 @@ use std::{
 };
 
 use cni_tests::{
-    lab::{Families, Lab, Plan, Pod, Routing},
+    lab::{Drops, Families, Lab, Plan, Pod, Routing, Signal},
     netns::Namespace,
+    require_in_vm,
     traffic::{self, Echo},
 };
 use serde_json::json;
@@ -119,6 +120,74 @@ fn bandwidth(routing: Routing) {
         let left = near.dump("buckets").unwrap();
         (!left.is_empty()).then(|| format!("{left:?}"))
     });
+}
+
+/// What leaves the node above the limit waits in the device's `fq` instead of being dropped, in either family.
+fn paced(routing: Routing) {
+    let lab = Lab::start(Plan::new(routing, Families::Dual)).unwrap();
+    let [near, far] = &lab.nodes[..] else {
+        panic!("two nodes")
+    };
+    let qdisc = || {
+        let output = near
+            .namespace
+            .command("tc")
+            .args(["qdisc", "show", "dev", "eth0"])
+            .output();
+        String::from_utf8(output.unwrap().stdout).unwrap()
+    };
+    let before = qdisc();
+    let probe = near
+        .namespace
+        .command("tc")
+        .args(["qdisc", "add", "dev", "other0", "root", "fq"])
+        .output();
+    require_in_vm!(probe.unwrap().status.success(), "the kernel has no fq");
+    let config = json!({ "runtimeConfig": { "bandwidth": { "egressRate": RATE * 8, "egressBurst": 0 } } });
+    let slow = near.add_pod_with("slow", &config).unwrap();
+    let (neighbour, peer) = (near.add_pod("neighbour").unwrap(), far.add_pod("peer").unwrap());
+    eventually(|| {
+        let (endpoints, devices) = (near.dump("endpoints").unwrap(), near.dump("devices").unwrap());
+        // LIMIT_EGRESS and PACE; PACES.
+        let known = endpoints.concat().contains("\"flags\":10,") && devices.concat().contains("\"flags\":1,");
+        let ready = known && qdisc().contains("qdisc fq 4d52:");
+        (!ready).then(|| format!("{} {endpoints:?} {devices:?}", qdisc()))
+    });
+    for v4 in [true, false] {
+        let echo = Echo::tcp(&peer.namespace, peer.ip(v4), 0).unwrap();
+        traffic::tcp(&slow.namespace, echo.address, 1_000_000).unwrap();
+    }
+    assert_eq!(
+        near.drops().unwrap(),
+        Drops::new(),
+        "TCP waits, and loses nothing"
+    );
+    limited(&slow, &peer);
+    // On the way into another pod of the node nothing waits: above the limit is dropped.
+    limited(&slow, &neighbour);
+    assert!(near.drops().unwrap().contains_key("rate_limit/egress"));
+    near.delete_pod(slow).unwrap();
+    near.delete_pod(neighbour).unwrap();
+    near.end_agent(Signal::SIGTERM).unwrap();
+    let removed = near.millrace(["uninstall", "--yes"]).output().unwrap();
+    assert!(removed.status.success(), "{removed:?}");
+    assert_eq!(
+        qdisc(),
+        before,
+        "uninstall gives the device its queueing discipline back"
+    );
+}
+
+#[test]
+fn a_bandwidth_limit_is_paced_where_there_is_fq_direct() {
+    needs_root!();
+    paced(Routing::Direct);
+}
+
+#[test]
+fn a_bandwidth_limit_is_paced_where_there_is_fq_vxlan() {
+    needs_root!();
+    paced(Routing::Vxlan);
 }
 
 #[test]
