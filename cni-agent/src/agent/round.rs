@@ -129,6 +129,11 @@ impl<K: Kernel> Agent<K> {
             .converge(&compiled.desired, &observed, removals)
             .await;
         self.rounds.add(&outcome);
+        // Maps that were replaced with the programs are settled by the next look, which must not wait: until then what old
+        // programs wrote last is unknown to the new ones.
+        if observed.config != compiled.desired.config {
+            self.rounds.mark_dirty();
+        }
         let failed = outcome
             .failures
             .iter()

@@ -4,7 +4,8 @@
 //! at it. A map whose size or layout is not the wanted one is replaced while the old programs still run on it:
 //!
 //! 1. the new map is made beside the old one and filled from it;
-//! 2. the programs are loaded on the new map, and exchanged under their links one by one;
+//! 2. the programs are loaded on the new map, what was added meanwhile is copied, and they are exchanged under their links
+//!    one by one;
 //! 3. when no link runs an old program any more, what the old map has gained meanwhile is copied too, and the new map
 //!    takes the old one's name ([`Loaded::settle`]).
 //!
@@ -92,11 +93,22 @@ pub fn load(object: &[u8], pins: &Pins, config: Config, sizes: &MapSizes) -> Res
         loaded.programs.insert(program, load_program(&mut ebpf, program)?);
     }
     prepare::collect(pins)?;
+    // The verifier took its time, and old programs wrote meanwhile.
+    loaded.catch_up()?;
     loaded._messages = log::Messages::of(&mut ebpf);
     Ok(loaded)
 }
 
 impl Loaded {
+    /// Copies what old programs have added to the maps that are being replaced.
+    fn catch_up(&self) -> Result<(), KernelError> {
+        let mut maps = self.unsettled.iter().filter_map(|unsettled| {
+            let map = self.maps.get(unsettled.spec.name)?;
+            Some((unsettled, map))
+        });
+        maps.try_for_each(|(unsettled, map)| unsettled.catch_up(map))
+    }
+
     /// Ends the replacement of maps, when every live link runs a program of this load.
     pub fn settle(&mut self) -> Result<(), KernelError> {
         while let Some(unsettled) = self.unsettled.last() {

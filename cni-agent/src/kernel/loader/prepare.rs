@@ -209,9 +209,14 @@ impl Old {
 }
 
 impl Unsettled {
+    /// Copies what `map` does not have yet.
+    pub(super) fn catch_up(&self, map: &Map) -> Result<(), KernelError> {
+        copy_all(&self.old, map)
+    }
+
     pub(super) fn settle(&self, map: Option<&Map>) -> Result<(), KernelError> {
         if let Some(map) = map {
-            copy_all(&self.old, map)?;
+            self.catch_up(map)?;
         }
         if self.from != self.to {
             fs::rename(&self.from, &self.to).map_err(|error| pin_error(&self.to, &error))?;
