@@ -4,6 +4,7 @@
 //! shell, and none knows a path that `workspace` does not give it.
 
 mod abi;
+mod advisory;
 mod bench;
 mod build;
 mod cluster;

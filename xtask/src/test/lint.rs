@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::report::Tally;
 use crate::process::{self, cargo, step};
 use crate::toolchain::Toolchain;
-use crate::{abi, licence, tidy};
+use crate::{abi, advisory, licence, tidy};
 
 type Check = (&'static str, fn() -> Result<()>);
 
@@ -22,28 +22,23 @@ const CHECKS: [Check; 7] = [
 ];
 
 pub(crate) fn run() -> Tally {
-    let mut checks = CHECKS.to_vec();
-    // Advisories come from a database that an offline machine has no copy of.
-    match process::find("cargo-audit") {
-        Some(_) => checks.push(("advisories", advisories)),
-        None => step("advisories: not checked; `cargo install cargo-audit` adds this check"),
-    }
     let mut tally = Tally::default();
-    for (name, check) in checks {
+    for (name, check) in CHECKS {
         step(name);
-        tally += match check() {
-            Ok(()) => Tally::success(),
-            Err(error) => {
-                eprintln!("{name}: {error:#}");
-                Tally::failure(name)
-            }
-        };
+        tally += judged(name, check());
     }
+    tally += advisory::check().map_or_else(Tally::skipped, |result| judged("advisories", result));
     tally
 }
 
-fn advisories() -> Result<()> {
-    process::run(cargo().arg("audit"))
+fn judged(name: &str, result: Result<()>) -> Tally {
+    match result {
+        Ok(()) => Tally::success(),
+        Err(error) => {
+            eprintln!("{name}: {error:#}");
+            Tally::failure(name)
+        }
+    }
 }
 
 fn formatting() -> Result<()> {

@@ -24,6 +24,13 @@ impl Tally {
         }
     }
 
+    pub(crate) fn skipped() -> Self {
+        Self {
+            skipped: 1,
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn failure(what: impl Into<String>) -> Self {
         Self {
             failed: 1,
