@@ -23,6 +23,7 @@ mod sctp;
 mod sizes;
 mod stacked;
 mod uninstall;
+mod upgrade;
 
 use std::{
     thread,
