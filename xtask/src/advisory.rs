@@ -3,13 +3,12 @@
 //! Nothing is fetched: a check that needs the network says something else every day. Without the tool or a copy of the
 //! database the check says that it was not done, and how it could be.
 
-use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Result;
 
-use crate::process::{cargo, find, run, step};
+use crate::process::{cargo, cargo_home, find, run, step};
 
 /// A way to look the advisories up.
 #[derive(Debug, PartialEq, Eq)]
@@ -23,7 +22,7 @@ enum Way {
 /// `None`: they were not checked, which was said.
 pub(crate) fn check() -> Option<Result<()>> {
     let has = |tool: &str| find(tool).is_some();
-    match choose(&cargo_home(), &has) {
+    match choose(&cargo_home().unwrap_or_default(), &has) {
         Ok(way) => {
             step("advisories");
             Some(run(&mut way.command()))
@@ -33,14 +32,6 @@ pub(crate) fn check() -> Option<Result<()>> {
             None
         }
     }
-}
-
-fn cargo_home() -> PathBuf {
-    let home = || env::var_os("HOME").map(|home| Path::new(&home).join(".cargo"));
-    env::var_os("CARGO_HOME")
-        .map(PathBuf::from)
-        .or_else(home)
-        .unwrap_or_default()
 }
 
 fn choose(home: &Path, has: &dyn Fn(&str) -> bool) -> Result<Way, String> {

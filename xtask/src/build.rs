@@ -92,6 +92,21 @@ fn static_flags() -> Vec<String> {
     flags
 }
 
+/// The agent of a release to come, whose connections have another layout. Cargo leaves it where the real one belongs, so
+/// that is built after it.
+pub(crate) fn next_agent() -> Result<()> {
+    const FEATURE: &str = "next-layout";
+    let object = workspace::bpf_next_object();
+    programs(&[FEATURE], &object)?;
+    step("agent with the next layout of connections");
+    let mut cargo = cargo();
+    cargo.args(["build", "--package", "cni-agent", "--bins", "--features", FEATURE]);
+    run(cargo.env("MILLRACE_BPF_OBJECT", object))?;
+    let (from, to) = (workspace::host_binary("millrace", false), workspace::next_agent());
+    std::fs::copy(&from, &to).with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
+    Ok(())
+}
+
 /// The object with the programs that `cargo xtask bench` measures with.
 pub(crate) fn bench_programs() -> Result<()> {
     programs(&["bench"], &workspace::bpf_bench_object())

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::build::Build;
+use crate::build::{self, Build};
 use crate::image::Image;
 use crate::process::step;
 use crate::setup;
@@ -88,6 +88,9 @@ impl Test {
 fn prepare(layers: &[Layer]) -> Result<()> {
     let groups: Vec<_> = layers.iter().flat_map(|layer| layer.needs()).copied().collect();
     setup::ensure(&groups)?;
+    if layers.contains(&Layer::Netns) {
+        build::next_agent()?;
+    }
     if layers.iter().any(|layer| layer.needs_build()) {
         Build::default().run()?;
     }

@@ -32,6 +32,15 @@ pub(crate) fn image_archive() -> PathBuf {
     target().join("oci/millrace.tar")
 }
 
+/// The programs of the release to come that tests upgrade to, and its agent.
+pub(crate) fn bpf_next_object() -> PathBuf {
+    bpf_target().join("millrace-next.bpf.o")
+}
+
+pub(crate) fn next_agent() -> PathBuf {
+    bpf_target().join("millrace-next")
+}
+
 /// Tools that `setup` builds for this tree alone.
 pub(crate) fn tools() -> PathBuf {
     target().join("tools")

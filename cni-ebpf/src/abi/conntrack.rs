@@ -108,55 +108,66 @@ pub mod tcp_state {
     pub const CLOSED: u8 = 4;
 }
 
-crate::abi! {
-    /// A connection. Times are the coarse monotonic clock in nanoseconds.
-    #[derive(Clone, PartialEq, Eq, Debug, Default)]
-    pub struct Flow: 192 {
-        pub seen: Racy<u64>,
-        pub created: u64,
-        pub packets_forward: Racy<u64>,
-        pub packets_reply: Racy<u64>,
-        pub bytes_forward: Racy<u64>,
-        pub bytes_reply: Racy<u64>,
-        /// What the originator dialled, if `DNAT`.
-        pub dnat: Addr,
-        /// What the other side sees as the originator, if `SNAT`.
-        pub snat: Addr,
-        /// The granted selector bits that admitted the flow at its source, with the word they stand in.
-        pub egress_bits: Racy<u64>,
-        pub ingress_bits: Racy<u64>,
-        pub egress_word: Racy<u32>,
-        pub ingress_word: Racy<u32>,
-        /// Generations of the rule sets under which the flow was last admitted; 0: no rule set.
-        pub egress_generation: Racy<u32>,
-        pub ingress_generation: Racy<u32>,
-        /// The rules that admitted it.
-        pub egress_rule: Racy<u32>,
-        pub ingress_rule: Racy<u32>,
-        pub class_epoch: Racy<u32>,
-        /// The device on which the originator's packets arrive.
-        pub ingress_ifindex: u32,
-        pub service: u32,
-        pub backend: u32,
-        /// When the alias was last seen to point here, in seconds.
-        pub alias_seen: Racy<u32>,
-        pub dnat_port: Port,
-        pub snat_port: Port,
-        pub flags: Racy<u16>,
-        pub state: Racy<u8>,
-        /// TCP flags seen in each direction.
-        pub tcp_forward: Racy<u8>,
-        pub tcp_reply: Racy<u8>,
-        /// How packets of each direction leave this node's programs.
-        pub via_forward: u8,
-        pub via_reply: u8,
-        pub pad: u8,
-        /// Local endpoints of both sides, 0: none.
-        pub source_endpoint: u32,
-        pub destination_endpoint: u32,
-        pub reserved: [u64; 4],
-    }
+macro_rules! flow {
+    ($size:literal: $($first:tt)*) => {
+        crate::abi! {
+            /// A connection. Times are the coarse monotonic clock in nanoseconds.
+            #[derive(Clone, PartialEq, Eq, Debug, Default)]
+            pub struct Flow: $size {
+                $($first)*
+                pub seen: Racy<u64>,
+                pub created: u64,
+                pub packets_forward: Racy<u64>,
+                pub packets_reply: Racy<u64>,
+                pub bytes_forward: Racy<u64>,
+                pub bytes_reply: Racy<u64>,
+                /// What the originator dialled, if `DNAT`.
+                pub dnat: Addr,
+                /// What the other side sees as the originator, if `SNAT`.
+                pub snat: Addr,
+                /// The granted selector bits that admitted the flow at its source, with the word they stand in.
+                pub egress_bits: Racy<u64>,
+                pub ingress_bits: Racy<u64>,
+                pub egress_word: Racy<u32>,
+                pub ingress_word: Racy<u32>,
+                /// Generations of the rule sets under which the flow was last admitted; 0: no rule set.
+                pub egress_generation: Racy<u32>,
+                pub ingress_generation: Racy<u32>,
+                /// The rules that admitted it.
+                pub egress_rule: Racy<u32>,
+                pub ingress_rule: Racy<u32>,
+                pub class_epoch: Racy<u32>,
+                /// The device on which the originator's packets arrive.
+                pub ingress_ifindex: u32,
+                pub service: u32,
+                pub backend: u32,
+                /// When the alias was last seen to point here, in seconds.
+                pub alias_seen: Racy<u32>,
+                pub dnat_port: Port,
+                pub snat_port: Port,
+                pub flags: Racy<u16>,
+                pub state: Racy<u8>,
+                /// TCP flags seen in each direction.
+                pub tcp_forward: Racy<u8>,
+                pub tcp_reply: Racy<u8>,
+                /// How packets of each direction leave this node's programs.
+                pub via_forward: u8,
+                pub via_reply: u8,
+                pub pad: u8,
+                /// Local endpoints of both sides, 0: none.
+                pub source_endpoint: u32,
+                pub destination_endpoint: u32,
+                pub reserved: [u64; 4],
+            }
+        }
+    };
 }
+
+#[cfg(not(feature = "next-layout"))]
+flow!(192:);
+// Every field at another place.
+#[cfg(feature = "next-layout")]
+flow!(200: pub next: u64,);
 
 crate::abi! {
     /// Points from a tuple on the wire to the flow it belongs to.

@@ -69,6 +69,16 @@ const fn keep(spec: MapSpec) -> MapSpec {
     MapSpec { keep: true, ..spec }
 }
 
+/// The version of the layout of [`Flow`].
+const FLOW: u32 = if cfg!(feature = "next-layout") { 2 } else { 1 };
+
+const fn flows(name: &'static str, entries: u32) -> MapSpec {
+    MapSpec {
+        version: FLOW,
+        ..keep(spec::<FlowKey, Flow>(name, LruHash, entries))
+    }
+}
+
 use MapType::{Array, Hash, Lpm, LruHash, PerCpuArray};
 
 /// Every map that is pinned.
@@ -77,8 +87,8 @@ pub const MAPS: &[MapSpec] = &[
     spec::<Addr, Peer>("peers", Hash, 131_072),
     spec::<Prefix, Route>("routes", Lpm, 16_384),
     spec::<u32, Device>("devices", Hash, 256),
-    keep(spec::<FlowKey, Flow>("conntrack", LruHash, 131_072)),
-    keep(spec::<FlowKey, Flow>("conntrack_new", LruHash, 32_768)),
+    flows("conntrack", 131_072),
+    flows("conntrack_new", 32_768),
     keep(spec::<Tuple, Alias>("nat", LruHash, 131_072)),
     keep(spec::<Tuple, Alias>("nat_new", LruHash, 32_768)),
     spec::<u32, Bucket>("buckets", Hash, 4096),

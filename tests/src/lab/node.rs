@@ -139,7 +139,11 @@ impl Node {
 
     /// The command line `millrace ARGS` on this node.
     pub fn millrace<const N: usize>(&self, arguments: [&str; N]) -> Command {
-        let mut command = self.namespace.command(binary("MILLRACE_BIN", "millrace"));
+        self.program(&binary("MILLRACE_BIN", "millrace"), arguments)
+    }
+
+    fn program<const N: usize>(&self, millrace: &Path, arguments: [&str; N]) -> Command {
+        let mut command = self.namespace.command(millrace);
         command.args(arguments).arg("--config").arg(self.config_file());
         command
     }

@@ -22,7 +22,9 @@ mod routing;
 mod runtimes;
 mod sctp;
 mod sizes;
+mod stacked;
 mod uninstall;
+mod upgrade;
 
 use std::{
     thread,

@@ -5,7 +5,7 @@ use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
     os::unix::process::CommandExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Stdio},
     time::{Duration, Instant},
 };
@@ -18,7 +18,7 @@ use nix::{
 
 use crate::patience;
 
-use super::{super::folder, Node, limit};
+use super::{super::folder, Node, binary, limit};
 
 impl Node {
     pub fn start_agent(&self) -> Result<()> {
@@ -27,10 +27,19 @@ impl Node {
 
     /// With more variables in its environment.
     pub fn start_agent_with(&self, environment: &[(&str, &str)]) -> Result<()> {
+        self.start(&binary("MILLRACE_BIN", "millrace"), environment)
+    }
+
+    /// Starts the agent of another build.
+    pub fn start_agent_of(&self, millrace: &Path) -> Result<()> {
+        self.start(millrace, &[])
+    }
+
+    fn start(&self, millrace: &Path, environment: &[(&str, &str)]) -> Result<()> {
         let log = self.log_file();
         let log = OpenOptions::new().create(true).append(true).open(&log)?;
         let child = self
-            .millrace(["agent"])
+            .program(millrace, ["agent"])
             .args(&self.agent_arguments)
             .envs(environment.iter().copied())
             .stdin(Stdio::null())

@@ -1,0 +1,69 @@
+//! The agent is replaced by another release, under traffic.
+
+use cni_tests::{
+    lab::{Drops, Families, Lab, Node, Plan, Routing, Signal, binary},
+    require,
+};
+
+use crate::{eventually, needs_root, restart::Load};
+
+/// The pinned tables of connections.
+fn tables(node: &Node) -> Vec<String> {
+    let pins = std::fs::read_dir(node.pins().join("maps")).unwrap();
+    let names = pins.map(|pin| pin.unwrap().file_name().into_string().unwrap());
+    // Each has a description beside it.
+    let mut names: Vec<String> = names
+        .filter(|name| name.starts_with("conntrack") && !name.contains("layout"))
+        .collect();
+    names.sort();
+    names
+}
+
+/// Replaces the agent by the release to come, whose connections have another layout, and back, while links are exchanged
+/// one by one and flows cross old and new programs.
+fn replaced_and_back(routing: Routing) {
+    needs_root!();
+    let next = binary("MILLRACE_NEXT_BIN", "bpf/millrace-next");
+    require!(
+        next.is_file(),
+        "`cargo xtask test netns` builds {}",
+        next.display()
+    );
+    let lab = Lab::start(Plan::new(routing, Families::Dual)).unwrap();
+    let node = &lab.nodes[0];
+    let (a, b) = (node.add_pod("a").unwrap(), node.add_pod("b").unwrap());
+    let c = lab.nodes[1].add_pod("c").unwrap();
+    let load = Load::begin(&lab, &a, &b, &c);
+    load.go_on(20);
+    let before = node.intent().unwrap();
+    let ours = binary("MILLRACE_BIN", "millrace");
+    for _ in 0..2 {
+        for (millrace, version) in [(&next, "v2"), (&ours, "v1")] {
+            node.end_agent(Signal::SIGTERM).unwrap();
+            load.go_on(10);
+            node.start_agent_of(millrace).unwrap();
+            load.go_on(20);
+            node.wait_until_ready().unwrap();
+            let wanted = ["conntrack_new", "conntrack"].map(|name| format!("{name}_{version}"));
+            eventually(|| {
+                let now = tables(node);
+                (now != wanted).then(|| format!("{now:?} instead of {wanted:?}"))
+            });
+            load.go_on(30);
+            assert_eq!(node.intent().unwrap(), before, "with layout {version}");
+        }
+    }
+    let dropped = [node, &lab.nodes[1]].map(|node| node.drops().unwrap());
+    load.end(&dropped);
+    assert_eq!(dropped, [Drops::new(), Drops::new()]);
+}
+
+#[test]
+fn rel_29_agent_replaced_by_a_newer_layout_and_back_direct() {
+    replaced_and_back(Routing::Direct);
+}
+
+#[test]
+fn rel_29_agent_replaced_by_a_newer_layout_and_back_vxlan() {
+    replaced_and_back(Routing::Vxlan);
+}
