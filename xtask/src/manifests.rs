@@ -44,7 +44,12 @@ fn deploy() -> PathBuf {
 }
 
 /// Templates that the base takes over. Its ConfigMap is kustomize's own, which adds a hash to the name.
-const TEMPLATES: [&str; 3] = ["serviceaccount.yaml", "rbac.yaml", "daemonset.yaml"];
+const TEMPLATES: [&str; 4] = [
+    "serviceaccount.yaml",
+    "rbac.yaml",
+    "admission.yaml",
+    "daemonset.yaml",
+];
 
 struct File {
     name: &'static str,

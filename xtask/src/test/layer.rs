@@ -9,6 +9,7 @@ use clap::ValueEnum;
 
 use super::lint;
 use super::report::Tally;
+use crate::build::StaticBinaries;
 use crate::process::{self, cargo, output, stream};
 use crate::setup::Group;
 use crate::{cluster, vm, workspace};
@@ -97,7 +98,12 @@ impl Layer {
                 tally += libtest(docs, arguments)?;
                 Ok(tally)
             }
-            Self::Verifier | Self::Packets | Self::Netns | Self::Deploy => libtest(self.tests(), arguments),
+            Self::Verifier | Self::Packets | Self::Netns => libtest(self.tests(), arguments),
+            Self::Deploy => {
+                let mut tests = self.tests();
+                tests.envs(shipped());
+                libtest(tests, arguments)
+            }
             Self::Kubernetes => {
                 let mut tests = self.tests();
                 tests.env("MILLRACE_KUBERNETES_PROGRAMS", cluster::programs()?);
@@ -169,11 +175,20 @@ pub(crate) fn environment() -> [(&'static str, PathBuf); 3] {
     ]
 }
 
+/// The image, and the binaries that are in it instead of those built for debugging.
+fn shipped() -> [(&'static str, PathBuf); 3] {
+    let binaries = StaticBinaries::built();
+    [
+        ("MILLRACE_IMAGE", workspace::image_archive()),
+        ("MILLRACE_BIN", binaries.agent),
+        ("MILLRACE_CNI_BIN", binaries.plugin),
+    ]
+}
+
 pub(crate) fn cargo_test() -> Command {
     let mut command = cargo();
     command.args(["test", "--no-fail-fast"]);
     command.envs(environment()).env("PATH", process::path());
-    command.env("MILLRACE_IMAGE", workspace::image_archive());
     command
 }
 
