@@ -177,6 +177,14 @@ fn the_kustomize_base_is_what_the_chart_gives() {
 }
 
 #[test]
+fn the_chart_brings_the_kinds() {
+    let kinds = "crds/millrace.dev.yaml";
+    let ours = fs::read_to_string(deploy().join(kinds)).unwrap();
+    let charts = fs::read_to_string(deploy().join("helm/millrace").join(kinds)).unwrap();
+    assert_eq!(ours, charts, "run `cargo xtask manifests`");
+}
+
+#[test]
 fn overlays_name_the_image_of_this_release() {
     for overlay in fs::read_dir(deploy().join("overlays")).unwrap() {
         let path = overlay.unwrap().path().join("kustomization.yaml");
