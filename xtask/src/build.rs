@@ -61,34 +61,33 @@ pub(crate) struct StaticBinaries {
 impl StaticBinaries {
     /// Compiles them. The BPF object must be there.
     pub(crate) fn build() -> Result<Self> {
-        // A target is named so that the flags are not those of build scripts and macros, which cannot be static.
-        let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
         let mut cargo = cargo();
-        cargo.args(["build", "--profile", "image", "--target", &target]);
+        cargo.args(["build", "--profile", "image", "--target", &static_target()]);
         cargo.args(["--package", "cni-agent", "--package", "cni-plugin", "--bins"]);
         cargo.env("CARGO_ENCODED_RUSTFLAGS", static_flags().join("\x1f"));
         run(&mut cargo)?;
-        let folder = workspace::target().join(target).join("image");
-        Ok(Self {
+        Ok(Self::built())
+    }
+
+    /// Those of the last build.
+    pub(crate) fn built() -> Self {
+        let folder = workspace::target().join(static_target()).join("image");
+        Self {
             agent: folder.join("millrace"),
             plugin: folder.join("millrace-cni"),
-        })
+        }
     }
 }
 
-/// glibc without its shared parts (it resolves names by `files` and `dns` without them, and nothing here asks for more),
-/// and no path of this machine in panic messages, so that every machine makes the same bytes.
+/// Named so that the flags are not those of build scripts and macros, which cannot be static.
+fn static_target() -> String {
+    format!("{}-unknown-linux-gnu", std::env::consts::ARCH)
+}
+
+/// glibc without its shared parts: it resolves names by `files` and `dns` without them, and nothing here asks for more.
 fn static_flags() -> Vec<String> {
-    let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
-    let remap = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
-    let sources = process::cargo_home().map(|home| home.join("registry/src"));
-    let registries = sources
-        .and_then(|sources| sources.read_dir().ok())
-        .into_iter()
-        .flatten()
-        .flatten();
-    flags.extend(registries.map(|registry| remap(&registry.path(), "/registry")));
-    flags.push(remap(workspace::root(), "/millrace"));
+    let mut flags = workspace::nameless_paths();
+    flags.push("-Ctarget-feature=+crt-static".to_owned());
     flags
 }
 

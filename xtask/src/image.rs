@@ -1,18 +1,17 @@
 //! `cargo xtask image`: the container image, from nothing but this tree.
 
-mod archive;
-mod layer;
+mod reference;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::build::{Build, StaticBinaries};
+use crate::oci::{self, Layer};
 use crate::process::step;
 use crate::workspace;
-use archive::{Archive, Reference};
-use layer::{File, Layer};
+use reference::Reference;
 
 /// Build the container image as an OCI archive
 ///
@@ -61,48 +60,54 @@ impl Image {
         step("agent and plugin, static");
         let binaries = StaticBinaries::build()?;
         step("image");
-        let layer = Layer::of(&content(&binaries)?)?;
-        let archive = Archive::of(&layer, &self.tag)?;
-        write(&self.out, archive.bytes())?;
+        let layer = content(&binaries)?.compress()?;
+        let name = self.tag.to_string();
+        let image = oci::Image {
+            name: &name,
+            layer: &layer,
+            entrypoint: &["/usr/bin/millrace"],
+            arguments: &["agent"],
+            labels: &LABELS,
+        };
+        let digests = oci::write(&self.out, &[image])?;
+        let about = fs::metadata(&self.out).with_context(|| format!("reading {}", self.out.display()))?;
+        self.say(&digests.concat(), about.len(), layer.unpacked);
+        Ok(())
+    }
+
+    fn say(&self, digest: &str, bytes: u64, unpacked: usize) {
         if self.json {
             let said = serde_json::json!({
-                "archive": self.out, "name": self.tag.to_string(), "digest": archive.digest(),
-                "bytes": archive.bytes().len(), "unpackedBytes": layer.unpacked(),
+                "archive": self.out, "name": self.tag.to_string(), "digest": digest,
+                "bytes": bytes, "unpackedBytes": unpacked,
             });
             println!("{said}");
         } else {
             println!("{}", self.out.display());
-            println!("{}@{}", self.tag, archive.digest());
-            println!("{} bytes, {} unpacked", archive.bytes().len(), layer.unpacked());
+            println!("{}@{digest}", self.tag);
+            println!("{bytes} bytes, {unpacked} unpacked");
         }
-        Ok(())
     }
 }
 
-/// Everything that is in the image.
-fn content(binaries: &StaticBinaries) -> Result<Vec<File>> {
-    let root = workspace::root();
-    let program = |path: &Path, to| File::program(path, to);
-    let text = |name: &str| File::text(&root.join(name), format!("usr/share/doc/millrace/{name}"));
-    Ok(vec![
-        program(&binaries.agent, "usr/bin/millrace")?,
-        program(&binaries.plugin, "usr/bin/millrace-cni")?,
-        text("LICENSE-APACHE")?,
-        text("LICENSE-MIT")?,
-    ])
-}
+const LABELS: [(&str, &str); 4] = [
+    ("org.opencontainers.image.title", "millrace"),
+    (
+        "org.opencontainers.image.description",
+        "The eBPF network of a Kubernetes node: agent and CNI plugin",
+    ),
+    ("org.opencontainers.image.version", env!("CARGO_PKG_VERSION")),
+    ("org.opencontainers.image.licenses", "MIT OR Apache-2.0"),
+];
 
-/// By rename, so that whoever reads the old archive reads all of it.
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let Some(name) = path.file_name() else {
-        bail!("{} names no file; give --out a file's name", path.display());
-    };
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let folder = folder.unwrap_or(Path::new("."));
-    fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
-    let mut part = name.to_owned();
-    part.push(".part");
-    let part = folder.join(part);
-    fs::write(&part, bytes).with_context(|| format!("writing {}", part.display()))?;
-    fs::rename(&part, path).with_context(|| format!("renaming to {}", path.display()))
+/// Everything that is in the image.
+fn content(binaries: &StaticBinaries) -> Result<Layer> {
+    let mut layer = Layer::empty();
+    layer.copy(&binaries.agent, "usr/bin/millrace")?;
+    layer.copy(&binaries.plugin, "usr/bin/millrace-cni")?;
+    for name in ["LICENSE-APACHE", "LICENSE-MIT"] {
+        let to = format!("usr/share/doc/millrace/{name}");
+        layer.copy_text(&workspace::root().join(name), &to)?;
+    }
+    Ok(layer)
 }

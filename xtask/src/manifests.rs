@@ -1,6 +1,7 @@
 //! `cargo xtask manifests`: the kustomize base, rendered from the chart.
 //!
-//! The chart is the one source. What `kubectl apply -k` applies is what `helm install` installs with default values.
+//! The chart is the one source. What `kubectl apply -k` applies is what `helm install` installs with default values. Only
+//! the kinds come from elsewhere, from the agent's types, and the chart gets a copy.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use crate::process::{command, find, output};
 use crate::workspace;
 
-/// Write cni-agent/deploy/base from the chart in cni-agent/deploy/helm/millrace
+/// Write cni-agent/deploy/base from the chart in cni-agent/deploy/helm/millrace, and the kinds into the chart
 #[derive(Debug, clap::Args)]
 pub(crate) struct Manifests {
     /// Only compare; the exit status is 0 if the files are what the chart gives
@@ -27,7 +28,7 @@ impl Manifests {
         let stale: Vec<_> = files
             .iter()
             .filter(|file| !file.is_current())
-            .map(|file| file.path().display().to_string())
+            .map(|file| file.path.display().to_string())
             .collect();
         if stale.is_empty() {
             return Ok(());
@@ -44,32 +45,43 @@ fn deploy() -> PathBuf {
 }
 
 /// Templates that the base takes over. Its ConfigMap is kustomize's own, which adds a hash to the name.
-const TEMPLATES: [&str; 3] = ["serviceaccount.yaml", "rbac.yaml", "daemonset.yaml"];
+const TEMPLATES: [&str; 4] = [
+    "serviceaccount.yaml",
+    "rbac.yaml",
+    "admission.yaml",
+    "daemonset.yaml",
+];
+
+/// As `millrace crds` prints them.
+const KINDS: &str = "crds/millrace.dev.yaml";
 
 struct File {
-    name: &'static str,
+    path: PathBuf,
     text: String,
 }
 
 impl File {
-    fn path(&self) -> PathBuf {
-        deploy().join("base").join(self.name)
-    }
-
     fn write(&self) -> Result<()> {
-        let path = self.path();
-        fs::write(&path, &self.text).with_context(|| format!("writing {}", path.display()))
+        if let Some(folder) = self.path.parent() {
+            fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+        }
+        fs::write(&self.path, &self.text).with_context(|| format!("writing {}", self.path.display()))
     }
 
     fn is_current(&self) -> bool {
-        fs::read_to_string(self.path()).is_ok_and(|text| text == self.text)
+        fs::read_to_string(&self.path).is_ok_and(|text| text == self.text)
     }
 }
 
 fn rendered() -> Result<Vec<File>> {
     let helm = find("helm").context("helm is not installed; run `cargo xtask setup`")?;
     let chart = deploy().join("helm/millrace");
-    let mut files = Vec::new();
+    let kinds = deploy().join(KINDS);
+    let text = fs::read_to_string(&kinds).with_context(|| format!("reading {}", kinds.display()))?;
+    let mut files = vec![File {
+        path: chart.join(KINDS),
+        text,
+    }];
     for name in TEMPLATES {
         let mut template = command(&helm);
         template
@@ -78,7 +90,7 @@ fn rendered() -> Result<Vec<File>> {
             .args(["--namespace", "kube-system", "--show-only"])
             .arg(Path::new("templates").join(name));
         files.push(File {
-            name,
+            path: deploy().join("base").join(name),
             text: file(name, &output(&mut template)?),
         });
     }

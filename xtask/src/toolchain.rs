@@ -102,7 +102,9 @@ impl Toolchain {
 
     fn configure(&self, cargo: &mut Command) {
         // BTF is made of the debug info, which the profile asks for.
-        cargo.env("CARGO_ENCODED_RUSTFLAGS", "-Clink-arg=--btf");
+        let mut flags = workspace::nameless_paths();
+        flags.push("-Clink-arg=--btf".to_owned());
+        cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
         cargo.env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &self.linker);
         cargo.env("CARGO_TARGET_DIR", workspace::bpf_target());
         cargo.args(["-Z", "build-std=core", "--target", TARGET]);

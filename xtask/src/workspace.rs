@@ -2,10 +2,28 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::process;
+
 /// The root of the source tree that this binary was built from.
 pub(crate) fn root() -> &'static Path {
     let member = Path::new(env!("CARGO_MANIFEST_DIR"));
     member.parent().unwrap_or(member)
+}
+
+/// Flags for rustc under which no path of this machine gets into what is shipped: neither into panic messages nor into
+/// BTF. Every machine then makes the same bytes.
+pub(crate) fn nameless_paths() -> Vec<String> {
+    let sources = process::cargo_home().map(|home| home.join("registry/src"));
+    let registries = sources.and_then(|sources| sources.read_dir().ok());
+    let mut places: Vec<_> = registries
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|registry| (registry.path(), "/registry"))
+        .collect();
+    places.push((root().to_owned(), "/millrace"));
+    let flag = |(from, to): (PathBuf, &str)| format!("--remap-path-prefix={}={to}", from.display());
+    places.into_iter().map(flag).collect()
 }
 
 pub(crate) fn target() -> PathBuf {

@@ -10,7 +10,7 @@ use super::dns;
 use super::node::PAUSE;
 use super::programs::{module, program};
 use crate::libraries;
-use crate::oci::{self, Blob, Image, Layer};
+use crate::oci::{self, FileSystem, Image, Layer};
 use crate::process::{command, find, output, step};
 
 /// Programs for a person who looks around, and for tests; no entry point, so that a pod gives its own command.
@@ -49,6 +49,7 @@ pub(crate) fn archive() -> Result<PathBuf> {
         layer,
         entrypoint,
         arguments,
+        labels: &[],
     };
     oci::write(
         &path,
@@ -72,14 +73,14 @@ fn is_newer(path: &Path, parts: &[PathBuf]) -> bool {
 }
 
 /// The file system of a static program.
-fn single(name: &str) -> Result<Blob> {
+fn single(name: &str) -> Result<FileSystem> {
     let mut layer = Layer::new()?;
     layer.copy(&program(name), &format!("/{name}"))?;
     layer.file("/etc/passwd", USERS.as_bytes())?;
     layer.finish()
 }
 
-fn toolbox(agnhost: &Path) -> Result<Blob> {
+fn toolbox(agnhost: &Path) -> Result<FileSystem> {
     let mut layer = Layer::new()?;
     layer.copy(agnhost, "/agnhost")?;
     // A server of specs speaks TLS with these.

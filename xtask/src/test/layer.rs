@@ -1,5 +1,6 @@
 //! The layers of tests, from the cheapest to the dearest.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -9,6 +10,7 @@ use clap::ValueEnum;
 
 use super::lint;
 use super::report::Tally;
+use crate::build::StaticBinaries;
 use crate::process::{self, cargo, output, stream};
 use crate::setup::Group;
 use crate::{cluster, vm, workspace};
@@ -97,11 +99,11 @@ impl Layer {
                 tally += libtest(docs, arguments)?;
                 Ok(tally)
             }
-            Self::Verifier | Self::Packets | Self::Netns | Self::Deploy => self.run_with(arguments, &[]),
+            Self::Verifier | Self::Packets | Self::Netns => self.run_with::<&str>(arguments, &[]),
+            Self::Deploy => self.run_with(arguments, &shipped()),
             Self::Kubernetes => {
                 let programs = cluster::programs()?;
-                let programs = programs.to_string_lossy();
-                self.run_with(arguments, &[("MILLRACE_KUBERNETES_PROGRAMS", &*programs)])
+                self.run_with(arguments, &[("MILLRACE_KUBERNETES_PROGRAMS", programs)])
             }
             Self::Cluster => cluster::test(arguments),
             Self::Vm => vm::supported_kernels(arguments),
@@ -111,10 +113,14 @@ impl Layer {
 
 impl Layer {
     /// Runs a layer that is a test program, with more variables.
-    pub(crate) fn run_with(self, arguments: &[String], variables: &[(&str, &str)]) -> Result<Tally> {
+    pub(crate) fn run_with<V: AsRef<OsStr>>(
+        self,
+        arguments: &[String],
+        variables: &[(&str, V)],
+    ) -> Result<Tally> {
         let mut tests = cargo_test();
         tests.args(["--package", "cni-tests", "--test", &self.to_string()]);
-        tests.envs(variables.iter().copied());
+        tests.envs(variables.iter().map(|(name, value)| (name, value)));
         libtest(tests, arguments)
     }
 }
@@ -172,11 +178,20 @@ pub(crate) fn environment() -> [(&'static str, PathBuf); 4] {
     ]
 }
 
+/// The image, and the binaries that are in it instead of those built for debugging.
+fn shipped() -> [(&'static str, PathBuf); 3] {
+    let binaries = StaticBinaries::built();
+    [
+        ("MILLRACE_IMAGE", workspace::image_archive()),
+        ("MILLRACE_BIN", binaries.agent),
+        ("MILLRACE_CNI_BIN", binaries.plugin),
+    ]
+}
+
 pub(crate) fn cargo_test() -> Command {
     let mut command = cargo();
     command.args(["test", "--no-fail-fast"]);
     command.envs(environment()).env("PATH", process::path());
-    command.env("MILLRACE_IMAGE", workspace::image_archive());
     command
 }
 
