@@ -13,6 +13,7 @@ mod fabric;
 mod gateway;
 mod images;
 mod keys;
+mod millrace;
 mod namespace;
 mod node;
 mod place;

@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 
 use super::control::kubectl;
 use super::daemon::until;
-use super::namespace;
 use super::node::{CNI_CONFIGURATION, Machine};
 use super::place::{Place, write};
 use super::plan::{Cni, Node, Plan};
+use super::{millrace, namespace};
 use crate::process::output;
 
 /// The ranges that the controller-manager gave to one node.
@@ -54,6 +54,7 @@ pub(crate) fn install(place: &Place, plan: &Plan) -> Result<()> {
             plan.nodes()
                 .try_for_each(|node| restore_routes(place, plan, node))
         }
+        Cni::Millrace => millrace::install(place, plan),
         Cni::None => Ok(()),
     }
 }

@@ -109,7 +109,7 @@ pub(crate) fn create(place: &Place, plan: &Plan, port: u16) -> Result<()> {
         organisation: None,
         name: "front-proxy-client",
     })?;
-    let server = format!("https://{}", with_port(plan.first().api));
+    let server = server(plan);
     let in_fabric = |file: &str| (folder.join(file).with_extension("kubeconfig"), server.clone());
     let admin = Subject {
         file: "admin",
@@ -167,6 +167,11 @@ fn api_names(plan: &Plan) -> Vec<String> {
 }
 
 pub(crate) const API_PORT: u16 = 6443;
+
+/// Where the API server is for the nodes.
+pub(crate) fn server(plan: &Plan) -> String {
+    format!("https://{}", with_port(plan.first().api))
+}
 
 fn with_port(address: IpAddr) -> String {
     std::net::SocketAddr::new(address, API_PORT).to_string()

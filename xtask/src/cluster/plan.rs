@@ -27,6 +27,7 @@ pub(crate) struct Plan {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Family {
     V4,
     V6,
@@ -35,12 +36,14 @@ pub(crate) enum Family {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Routing {
     Direct,
     Vxlan,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum Proxy {
     /// kube-proxy with nftables
     #[default]
@@ -52,7 +55,10 @@ pub(crate) enum Proxy {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum Cni {
+    /// The DaemonSet of this tree, from an image of this tree
+    Millrace,
     /// The reference plugins bridge, host-local and portmap, with static routes between the nodes
     #[default]
     Bridge,

@@ -16,7 +16,7 @@ use super::daemon::until;
 use super::node::Machine;
 use super::place::Place;
 use super::plan::{Cni, Family, Node, Plan, Proxy};
-use super::{cni, dns, down, fabric, images, programs};
+use super::{cni, dns, down, fabric, images, millrace, programs};
 use crate::process::{output, step};
 use crate::setup::{self, Group};
 
@@ -42,6 +42,9 @@ pub(crate) fn bring_up(place: &Place, plan: &Plan) -> Result<()> {
     plan.check()?;
     prepare()?;
     let archive = images::archive()?;
+    if plan.cni == Cni::Millrace {
+        millrace::build()?;
+    }
     let started = Instant::now();
     clear(place)?;
     up(place, plan, &archive).with_context(|| {
