@@ -100,7 +100,10 @@ fn page(maps: &[MapSpec], layouts: &[Layout]) -> String {
             let _ = writeln!(
                 page,
                 "| {} | {} | `{}` | `{}` |",
-                field.offset, field.size, field.name, field.ty
+                field.offset,
+                field.size,
+                field.name,
+                field.type_name()
             );
         }
     }

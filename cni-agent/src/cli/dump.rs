@@ -157,7 +157,7 @@ fn record(layout: &Layout, bytes: &[u8]) -> Value {
             continue;
         }
         if let Some(bytes) = bytes.get(field.offset..field.offset + field.size) {
-            fields.insert(field.name.to_owned(), decode(field.ty, bytes));
+            fields.insert(field.name.to_owned(), decode(&field.type_name(), bytes));
         }
     }
     Value::Object(fields)
@@ -195,7 +195,7 @@ mod tests {
     fn every_field_has_a_readable_type() {
         for layout in LAYOUTS {
             for field in layout.fields {
-                let value = decode(field.ty, &vec![0; field.size]);
+                let value = decode(&field.type_name(), &vec![0; field.size]);
                 let hex = value
                     .as_str()
                     .is_some_and(|text| !text.is_empty() && text.bytes().all(|byte| byte == b'0'));

@@ -9,6 +9,14 @@ pub struct Field {
     pub size: usize,
 }
 
+#[cfg(any(test, feature = "std"))]
+impl Field {
+    /// The type as the source has it: `stringify!` puts spaces into what came through another macro.
+    pub fn type_name(&self) -> String {
+        self.ty.replace(" <", "<").replace("< ", "<").replace(" >", ">")
+    }
+}
+
 /// The layout of one type that stands in a map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
