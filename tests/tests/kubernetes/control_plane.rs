@@ -102,7 +102,11 @@ fn rel_36_an_agent_that_begins_in_an_outage_serves_pods_and_removes_nothing() {
     node.wait_until_ready().unwrap();
     let a = node.add_pod("a").unwrap();
     node.delete_pod(a).unwrap();
-    assert_eq!(node.intent().unwrap(), before);
+    // DEL answers when the endpoint is given up; the next round takes it out of the maps.
+    eventually(|| {
+        let now = node.intent().unwrap();
+        (now != before).then(|| format!("{now:#?}"))
+    });
     complains(node, &["no API server answers"]);
     control.start_server(server).unwrap();
     is_content(node);
