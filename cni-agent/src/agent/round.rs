@@ -1,6 +1,7 @@
 //! A look at everything: when it is due, and what it does.
 
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -219,9 +220,28 @@ impl<K: Kernel> Agent<K> {
             // Later.
             Err(_) => suspects.clear(),
         }
+        if suspects.is_empty() {
+            return;
+        }
+        let leaving: Vec<Endpoint> = suspects
+            .iter()
+            .filter_map(|id| self.state.endpoints.get(id).cloned())
+            .collect();
+        // By their keys, as for a DEL: what this round finds too much stays where it is until every source has spoken.
+        // A device of the same name is another attachment's.
+        let gone = Desired {
+            veths: BTreeMap::new(),
+            ..compile::endpoint_keys(&self.config, &self.state, &leaving)
+        };
         for id in &suspects {
             tracing::info!(endpoint = id, "its device is gone, and so is the endpoint");
             self.forget(*id);
+        }
+        match self.reconciler.remove_keys(&gone, &Desired::default()).await {
+            Ok(outcome) => self.rounds.add(&outcome),
+            Err(error) => {
+                tracing::warn!(%error, "what is left of endpoints without a device is removed later")
+            }
         }
     }
 

@@ -44,7 +44,9 @@ impl Layer {
         Self::value_variants()
             .iter()
             .copied()
-            .filter(|layer| layer.exists() && !matches!(layer, Self::Kubernetes | Self::Deploy | Self::Cluster))
+            .filter(|layer| {
+                layer.exists() && !matches!(layer, Self::Kubernetes | Self::Deploy | Self::Cluster)
+            })
             .collect()
     }
 
