@@ -22,7 +22,6 @@ mod routing;
 mod runtimes;
 mod sctp;
 mod sizes;
-mod stacked;
 mod uninstall;
 mod upgrade;
 
