@@ -25,7 +25,7 @@ mod route;
 mod service;
 
 pub use addr::{Addr, Port, Prefix};
-pub use config::{Config, Secrets, Settings};
+pub use config::{Config, Secrets, Settings, socket_lb};
 pub use conntrack::{Alias, Flow, FlowKey, Fragment, FragmentKey, Tuple, flow_flags, tcp_state, via};
 pub use endpoint::{Bucket, Endpoint, Peer, endpoint_flags, peer_flags};
 pub use event::{COUNTERS, Counter, Event, Reason, direction, event_kind, hook};
@@ -39,7 +39,10 @@ pub use policy::{
 };
 pub use racy::Racy;
 pub use route::{Device, Route, device_flags, route_action, route_flags};
-pub use service::{Backend, Service, ServiceKey, SlotKey, backend_flags, service_flags, service_scope};
+pub use service::{
+    Affinity, AffinityKey, Backend, Dialled, Service, ServiceKey, SlotKey, SocketKey, SourceRange,
+    backend_flags, client_kind, service_flags, service_scope,
+};
 
 /// Every type that stands in a map, for the generated table.
 pub const LAYOUTS: &[Layout] = &[
@@ -69,7 +72,12 @@ pub const LAYOUTS: &[Layout] = &[
     ServiceKey::LAYOUT,
     Service::LAYOUT,
     SlotKey::LAYOUT,
+    SourceRange::LAYOUT,
     Backend::LAYOUT,
+    AffinityKey::LAYOUT,
+    Affinity::LAYOUT,
+    SocketKey::LAYOUT,
+    Dialled::LAYOUT,
     Event::LAYOUT,
     Counter::LAYOUT,
     Settings::LAYOUT,

@@ -1,12 +1,21 @@
 //! What the programs are told: constants at load, and the few numbers that change under them.
 
-use super::Racy;
+use super::{Addr, Racy};
+
+/// What [`Config::socket_lb`] says: whose sockets are connected to backends.
+pub mod socket_lb {
+    pub const OFF: u32 = 0;
+    /// The host's own.
+    pub const HOST: u32 = 1;
+    /// Those of pods too.
+    pub const ALL: u32 = 2;
+}
 
 crate::abi! {
     /// Read-only globals, set at load, so that the verifier prunes what is switched off. Changing one is loading the
     /// programs again and exchanging them under their links.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-    pub struct Config: 64 {
+    pub struct Config: 72 {
         /// Booleans are 0 or 1.
         pub ipv4: u32,
         pub ipv6: u32,
@@ -29,7 +38,10 @@ crate::abi! {
         /// The value that says "came by a device", for packets of which the stack forgets it.
         pub arrived_mark: u32,
         pub bandwidth: u32,
-        pub reserved: u32,
+        /// One of [`socket_lb`].
+        pub socket_lb: u32,
+        /// The cookie of the host's network namespace.
+        pub host_netns: u64,
     }
 }
 
@@ -51,7 +63,8 @@ impl Config {
         snat_last: 65535,
         arrived_mark: 0xa000_0000,
         bandwidth: 0,
-        reserved: 0,
+        socket_lb: socket_lb::OFF,
+        host_netns: 0,
     };
 
     /// The MAC of every node's tunnel device: one address, so that no node has to learn another's.
@@ -74,7 +87,11 @@ crate::abi! {
         /// Moves when a known address changes class or goes away.
         pub class_epoch: u32,
         pub pad: u32,
-        pub reserved: [u64; 7],
+        /// The node's own address of each family, zeros: none. The source of what goes to a Service and cannot keep its
+        /// own, where no device of the node says otherwise.
+        pub node_v4: Addr,
+        pub node_v6: Addr,
+        pub reserved: [u64; 3],
     }
 }
 
@@ -90,14 +107,14 @@ crate::abi! {
 }
 
 macro_rules! globals {
-    ($($(#[$meta:meta])* $name:ident: $field:ident;)*) => {
+    ($($(#[$meta:meta])* $name:ident: $field:ident $ty:ty;)*) => {
         /// One field each. Volatile, because the compiler knows what the object file says of a global and not what the
         /// loader wrote there.
         impl Config {
             $(
                 $(#[$meta])*
                 #[inline(always)]
-                pub fn $name(&self) -> u32 {
+                pub fn $name(&self) -> $ty {
                     // SAFETY: a field of a live value.
                     unsafe { (&raw const self.$field).read_volatile() }
                 }
@@ -107,18 +124,20 @@ macro_rules! globals {
 }
 
 globals! {
-    serves_ipv4: ipv4;
-    serves_ipv6: ipv6;
-    masquerades: masquerade;
-    tells_events: events;
-    has_services: services;
-    has_policy: policy;
-    tunnel_device: tunnel_ifindex;
-    tunnel_number: vni;
-    own_mark: mark;
-    own_mark_mask: mark_mask;
-    mark_of_arrival: arrived_mark;
-    first_port: snat_first;
-    last_port: snat_last;
-    limits_bandwidth: bandwidth;
+    serves_ipv4: ipv4 u32;
+    serves_ipv6: ipv6 u32;
+    masquerades: masquerade u32;
+    tells_events: events u32;
+    has_services: services u32;
+    has_policy: policy u32;
+    tunnel_device: tunnel_ifindex u32;
+    tunnel_number: vni u32;
+    own_mark: mark u32;
+    own_mark_mask: mark_mask u32;
+    mark_of_arrival: arrived_mark u32;
+    first_port: snat_first u32;
+    last_port: snat_last u32;
+    limits_bandwidth: bandwidth u32;
+    balances_sockets: socket_lb u32;
+    netns_of_host: host_netns u64;
 }

@@ -18,6 +18,8 @@ pub mod route_action {
     pub const STACK: u8 = 6;
     /// Nowhere.
     pub const UNREACHABLE: u8 = 7;
+    /// A range of Service addresses that are served here: nobody is behind one that is no frontend.
+    pub const SERVICE: u8 = 8;
 }
 
 /// What [`Route::flags`] says.

@@ -118,6 +118,7 @@ fn route(route: &Route) -> String {
         route_action::FIB => "fib",
         route_action::STACK => "stack",
         route_action::UNREACHABLE => "unreachable",
+        route_action::SERVICE => "service",
         _ => "?",
     }
     .to_owned();
