@@ -4,7 +4,7 @@
 //! [`Tables`] are maps and [`Packet`] is the socket buffer, and for the host, where both are in memory.
 //!
 //! ```text
-//! from_pod     parse, fragments, spoof check ─┐
+//! from_pod     parse, spoof check, fragments ─┐
 //! from_netdev  parse, fragments, whose is it ─┼─ connection: known? revalidate │ new? service, policy, NAT, entry ─ route
 //! to_pod       parse, fragments ──────────────┘
 //! to_netdev    parse, fragments, tunnel key, masquerade of what the stack sends
@@ -16,7 +16,7 @@ mod deliver;
 mod fragments;
 pub mod headers;
 mod limit;
-mod nat;
+pub mod nat;
 pub mod policy;
 mod related;
 mod report;
@@ -57,6 +57,7 @@ fn start(work: &mut Work, at: u8, towards: u8) {
     put(&mut work.reply, 0);
     put(&mut work.unmasked, 0);
     put(&mut work.departure, 0);
+    put(&mut work.entered, 0);
     put(&mut work.way, way::PASS);
 }
 

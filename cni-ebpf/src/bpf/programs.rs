@@ -29,7 +29,7 @@ pub(super) fn run(context: &TcContext, hook: impl FnOnce(&Maps, &mut Skb, &mut W
     let work = unsafe { &mut *work };
     let mut packet = Skb::new(context.as_ptr().cast());
     let outcome = hook(&Maps, &mut packet, work);
-    datapath::finish(&Maps, &packet, work, &outcome);
+    datapath::finish(&Maps, &mut packet, work, &outcome);
     #[cfg(feature = "debug-log")]
     aya_log_ebpf::debug!(
         context,

@@ -45,4 +45,5 @@ stages! {
     LookAfter => stage_look_after;
     Limit => stage_limit;
     Promote => stage_promote;
+    Withdraw => stage_withdraw;
 }

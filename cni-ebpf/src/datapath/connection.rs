@@ -2,18 +2,21 @@
 
 use super::conntrack::{self, Found};
 use super::stage::{self, Stage};
+use super::work::entered;
 use super::{Outcome, Packet, Table, Tables, Work, nat, policy};
 use crate::abi::{Endpoint, Reason, flow_flags, via};
 
 /// Enters `work.flow` among the new connections, in the place of one that is over.
 #[inline(always)]
-pub(super) fn enter<T: Tables>(tables: &T, work: &Work) -> Result<(), Reason> {
+pub(super) fn enter<T: Tables>(tables: &T, work: &mut Work) -> Result<(), Reason> {
     if tables.flow(Table::Established, &work.key).is_some() {
         tables.remove_flow(Table::Established, &work.key);
     }
     tables
         .insert_flow(Table::New, &work.key, &work.flow)
-        .map_err(|_| Reason::ConntrackFull)
+        .map_err(|_| Reason::ConntrackFull)?;
+    work.entered |= entered::FLOW;
+    Ok(())
 }
 
 /// A flow that the packet belongs to, with the endpoints it is between as far as they are local and known here.

@@ -4,16 +4,15 @@
 //! a second and enters it again if it went missing; an alias whose flow is gone is free for whoever needs the tuple.
 //! So there is no collector and nothing that it could delete too early.
 
+mod port;
+
 use super::conntrack::{self, SECOND};
-use super::headers::{ICMP_ANSWERER, proto};
+use super::work::entered;
 use super::{Packet, Table, Tables, Work};
 use crate::abi::{Addr, Alias, Flow, FlowKey, Port, Reason, Tuple, flow_flags, tcp_state};
 
-/// Says that a port was found; 0 is a port, too, on the wire.
-const TAKEN: u32 = 1 << 16;
-/// How many ports are tried. They are tried in the order of a random stride, so even with one port in a hundred free
-/// all tries fail once in thirty thousand.
-const TRIES: u32 = 1024;
+pub use port::Search;
+pub(super) use port::allocate;
 
 /// The tuple in which a reply to a source-translated flow arrives. `forward` is the flow's own.
 #[inline(always)]
@@ -101,88 +100,6 @@ fn take<T: Tables>(tables: &T, work: &Work, table: Table) -> bool {
         && tables.insert_alias(table, &work.alias_tuple, &work.alias).is_ok()
 }
 
-/// Whether the packet has a port that may be changed: SCTP's checksum is a CRC over the whole packet, and of ICMP only
-/// queries have an id.
-#[inline(always)]
-fn port_may_change(tuple: &Tuple) -> bool {
-    match tuple.proto {
-        proto::SCTP => false,
-        proto::ICMP | proto::ICMPV6 => tuple.dst_port == ICMP_ANSWERER,
-        _ => true,
-    }
-}
-
-/// The number that a connection's search for a port begins with: unguessable from outside (RFC 6056), and always the same
-/// for the same connection, so that one whose entry was evicted, while its alias still stands, goes on under the port
-/// that its other side knows.
-#[inline(always)]
-fn favourite<T: Tables>(tables: &T, key: &FlowKey) -> u32 {
-    let Some(secrets) = tables.secrets() else {
-        return tables.random();
-    };
-    let mut seed = secrets.port_seed.get();
-    if seed == 0 {
-        seed = tables.random() | 1;
-        secrets.port_seed.set(seed);
-    }
-    let ports =
-        u64::from(key.a_port.wire()) << 32 | u64::from(key.b_port.wire()) << 16 | u64::from(key.proto);
-    let mut hash = u64::from(seed) << 32 | u64::from(seed);
-    for word in [key.a.hi, key.a.lo, key.b.hi, key.b.lo, ports] {
-        hash = (hash ^ word).wrapping_mul(MIX);
-        hash ^= hash >> 29;
-    }
-    (hash.wrapping_mul(MIX) >> 32) as u32
-}
-
-/// The multiplier of splitmix64: odd, half of its bits set.
-const MIX: u64 = 0xbf58_476d_1ce4_e5b9;
-
-/// Finds a source port for `work.out` behind `work.snat` and enters the alias. `work.key` must be set. `keep_port`: the
-/// port as it is comes first (the host's own flows).
-#[inline(always)]
-pub(super) fn allocate<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut Work) -> Result<(), Reason> {
-    let keep = work.keep_port != 0;
-    let config = tables.config();
-    let (first, last) = (config.first_port(), config.last_port());
-    let range = last.wrapping_sub(first).wrapping_add(1) & 0xffff;
-    let endpoint = work.flow.source_endpoint;
-    fill_alias(work, 1, endpoint);
-    let fixed = !port_may_change(&work.out);
-    let own = work.out.src_port;
-    // An odd stride visits every port once in a range that is a power of two, and nearly every one in others.
-    let stride = (tables.random() >> 16) | 1;
-    let mut candidate = favourite(tables, &work.key).checked_rem(range).unwrap_or(0);
-    let mut taken = 0u32;
-    let address = work.snat;
-    tables.repeat(TRIES, |round| {
-        let port = if fixed || (keep && round == 0) {
-            own
-        } else {
-            let port = Port::new((first + candidate) as u16);
-            candidate = (candidate + stride).checked_rem(range).unwrap_or(0);
-            port
-        };
-        let Work { out, alias_tuple, .. } = work;
-        reply_tuple(out, &address, port, alias_tuple);
-        // The host's own flow has a socket on its own port: that is what it keeps.
-        let busy = !(keep && round == 0) && packet.socket(&work.alias_tuple);
-        if !busy && take(tables, work, Table::New) {
-            taken = TAKEN | u32::from(port.wire());
-            return false;
-        }
-        !fixed
-    });
-    if taken == 0 {
-        return Err(Reason::NatExhausted);
-    }
-    let port = Port::from_wire(taken as u16);
-    work.flow.snat = address;
-    work.flow.snat_port = port;
-    work.flow.flags.set(work.flow.flags.get() | flow_flags::SNAT);
-    Ok(())
-}
-
 /// Enters the alias of a destination-translated flow: `work.tuple` is what was dialled.
 #[inline(always)]
 pub(super) fn enter_dialled<T: Tables>(tables: &T, work: &mut Work) -> Result<(), Reason> {
@@ -197,7 +114,34 @@ pub(super) fn enter_dialled<T: Tables>(tables: &T, work: &mut Work) -> Result<()
     tables.remove_alias(Table::New, &work.alias_tuple);
     tables
         .insert_alias(Table::New, &work.alias_tuple, &work.alias)
-        .map_err(|_| Reason::ConntrackFull)
+        .map_err(|_| Reason::ConntrackFull)?;
+    work.entered |= entered::DIALLED;
+    Ok(())
+}
+
+/// Takes back what was entered for a connection whose first packet is refused after all.
+#[inline(always)]
+pub(super) fn withdraw<T: Tables>(tables: &T, work: &mut Work) {
+    let Work {
+        entered,
+        key,
+        flow,
+        out,
+        alias_tuple,
+        ..
+    } = work;
+    if *entered & entered::FLOW != 0 {
+        tables.remove_flow(Table::New, key);
+    }
+    conntrack::forward_tuple(key, flow, out);
+    if *entered & entered::ANSWERED != 0 {
+        reply_tuple(out, &flow.snat, flow.snat_port, alias_tuple);
+        tables.remove_alias(Table::New, alias_tuple);
+    }
+    if *entered & entered::DIALLED != 0 {
+        dialled_tuple(out, &flow.dnat, flow.dnat_port, alias_tuple);
+        tables.remove_alias(Table::New, alias_tuple);
+    }
 }
 
 /// Sets `work.alias_tuple` and `work.alias` to the alias that this direction of the flow does not pass through. False

@@ -1,16 +1,21 @@
 //! What is told about a packet: counters always, events for what is worth one.
 
+use super::stage::Stage;
 use super::{Outcome, Packet, Tables, Work};
 use crate::abi::event_kind;
 
 /// Counts the packet and tells what happened to it. Every run ends here; nothing is dropped silently.
 #[inline(always)]
-pub fn finish<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut Work, outcome: &Outcome) {
+pub fn finish<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, outcome: &Outcome) {
     let reason = match outcome {
         Ok(_) => 0,
         Err(reason) => *reason as u8,
     };
     work.reason = reason;
+    // What is refused leaves no entry.
+    if reason != 0 && work.entered != 0 {
+        packet.apart(Stage::Withdraw, tables, work);
+    }
     tables.count(reason, work.direction, packet.length());
     let kind = if reason != 0 { event_kind::DROP } else { work.tell };
     if kind == 0 || tables.config().tells_events() == 0 {

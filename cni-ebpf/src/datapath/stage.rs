@@ -28,6 +28,8 @@ pub enum Stage {
     Limit,
     /// `work.key`'s flow into the table of established ones.
     Promote,
+    /// Back out of the tables what this run entered for a connection that is refused.
+    Withdraw,
 }
 
 /// Runs a stage in place. 0, or the number of a [`Reason`].
@@ -45,6 +47,10 @@ pub fn run<T: Tables, P: Packet>(stage: Stage, tables: &T, packet: &mut P, work:
         Stage::LookAfter => nat::look_after(tables, work),
         Stage::Limit => limit::take(tables, packet, work),
         Stage::Promote => nat::promote(tables, work),
+        Stage::Withdraw => {
+            nat::withdraw(tables, work);
+            Ok(())
+        }
     };
     match outcome {
         Ok(()) => 0,

@@ -1,5 +1,6 @@
 //! What one run carries from stage to stage.
 
+use super::nat::Search;
 use super::policy::{Admission, Question};
 use crate::abi::*;
 
@@ -45,6 +46,15 @@ pub mod fragment {
     pub const LATER: u8 = 2;
 }
 
+/// What [`Work::entered`] says.
+pub mod entered {
+    pub const FLOW: u8 = 1;
+    /// The alias of the translated source.
+    pub const ANSWERED: u8 = 2;
+    /// The alias of what was dialled.
+    pub const DIALLED: u8 = 4;
+}
+
 /// The state of one run. It stands in a per-CPU map, because the stack has 512 bytes. Every field is set by the stage
 /// that owns it before anybody reads it; nothing is left over from the packet before.
 #[derive(Clone, Default, Debug)]
@@ -72,7 +82,11 @@ pub struct Work {
     pub answer: Admission,
     /// The address to translate the source to; `keep_port`: with its own port, if nobody else has it.
     pub snat: Addr,
+    /// What the run has entered for a connection that begins: see [`entered`].
+    pub entered: u8,
     pub keep_port: u8,
+    /// The search for a port.
+    pub search: Search,
     /// The bucket that is looked at, its refill in bytes a second, its size.
     pub limit_rate: u64,
     pub limit_burst: u64,

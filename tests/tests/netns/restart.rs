@@ -40,12 +40,6 @@ impl Load {
         self._servers.extend([tcp, udp]);
     }
 
-    /// Ends the flows of this kind and takes no account of them.
-    pub(crate) fn without(mut self, kind: &str) -> Self {
-        self.flows.retain(|(name, _)| !name.starts_with(kind));
-        self
-    }
-
     /// Until every flow has had so many more exchanges.
     pub(crate) fn go_on(&self, exchanges: u64) {
         self.flows.iter().for_each(|(_, flow)| flow.wait_for(exchanges));

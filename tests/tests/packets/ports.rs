@@ -11,7 +11,7 @@ use cni_tests::world::{self, Hook, ifindex, ip};
 
 use socket2::{Domain, Socket, Type};
 
-use crate::fixtures::{SYN, families, from_a, gateway};
+use crate::fixtures::{ACK, SYN, families, from_a, gateway};
 
 fn node(v6: bool) -> IpAddr {
     ip(if v6 { "2001:db8::1" } else { "192.0.2.1" })
@@ -32,8 +32,8 @@ fn translated(memory: &mut Memory, ends: Ends) -> Result<u16, Reason> {
 
 #[test]
 fn rel_39_nearly_every_port_is_given_before_one_is_refused() {
-    // Powers of two, of which a stride visits every port.
-    for (first, last) in [(32_768u32, 34_815u32), (20_000, 20_511)] {
+    // Powers of two, and what is none.
+    for (first, last) in [(32_768u32, 34_815u32), (20_000, 22_099), (20_000, 20_002)] {
         for v6 in [false, true] {
             let mut memory = world::memory();
             (memory.config.snat_first, memory.config.snat_last) = (first, last);
@@ -63,6 +63,39 @@ fn rel_39_nearly_every_port_is_given_before_one_is_refused() {
             // What is refused leaves nothing.
             assert_eq!(memory.flows[1].len(), given.len() + 1);
             assert_eq!(memory.aliases[1].len(), given.len() + 1);
+        }
+    }
+}
+
+#[test]
+fn rel_39_a_connection_whose_entry_is_lost_goes_on_under_its_port() {
+    for (first, last) in [(32_768, 65_535), (20_000, 22_099)] {
+        for v6 in [false, true] {
+            let mut memory = world::memory();
+            (memory.config.snat_first, memory.config.snat_last) = (first, last);
+            let ends = from_a(far(v6));
+            let send = |memory: &mut Memory, flags, sockets: &[Tuple]| {
+                let mut frame = world::frame(ends.tcp(flags, b""), ifindex::POD_A);
+                frame.sockets = sockets.to_vec();
+                let outcome = world::run(memory, Hook::FromPod, &mut frame, &mut Work::default());
+                assert_eq!(outcome, gateway(v6));
+                let (_, flow) = memory.flows[1].entries().remove(0);
+                memory.flows[1].clear();
+                flow.snat_port.get()
+            };
+            let answer = |port| Tuple {
+                proto: 6,
+                ..answer(ends, port)
+            };
+            let favourite = send(&mut memory, SYN, &[]);
+            memory.forget();
+            let given = send(&mut memory, SYN, &[answer(favourite)]);
+            assert_ne!(given, favourite);
+            // Its favourite is free now, but the other side knows it by this one.
+            assert_eq!(send(&mut memory, ACK, &[]), given);
+            assert_eq!(memory.aliases[1].len(), 1);
+            // Nobody knows one that begins.
+            assert_eq!(send(&mut memory, SYN, &[]), favourite);
         }
     }
 }
