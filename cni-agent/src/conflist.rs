@@ -30,6 +30,7 @@ const ASIDE: &str = "millrace-aside";
 #[derive(Clone, Debug)]
 pub struct Conflist {
     settings: CniConfig,
+    install: bool,
     text: String,
 }
 
@@ -37,6 +38,7 @@ impl Conflist {
     pub fn new(config: &Config) -> Self {
         Self {
             settings: config.cni.clone(),
+            install: config.cni.install.unwrap_or(config.kubernetes.is_enabled()),
             text: format!("{:#}\n", content(&config.cni, &config.paths)),
         }
     }
@@ -44,7 +46,7 @@ impl Conflist {
     /// Keeps the configuration in place from the moment on that pods can be served, until nobody listens. That the agent
     /// cannot serve for a while afterwards withdraws nothing: runtimes ask by STATUS, and an ADD is tried again.
     pub async fn keep(self, mut status: watch::Receiver<Arc<Status>>, events: mpsc::Sender<Event>) {
-        if !self.settings.install || status.wait_for(|status| status.ready).await.is_err() {
+        if !self.install || status.wait_for(|status| status.ready).await.is_err() {
             return;
         }
         let mut told = Vec::new();
@@ -100,7 +102,7 @@ impl Conflist {
 
     /// When the agent ends.
     pub fn leave(&self) {
-        if self.settings.install && self.settings.on_exit == OnExit::Withdraw {
+        if self.install && self.settings.on_exit == OnExit::Withdraw {
             match fs::remove_file(&self.settings.conflist) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     tracing::warn!(%error, "the CNI configuration could not be withdrawn");
@@ -127,7 +129,7 @@ fn content(settings: &CniConfig, paths: &Paths) -> Value {
     }
     let chained = settings.chained.iter().cloned().map(Value::Object);
     json!({
-        "cniVersion": "1.1.0",
+        "cniVersion": settings.version(),
         "name": "millrace",
         "plugins": std::iter::once(ours).chain(chained).collect::<Vec<_>>(),
     })

@@ -69,6 +69,16 @@ impl Namespace {
         })
     }
 
+    /// The one that a process is in, which need not have a name; errors call it `name`.
+    pub fn of_process(name: &str, process: u32) -> Result<Self> {
+        let path = format!("/proc/{process}/ns/net");
+        Ok(Self {
+            name: name.to_owned(),
+            file: File::open(&path).with_context(|| format!("open {path}"))?,
+            kept: true,
+        })
+    }
+
     /// Another handle on the same namespace, which does not remove its name.
     pub fn duplicate(&self) -> Result<Self> {
         Ok(Self {

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use crate::build::{self, Build};
+use crate::build::{self, Build, StaticBinaries};
 use crate::process::{self, cargo, run, step};
 use crate::setup::{self, Group};
-use crate::workspace;
+use crate::{cluster, workspace};
 
 /// Compare with real peers: bare devices, the kernel's own forwarding, the reference plugins
 ///
@@ -43,6 +43,8 @@ enum Name {
     PodPath,
     /// Attaching and detaching pods, one after the other and 110 at once
     CniAdd,
+    /// The agent of one node in a cluster of thousands, beside kube-proxy on the same API server
+    AgentScale,
 }
 
 impl Name {
@@ -55,28 +57,29 @@ impl Name {
 
 impl Bench {
     pub(crate) fn run(&self) -> Result<()> {
-        setup::ensure(&[Group::Build, Group::Test])?;
-        Build {
-            release: true,
-            ..Build::default()
-        }
-        .run()?;
-        build::bench_programs()?;
         let names = if self.names.is_empty() {
             Name::value_variants()
         } else {
             &self.names
         };
+        setup::ensure(&[Group::Build, Group::Test])?;
+        if names.contains(&Name::AgentScale) {
+            setup::ensure(&[Group::Cluster])?;
+        }
+        Build::default().programs()?;
+        // What a user runs.
+        let binaries = StaticBinaries::build()?;
+        build::bench_programs()?;
         let folder = workspace::target().join("bench");
         std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
         let mut reports = Vec::new();
         for name in names {
-            reports.push(self.measure(*name, &folder)?);
+            reports.push(self.measure(*name, &binaries, &folder)?);
         }
         self.json.as_deref().map_or(Ok(()), |path| write(reports, path))
     }
 
-    fn measure(&self, name: Name, folder: &Path) -> Result<serde_json::Value> {
+    fn measure(&self, name: Name, binaries: &StaticBinaries, folder: &Path) -> Result<serde_json::Value> {
         let target = name.target();
         let report = folder.join(&target).with_extension("json");
         step(format_args!("bench {target}, {} rounds", self.rounds));
@@ -86,11 +89,14 @@ impl Bench {
             .args(["--rounds", &self.rounds.to_string(), "--json"])
             .arg(&report);
         bench.env("PATH", process::path()).envs([
-            ("MILLRACE_BIN", workspace::host_binary("millrace", true)),
-            ("MILLRACE_CNI_BIN", workspace::host_binary("millrace-cni", true)),
+            ("MILLRACE_BIN", binaries.agent.clone()),
+            ("MILLRACE_CNI_BIN", binaries.plugin.clone()),
             ("MILLRACE_BPF_OBJECT", workspace::bpf_object()),
             ("MILLRACE_BENCH_OBJECT", workspace::bpf_bench_object()),
         ]);
+        if name == Name::AgentScale {
+            bench.env("MILLRACE_KUBERNETES_PROGRAMS", cluster::programs()?);
+        }
         run(&mut bench)?;
         let text = std::fs::read(&report).with_context(|| format!("reading {}", report.display()))?;
         serde_json::from_slice(&text).with_context(|| format!("{} is not JSON", report.display()))

@@ -9,6 +9,7 @@ use std::{
 };
 
 use clap::Args;
+use nix::sys::signal::{SigSet, Signal};
 
 use super::{Context, Failure, Outcome, print_json};
 use crate::kernel::{Pins, devices, links, netlink::Netlink, routes};
@@ -28,6 +29,9 @@ pub(crate) struct Options {
     /// Where the CNI plugin was installed
     #[arg(long, value_name = "FILE", default_value = "/opt/cni/bin/millrace-cni")]
     cni_plugin: PathBuf,
+    /// Having removed everything, wait for SIGTERM instead of ending: a DaemonSet starts what ends again
+    #[arg(long)]
+    stay: bool,
 }
 
 /// What was done, and what could not be.
@@ -68,11 +72,21 @@ pub(crate) fn run(context: &Context, options: &Options) -> Outcome {
     remove_network(context, &mut removal);
     remove_files(context, options, &mut removal);
     report(context, &removal)?;
-    Ok(if removal.failed.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    if !removal.failed.is_empty() {
+        return Ok(ExitCode::FAILURE);
+    }
+    if options.stay {
+        wait_for_the_end()?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The first process of a container is ended by no signal that it does not ask for.
+fn wait_for_the_end() -> Result<(), Failure> {
+    let ends = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    ends.thread_block()?;
+    ends.wait()?;
+    Ok(())
 }
 
 fn confirmed() -> Result<bool, Failure> {
@@ -186,9 +200,11 @@ fn remove_file(path: &Path) -> io::Result<bool> {
     }
 }
 
+/// In a container the host's folder is a mount, which can be emptied and not removed.
 fn remove_folder(path: &Path) -> io::Result<bool> {
     match fs::remove_dir_all(path) {
         Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }

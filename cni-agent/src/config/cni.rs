@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use cni_plugin::SpecVersion;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -10,13 +11,16 @@ use super::check::Problems;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct CniConfig {
-    /// The agent writes the configuration as soon as it can serve pods. Otherwise somebody else does.
-    pub install: bool,
+    /// The agent writes the configuration as soon as it can serve pods. Otherwise somebody else does. Left out: where an API
+    /// server says what the cluster is.
+    pub install: Option<bool>,
     /// Where the runtime finds it. The first one of its folder, in the order of names, counts.
     pub conflist: PathBuf,
     pub on_exit: OnExit,
     /// Configurations of other networks in that folder get another name, so that the runtime does not see them.
     pub move_others_aside: bool,
+    /// The version of the specification that the configuration follows. Empty: the newest that is sure to be understood.
+    pub cni_version: String,
     /// Plugins after ours, each as its own configuration has it. Pods' packets pass the host's stack if there are any.
     pub chained: Vec<Map<String, Value>>,
 }
@@ -24,10 +28,11 @@ pub struct CniConfig {
 impl Default for CniConfig {
     fn default() -> Self {
         Self {
-            install: false,
+            install: None,
             conflist: "/etc/cni/net.d/05-millrace.conflist".into(),
             on_exit: OnExit::default(),
             move_others_aside: false,
+            cni_version: String::new(),
             chained: Vec::new(),
         }
     }
@@ -45,6 +50,19 @@ pub enum OnExit {
 }
 
 impl CniConfig {
+    /// The reference plugins know 1.1.0 from their release 1.5 on, and distributions have older ones.
+    pub fn version(&self) -> &str {
+        let newest = if self.chained.is_empty() {
+            SpecVersion::NEWEST
+        } else {
+            SpecVersion::V1_0_0
+        };
+        match self.cni_version.as_str() {
+            "" => newest.as_str(),
+            chosen => chosen,
+        }
+    }
+
     pub(super) fn check(&self, problems: &mut Problems) {
         let is_list = self.conflist.extension().is_some_and(|end| end == "conflist");
         if self.conflist.is_relative() || !is_list {
@@ -53,6 +71,9 @@ impl CniConfig {
                 format!("{} cannot be found by a runtime", self.conflist.display()),
                 "write it like /etc/cni/net.d/05-millrace.conflist",
             );
+        }
+        if let Err(error) = SpecVersion::of_config(Some(self.version())) {
+            problems.add("cni.cniVersion", error.msg, error.details);
         }
         let nameless = |plugin: &Map<String, Value>| !plugin.get("type").is_some_and(Value::is_string);
         if self.chained.iter().any(nameless) {

@@ -9,7 +9,7 @@ impl Host {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut config = Config::default();
-        config.cni.install = true;
+        config.cni.install = Some(true);
         config.cni.conflist = folder.path().join("05-millrace.conflist");
         Self { folder, config }
     }
@@ -74,6 +74,11 @@ fn chained_plugins_come_after_ours_which_then_uses_the_stack() {
     let list: Value = serde_json::from_str(&Conflist::new(&host.config).text).unwrap();
     let ours = json!({ "type": "millrace-cni", "stateDir": "/elsewhere", "viaStack": true });
     assert_eq!(list["plugins"], json!([ours, portmap]));
+    // Debian 12's portmap refuses anything newer.
+    assert_eq!(list["cniVersion"], "1.0.0");
+    host.config.cni.cni_version = "1.1.0".into();
+    let list: Value = serde_json::from_str(&Conflist::new(&host.config).text).unwrap();
+    assert_eq!(list["cniVersion"], "1.1.0");
 }
 
 #[test]

@@ -18,6 +18,9 @@ pub struct Command {
     /// Only metrics and parts whose name contains this
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
+    /// Share of the full number of objects, where there are many
+    #[arg(long, value_name = "SHARE", default_value_t = 1.0)]
+    pub scale: f64,
     /// Given by `cargo bench`
     #[arg(long, hide = true)]
     bench: bool,
@@ -28,6 +31,7 @@ impl Command {
     pub fn read() -> Result<Self> {
         let command = Self::parse();
         ensure!(command.rounds > 0, "--rounds: at least one");
+        ensure!(command.scale > 0.0 && command.scale <= 1.0, "--scale: more than 0 and at most 1");
         ensure!(
             nix::unistd::geteuid().is_root(),
             "network namespaces and programs need root; run as root"

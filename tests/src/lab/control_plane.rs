@@ -26,7 +26,7 @@ const PORT: u16 = 6443;
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The programs of Kubernetes, built from its modules.
-fn program(name: &str) -> PathBuf {
+pub fn program(name: &str) -> PathBuf {
     let folder = std::env::var_os("MILLRACE_KUBERNETES_PROGRAMS").map(PathBuf::from);
     folder.unwrap_or_else(|| "/usr/local/bin".into()).join(name)
 }

@@ -108,6 +108,8 @@ impl Node {
             "nodeName": self.name(),
             "routing": match plan.routing { Routing::Direct => "direct", Routing::Vxlan => "vxlan" },
             "kubernetes": { "mode": "disabled" },
+            // Nodes here share the machine's files, and no runtime looks.
+            "cni": { "install": false },
             "families": match plan.families { Families::Dual => "dual", Families::V4 => "v4", Families::V6 => "v6" },
             "paths": {
                 "bpffs": self.pins(),

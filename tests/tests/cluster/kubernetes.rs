@@ -100,16 +100,20 @@ impl<Turn> Kubernetes<Turn> {
             .collect()
     }
 
+    /// Those that stay, sorted by their nodes.
     pub(crate) fn pods(&self, app: &str) -> Vec<Pod> {
-        let pods: Value = serde_json::from_str(&self.kubectl([
-            "get",
-            "pods",
-            "--selector",
-            &format!("app={app}"),
-            "-ojson",
-        ]))
-        .unwrap();
-        pods["items"].as_array().unwrap().iter().map(Pod::from).collect()
+        self.pods_in(self.namespace, &format!("app={app}"))
+    }
+
+    pub(crate) fn pods_in(&self, namespace: &str, selector: &str) -> Vec<Pod> {
+        let namespace = format!("--namespace={namespace}");
+        let text = self.kubectl(["get", "pods", &namespace, "--selector", selector, "-ojson"]);
+        let list: Value = serde_json::from_str(&text).unwrap();
+        let all = list["items"].as_array().unwrap().iter();
+        let stay = all.filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+        let mut pods: Vec<_> = stay.map(Pod::from).collect();
+        pods.sort_by(|one, other| one.node.cmp(&other.node));
+        pods
     }
 
     fn list(&self, kind: &str) -> Vec<Value> {

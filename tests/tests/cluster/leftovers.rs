@@ -12,7 +12,7 @@ use std::{
 use super::kubernetes::{eventually, xtask};
 
 /// A cluster of its own that is removed in any case.
-struct Named(&'static str);
+pub(crate) struct Named(pub(crate) &'static str);
 
 impl Named {
     fn command(&self, arguments: &[&str]) -> Command {
@@ -21,11 +21,13 @@ impl Named {
         command
     }
 
+    /// What it says.
     #[track_caller]
-    fn run(&self, arguments: &[&str]) {
+    pub(crate) fn run(&self, arguments: &[&str]) -> String {
         let output = self.command(arguments).output().unwrap();
         let complaint = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{arguments:?}: {complaint}");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
     /// Everything on this machine that bears the name.

@@ -6,7 +6,9 @@
     reason = "a test that cannot go on panics"
 )]
 
+mod agent;
 mod kubernetes;
 mod leftovers;
 mod power;
+mod uninstall;
 mod workloads;

@@ -28,14 +28,10 @@ pub(crate) fn install(place: &Place, plan: &Plan) -> Result<()> {
     let folder = place.folder().join("millrace");
     write(&folder.join("kustomization.yaml"), overlay(&folder)?.to_string())?;
     write(&folder.join("config.yaml"), settings(plan).to_string())?;
-    let deploy = workspace::root().join(DEPLOY);
-    let crds = deploy.join("crds");
-    for source in [("--filename", crds), ("--kustomize", folder)] {
-        let mut apply = kubectl(place);
-        // As in `control::apply`; and definitions are too big for an annotation.
-        apply.args(["apply", "--server-side", "--validate=false", source.0]);
-        output(apply.arg(source.1))?;
-    }
+    let mut apply = kubectl(place);
+    // As in `control::apply`; and definitions are too big for an annotation.
+    apply.args(["apply", "--server-side", "--validate=false", "--kustomize"]);
+    output(apply.arg(folder))?;
     Ok(())
 }
 
@@ -69,7 +65,7 @@ fn settings(plan: &Plan) -> Value {
         "routing": plan.routing.unwrap_or(Routing::Vxlan),
         // Nobody serves the address of the Service `kubernetes` before there is a network.
         "kubernetes": {"apiServers": [server(plan)]},
-        "cni": {"install": true, "chained": chained},
+        "cni": {"chained": chained},
     })
 }
 

@@ -58,9 +58,9 @@ pub(crate) enum Proxy {
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Cni {
     /// The DaemonSet of this tree, from an image of this tree
+    #[default]
     Millrace,
     /// The reference plugins bridge, host-local and portmap, with static routes between the nodes
-    #[default]
     Bridge,
     /// Nobody: nodes stay NotReady until a plugin is installed
     None,

@@ -85,8 +85,15 @@ fn version_in(recipe: &str) -> Option<&str> {
 
 /// The folder of a module among those that were fetched.
 pub(crate) fn module(name: &str) -> Result<PathBuf> {
-    let folder = output(go()?.args(["list", "-m", "-f", "{{.Dir}}", name]))?;
-    Ok(folder.trim().into())
+    #[derive(serde::Deserialize)]
+    struct Module {
+        #[serde(rename = "Dir")]
+        folder: PathBuf,
+    }
+    // Not `list`, which names no folder of a module whose programs were kept and whose source was not.
+    let about = output(go()?.args(["mod", "download", "-json", name]))?;
+    let module: Module = serde_json::from_str(&about).with_context(|| format!("go mod download {name}"))?;
+    Ok(module.folder)
 }
 
 impl Set {

@@ -7,7 +7,9 @@
 
 use std::{io, path::Path};
 
-use cni_ebpf::abi::{Alias, Flow, FlowKey, Grant, GrantKey, Layout, MapSpec, Tuple};
+use cni_ebpf::abi::{
+    Affinity, AffinityKey, Alias, Dialled, Flow, FlowKey, Grant, GrantKey, Layout, MapSpec, SocketKey, Tuple,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -58,6 +60,8 @@ fn description(map: &str) -> Option<Description> {
         "conntrack" | "conntrack_new" => (FlowKey::LAYOUT, Flow::LAYOUT),
         "nat" | "nat_new" => (Tuple::LAYOUT, Alias::LAYOUT),
         "grants" => (GrantKey::LAYOUT, Grant::LAYOUT),
+        "affinity" => (AffinityKey::LAYOUT, Affinity::LAYOUT),
+        "sockets" => (SocketKey::LAYOUT, Dialled::LAYOUT),
         _ => return None,
     };
     Some(Description {

@@ -102,6 +102,18 @@ impl Node {
         Ok(gone)
     }
 
+    /// The agent's number among the processes.
+    pub fn agent_process(&self) -> Result<u32> {
+        let agent = self
+            .agent
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let child = agent.as_ref();
+        child
+            .map(Child::id)
+            .with_context(|| format!("{} has no agent", self.name()))
+    }
+
     pub fn has_agent(&self) -> bool {
         self.agent
             .lock()

@@ -1,0 +1,143 @@
+//! Puts objects into the API server, many at a time.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use cni_tests::netns::Namespace;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use http::{Method, Request, header::CONTENT_TYPE};
+use kube::{Client, Config, config::Kubeconfig};
+use serde_json::{Value, json};
+
+use super::objects::{Object, PODS};
+
+/// More do not make it quicker on few processors.
+const AT_A_TIME: usize = 48;
+
+/// Works inside a namespace that reaches the API server.
+pub struct Loader {
+    inside: Namespace,
+    kubeconfig: PathBuf,
+}
+
+impl Loader {
+    pub fn new(inside: &Namespace, kubeconfig: &Path) -> Result<Self> {
+        Ok(Self {
+            inside: inside.duplicate()?,
+            kubeconfig: kubeconfig.to_owned(),
+        })
+    }
+
+    /// Creates objects, with their status.
+    pub fn create(&self, what: &str, objects: Vec<Object>) -> Result<()> {
+        let (begin, number) = (Instant::now(), objects.len());
+        self.run(async move |client| {
+            stream::iter(objects)
+                .map(|object| create(client.clone(), object))
+                .buffer_unordered(AT_A_TIME)
+                .try_for_each(async |()| Ok(()))
+                .await
+        })
+        .with_context(|| format!("create {what}"))?;
+        eprintln!("{number} {what} in {:.0} s", begin.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    fn run(&self, work: impl AsyncFnOnce(Client) -> Result<()> + Send) -> Result<()> {
+        self.inside.run(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async { work(client(&self.kubeconfig).await?).await })
+        })
+    }
+
+    /// Changes pods at a steady rate until it is stopped.
+    pub fn churn(self, pods: usize, per_second: u32) -> Churn {
+        let stop = Arc::<AtomicBool>::default();
+        let changed = Arc::<AtomicUsize>::default();
+        let (ended, count) = (Arc::clone(&stop), Arc::clone(&changed));
+        let thread = thread::spawn(move || {
+            self.run(async move |client| {
+                let mut tick = tokio::time::interval(Duration::from_secs(1) / per_second);
+                for number in (0..pods).cycle() {
+                    if ended.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    tick.tick().await;
+                    let labels = json!({"metadata": {"labels": {"turn": count.load(Ordering::Relaxed).to_string()}}});
+                    let path = format!("{PODS}/app-{number}");
+                    send(&client, Method::PATCH, &path, &labels).await?;
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+                Ok(())
+            })
+        });
+        Churn {
+            stop,
+            changed,
+            thread,
+        }
+    }
+}
+
+/// Pods that change.
+pub struct Churn {
+    stop: Arc<AtomicBool>,
+    changed: Arc<AtomicUsize>,
+    thread: JoinHandle<Result<()>>,
+}
+
+impl Churn {
+    pub fn changed(&self) -> usize {
+        self.changed.load(Ordering::Relaxed)
+    }
+
+    pub fn stop(self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+async fn client(kubeconfig: &Path) -> Result<Client> {
+    // Another library may have chosen already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
+    let config = Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default()).await?;
+    Ok(Client::try_from(config)?)
+}
+
+async fn create(client: Client, object: Object) -> Result<()> {
+    send(&client, Method::POST, object.collection, &object.body).await?;
+    let Some(status) = object.body.get("status") else {
+        return Ok(());
+    };
+    let path = format!("{}/{}/status", object.collection, object.name());
+    send(&client, Method::PATCH, &path, &json!({ "status": status })).await
+}
+
+async fn send(client: &Client, method: Method, path: &str, body: &Value) -> Result<()> {
+    let kind = if method == Method::PATCH {
+        "application/merge-patch+json"
+    } else {
+        "application/json"
+    };
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(CONTENT_TYPE, kind)
+        .body(body.to_string().into_bytes())?;
+    client
+        .request::<Value>(request)
+        .await
+        .map(drop)
+        .with_context(|| path.to_owned())
+}

@@ -1,0 +1,144 @@
+//! The objects of a big cluster, by their number.
+
+use serde_json::{Value, json};
+
+/// How many there are of each.
+#[derive(Clone, Copy, Debug)]
+pub struct Scale {
+    pub nodes: usize,
+    pub pods: usize,
+    pub services: usize,
+}
+
+/// The clusters that people call big.
+const FULL: Scale = Scale {
+    nodes: 5_000,
+    pods: 50_000,
+    services: 10_000,
+};
+const ENDPOINTS: usize = 10;
+
+impl Scale {
+    /// A share of it, for a trial.
+    pub fn share(share: f64) -> Self {
+        let of = |number: usize| ((number as f64 * share) as usize).max(ENDPOINTS);
+        Self {
+            nodes: of(FULL.nodes),
+            pods: of(FULL.pods),
+            services: of(FULL.services),
+        }
+    }
+}
+
+/// One object: where it is created, and what it is. A status is put after it.
+#[derive(Clone, Debug)]
+pub struct Object {
+    pub collection: &'static str,
+    pub body: Value,
+}
+
+impl Object {
+    pub fn name(&self) -> &str {
+        self.body["metadata"]["name"].as_str().unwrap_or_default()
+    }
+}
+
+pub const NODES: &str = "/api/v1/nodes";
+pub const PODS: &str = "/api/v1/namespaces/default/pods";
+pub const SERVICES: &str = "/api/v1/namespaces/default/services";
+pub const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
+
+fn range(node: usize) -> String {
+    format!("10.{}.{}", 64 + node / 256, node % 256)
+}
+
+pub fn node(number: usize) -> Object {
+    let pods = format!("{}.0/24", range(number));
+    let body = json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {
+            "name": format!("worker-{number}"),
+            "labels": {
+                "topology.kubernetes.io/zone": format!("zone-{}", number % 3),
+                "kubernetes.io/hostname": format!("worker-{number}"), "kubernetes.io/os": "linux",
+                "node.kubernetes.io/instance-type": "big",
+            },
+        },
+        "spec": {"podCIDR": pods, "podCIDRs": [pods]},
+        "status": {
+            "addresses": [{"type": "InternalIP", "address": format!("172.20.{}.{}", number / 250, number % 250 + 1)}],
+            "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"}],
+        },
+    });
+    Object {
+        collection: NODES,
+        body,
+    }
+}
+
+fn address(pod: usize, scale: &Scale) -> String {
+    format!("{}.{}", range(pod % scale.nodes), 2 + pod / scale.nodes)
+}
+
+pub fn pod(number: usize, scale: &Scale) -> Object {
+    let address = address(number, scale);
+    let body = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {
+            "name": format!("app-{number}"),
+            "labels": {
+                "app": format!("app-{}", number % 500), "tier": "backend", "team": format!("team-{}", number % 40),
+                "pod-template-hash": format!("{:08x}", number % 500),
+            },
+        },
+        "spec": {
+            "nodeName": format!("worker-{}", number % scale.nodes),
+            "containers": [{"name": "app", "image": "registry.example.com/team/app:1.2.3"}],
+        },
+        "status": {
+            "phase": "Running", "podIP": address, "podIPs": [{"ip": address}],
+            "conditions": [{"type": "Ready", "status": "True"}],
+        },
+    });
+    Object {
+        collection: PODS,
+        body,
+    }
+}
+
+pub fn service(number: usize) -> Object {
+    let body = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": format!("service-{number}"), "labels": {"app": format!("app-{number}")}},
+        "spec": {"ports": [{"name": "http", "port": 80, "targetPort": 8080}]},
+    });
+    Object {
+        collection: SERVICES,
+        body,
+    }
+}
+
+pub fn slice(number: usize, scale: &Scale) -> Object {
+    let endpoints = (0..ENDPOINTS).map(|endpoint| {
+        let pod = (number * ENDPOINTS + endpoint) % scale.pods;
+        json!({
+            "addresses": [address(pod, scale)],
+            "conditions": {"ready": true, "serving": true, "terminating": false},
+            "nodeName": format!("worker-{}", pod % scale.nodes), "zone": format!("zone-{}", pod % 3),
+            "targetRef": {"kind": "Pod", "namespace": "default", "name": format!("app-{pod}")},
+        })
+    });
+    let body = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {
+            "name": format!("service-{number}-a"),
+            "labels": {"kubernetes.io/service-name": format!("service-{number}")},
+        },
+        "endpoints": endpoints.collect::<Vec<_>>(),
+        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+    });
+    Object {
+        collection: SLICES,
+        body,
+    }
+}

@@ -1,0 +1,198 @@
+//! Millrace as its users have it: a DaemonSet that is updated, drained away and taken off.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{IpAddr, SocketAddr},
+};
+
+use cni_tests::{
+    netns::Namespace,
+    traffic::{Echo, Steady},
+};
+use serde_json::{Value, json};
+
+use super::kubernetes::{Kubernetes, Pod, eventually, web, workload};
+
+const SYSTEM: &str = "--namespace=kube-system";
+/// Exchanges that show that traffic goes on.
+const SOME: u64 = 50;
+
+fn sleepers(app: &str) -> Value {
+    workload(
+        "DaemonSet",
+        app,
+        json!({}),
+        json!({"command": ["sleep", "1000000"]}),
+    )
+}
+
+/// The network of a pod, by one of its processes: their cgroup has its name.
+fn network(pod: &Pod) -> Namespace {
+    let is_in = |process: u32| {
+        let groups = fs::read_to_string(format!("/proc/{process}/cgroup")).unwrap_or_default();
+        groups.contains(&format!("pod{}", pod.uid))
+    };
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let mut numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let process = numbers.find(|process| is_in(*process)).expect("a process of the pod");
+    Namespace::of_process(&pod.name, process).unwrap()
+}
+
+fn addresses(pod: &Pod) -> impl Iterator<Item = IpAddr> {
+    pod.addresses.iter().map(|address| address.parse().unwrap())
+}
+
+/// Everything that goes on between two networks.
+struct Load {
+    steady: BTreeMap<String, Steady>,
+    _servers: Vec<Echo>,
+}
+
+impl Load {
+    fn begin(from: &Namespace, to: &Namespace, addresses: impl Iterator<Item = IpAddr>) -> Self {
+        let mut steady = BTreeMap::new();
+        let mut servers = Vec::new();
+        for address in addresses {
+            let tcp = Echo::tcp(to, address, 0).unwrap();
+            let udp = Echo::udp(to, address, 0).unwrap();
+            let kinds: [(_, fn(&Namespace, SocketAddr) -> _, _); 3] = [
+                ("a connection", Steady::tcp, tcp.address),
+                ("new connections", Steady::connections, tcp.address),
+                ("datagrams", Steady::udp, udp.address),
+            ];
+            for (kind, begin, server) in kinds {
+                let name = format!("{kind} from {} to {server}", from.name());
+                steady.insert(name, begin(from, server).unwrap());
+            }
+            servers.extend([tcp, udp]);
+        }
+        Self {
+            steady,
+            _servers: servers,
+        }
+    }
+
+    fn go_on(&self) {
+        self.steady.values().for_each(|one| one.wait_for(SOME));
+    }
+
+    #[track_caller]
+    fn end(self) {
+        for (name, one) in self.steady {
+            assert_eq!(one.stop().failures, Vec::<String>::new(), "{name}");
+        }
+    }
+}
+
+fn agents(cluster: &Kubernetes<impl Sized>) -> Vec<Pod> {
+    cluster.pods_in("kube-system", "app.kubernetes.io/name=millrace")
+}
+
+/// What `millrace` says on a node, by the agent's pod.
+fn millrace(cluster: &Kubernetes<impl Sized>, node: &str, words: &[&str]) -> Value {
+    let agents = agents(cluster);
+    let agent = agents.iter().find(|agent| agent.node == node).unwrap();
+    let command = [
+        &["exec", SYSTEM, agent.name.as_str(), "--", "millrace"],
+        words,
+        &["--json"],
+    ];
+    serde_json::from_str(&cluster.kubectl(command.concat())).unwrap()
+}
+
+#[test]
+fn a_rolling_update_of_the_agents_loses_no_packet() {
+    let cluster = Kubernetes::alone("rolling");
+    cluster.apply(&sleepers("end"));
+    cluster.rolled_out("daemonset/end");
+    let [first, second] = <[Pod; 2]>::try_from(cluster.pods("end")).unwrap();
+    let (near, far) = (network(&first), network(&second));
+    let about: Value = serde_json::from_str(&cluster.cluster(["status", "--json"])).unwrap();
+    let outside = Namespace::open(about["fabric"]["namespace"].as_str().unwrap()).unwrap();
+    let gateways = ["192.168.77.1", "fd00:77::1"].map(|address| address.parse().unwrap());
+    let loads = [
+        Load::begin(&near, &far, addresses(&second)),
+        Load::begin(&far, &near, addresses(&first)),
+        // Masqueraded.
+        Load::begin(&near, &outside, gateways.into_iter()),
+    ];
+    loads.iter().for_each(Load::go_on);
+    let before = agents(&cluster);
+    cluster.kubectl(["rollout", "restart", SYSTEM, "daemonset/millrace"]);
+    cluster.kubectl([
+        "rollout",
+        "status",
+        SYSTEM,
+        "daemonset/millrace",
+        "--timeout=120s",
+    ]);
+    loads.iter().for_each(Load::go_on);
+    let after = agents(&cluster);
+    assert_eq!(after.len(), before.len());
+    assert!(
+        after
+            .iter()
+            .all(|new| before.iter().all(|old| old.name != new.name))
+    );
+    loads.into_iter().for_each(Load::end);
+    for node in cluster.nodes() {
+        let drops = millrace(&cluster, &node, &["drops"]);
+        eprintln!("{node}: {drops}");
+    }
+}
+
+#[test]
+fn a_drained_node_gives_its_pods_away_and_takes_new_ones_afterwards() {
+    let cluster = Kubernetes::alone("drain");
+    web(&cluster);
+    // Anywhere: on one node both, if need be.
+    let anywhere = json!([{"op": "remove", "path": "/spec/template/spec/topologySpreadConstraints"}]);
+    cluster.kubectl([
+        "patch",
+        "deployment/web",
+        "--type=json",
+        "--patch",
+        &anywhere.to_string(),
+    ]);
+    cluster.apply(&sleepers("client"));
+    cluster.rolled_out("deployment/web");
+    cluster.rolled_out("daemonset/client");
+    let local = |cluster: &Kubernetes<_>| {
+        let endpoints = millrace(cluster, "n2", &["endpoints"]);
+        let list = endpoints.as_array().or(endpoints["endpoints"].as_array()).unwrap();
+        let of_test = list.iter().filter(|one| one.to_string().contains("\"drain\""));
+        of_test.map(Value::to_string).collect::<Vec<_>>()
+    };
+    cluster.kubectl([
+        "drain",
+        "n2",
+        "--ignore-daemonsets",
+        "--delete-emptydir-data",
+        "--force",
+        "--timeout=100s",
+    ]);
+    cluster.rolled_out("deployment/web");
+    let servers = cluster.pods("web");
+    assert!(servers.iter().all(|pod| pod.node == "n1"), "{servers:?}");
+    // Of this test the DaemonSet's pod alone is left there.
+    let left = local(&cluster);
+    assert_eq!(left.len(), 1, "{left:?}");
+    for client in cluster.pods("client") {
+        for server in &servers {
+            for address in addresses(server) {
+                let page = cluster.fetch(&client.name, &format!("http://{}/", SocketAddr::new(address, 80)));
+                assert_eq!(page, server.name);
+            }
+        }
+    }
+    cluster.kubectl(["uncordon", "n2"]);
+    cluster.kubectl(["scale", "deployment/web", "--replicas=6"]);
+    cluster.rolled_out("deployment/web");
+    eventually(|| {
+        let there = local(&cluster).len();
+        (there > 1)
+            .then_some(())
+            .ok_or_else(|| format!("{there} endpoints on n2"))
+    });
+}
