@@ -27,6 +27,7 @@ mod service;
 mod stack;
 pub mod stage;
 mod tables;
+mod too_big;
 mod verdict;
 pub mod work;
 
@@ -165,7 +166,7 @@ fn via_of(way: u8) -> u8 {
     match way {
         way::PEER => via::PEER,
         way::NEIGHBOUR => via::DEVICE,
-        way::TUNNEL | way::TUNNEL_KEY => via::TUNNEL,
+        way::TUNNEL | way::TUNNEL_KEY | way::TOO_BIG => via::TUNNEL,
         _ => via::STACK,
     }
 }

@@ -45,5 +45,6 @@ stages! {
     LookAfter => stage_look_after;
     Limit => stage_limit;
     Promote => stage_promote;
+    TooBig => stage_too_big;
     Withdraw => stage_withdraw;
 }

@@ -89,6 +89,8 @@ pub(super) fn send<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut 
     } else if work.way == way::TUNNEL {
         translate(tables, packet, work)?;
         rewrite::hop(packet, &work.headers, &Config::TUNNEL_MAC, &Config::TUNNEL_SENDER)?;
+    } else if work.way == way::TOO_BIG {
+        stage::call(Stage::TooBig, tables, packet, work)?;
     } else if work.way == way::LOCAL && work.tuple.src == work.out.src {
         translate(tables, packet, work)?;
     }

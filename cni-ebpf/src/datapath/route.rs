@@ -2,7 +2,7 @@
 
 use super::headers::L3;
 use super::stage::{self, Stage};
-use super::{Fib, Outcome, Packet, Tables, Work, way};
+use super::{Fib, Outcome, Packet, Tables, Work, too_big, way};
 use crate::abi::{Addr, Endpoint, Prefix, Reason, Route, endpoint_flags, route_action, route_flags, via};
 
 /// The route to an address.
@@ -75,13 +75,13 @@ pub(super) fn leave<T: Tables, P: Packet>(
     work.way = way::PASS;
     // What the stack can do and redirection cannot, it does: it answers with "time exceeded" or "too big", it cuts
     // into fragments. What it sends comes by `to_netdev`.
-    let too_big = exceeds(packet, work, route.mtu);
-    if too_big && route.action == route_action::TUNNEL && route.flags & route_flags::NODE != 0 {
-        // The host itself reaches other nodes without the tunnel, and so would this. Pods know the tunnel's MTU; one that
-        // sends more has changed its own.
-        return Err(Reason::TooBig);
+    let oversize = exceeds(packet, work, route.mtu);
+    if oversize && route.action == route_action::TUNNEL && route.flags & route_flags::NODE != 0 {
+        // The host itself reaches other nodes without the tunnel, and so would this. Pods that began before there was a
+        // tunnel send more than it carries.
+        return too_big::found(work, route.mtu);
     }
-    if work.headers.ttl <= 1 || too_big {
+    if work.headers.ttl <= 1 || oversize {
         return Ok(());
     }
     match route.action {

@@ -4,7 +4,7 @@
 //! global functions instead: verified once, alone, their result an unknown number. A call costs one or two nanoseconds,
 //! so only what is rare, or has to be done anyway (parsing), is a stage.
 
-use super::{Outcome, Packet, Tables, Work, headers, limit, nat, policy, related, rewrite, route};
+use super::{Outcome, Packet, Tables, Work, headers, limit, nat, policy, related, rewrite, route, too_big};
 use crate::abi::Reason;
 
 /// What [`Packet::apart`] can be asked to run.
@@ -28,6 +28,8 @@ pub enum Stage {
     Limit,
     /// `work.key`'s flow into the table of established ones.
     Promote,
+    /// An ICMP error for the sender instead of the packet.
+    TooBig,
     /// Back out of the tables what this run entered for a connection that is refused.
     Withdraw,
 }
@@ -47,6 +49,7 @@ pub fn run<T: Tables, P: Packet>(stage: Stage, tables: &T, packet: &mut P, work:
         Stage::LookAfter => nat::look_after(tables, work),
         Stage::Limit => limit::take(tables, packet, work),
         Stage::Promote => nat::promote(tables, work),
+        Stage::TooBig => too_big::answer(packet, work),
         Stage::Withdraw => {
             nat::withdraw(tables, work);
             Ok(())

@@ -112,6 +112,8 @@ pub trait Packet {
     fn load<T: Plain + Copy>(&self, offset: u32) -> Option<T>;
     /// Writes; with `checksum`, a checksum that the device computed over the packet is corrected.
     fn store<T: Plain>(&mut self, offset: u32, value: &T, checksum: bool) -> Result<(), NotRewritten>;
+    /// Cuts the packet off behind `bytes` and makes room for `head` bytes, of any content, behind its link header.
+    fn quote(&mut self, bytes: u32, head: u32) -> Result<(), NotRewritten>;
     /// Corrects the 16-bit checksum at `offset` for a changed header word of `size` bytes (2 or 4).
     fn replace_l3_checksum(&mut self, offset: u32, from: u32, to: u32, size: u32)
     -> Result<(), NotRewritten>;

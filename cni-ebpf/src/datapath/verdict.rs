@@ -16,6 +16,8 @@ pub mod way {
     pub const LOCAL: u8 = 6;
     /// Passed, and remembered as one that came by a device.
     pub const ARRIVED: u8 = 7;
+    /// Back to the pod that sent it, as an error; never a run's end.
+    pub const TOO_BIG: u8 = 8;
 }
 
 /// What becomes of a packet that is not dropped.

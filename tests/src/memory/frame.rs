@@ -157,6 +157,17 @@ impl Packet for Frame {
         Ok(())
     }
 
+    fn quote(&mut self, bytes: u32, head: u32) -> Result<(), NotRewritten> {
+        if self.fixed || self.bytes.len() < bytes as usize {
+            return Err(NotRewritten);
+        }
+        self.bytes.truncate(bytes as usize);
+        self.bytes.splice(14..14, vec![0; head as usize]);
+        self.segment_size = 0;
+        self.complete = None;
+        Ok(())
+    }
+
     fn replace_l3_checksum(
         &mut self,
         offset: u32,

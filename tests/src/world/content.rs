@@ -57,6 +57,11 @@ pub(super) fn routes() -> Vec<(Prefix, Route)> {
         ifindex,
         ..Route::default()
     };
+    // Another address of the node behind the tunnel.
+    let second_of_the_tunnels = Route {
+        mtu: 1450,
+        ..route(route_action::TUNNEL, route_flags::NODE, "192.0.2.3", 0)
+    };
     vec![
         (prefix("10.1.0.0/16"), route(route_action::ENDPOINTS, 0, "::", 0)),
         (prefix("fd00:1::/64"), route(route_action::ENDPOINTS, 0, "::", 0)),
@@ -87,6 +92,8 @@ pub(super) fn routes() -> Vec<(Prefix, Route)> {
             prefix("fd00:3::/64"),
             route(route_action::TUNNEL, 0, "192.0.2.3", 0),
         ),
+        (prefix("192.0.2.33/32"), second_of_the_tunnels.clone()),
+        (prefix("2001:db8::33/128"), second_of_the_tunnels),
         (prefix("10.4.0.0/16"), route(route_action::FIB, 0, "::", 0)),
         (
             prefix("10.9.0.0/16"),

@@ -109,7 +109,7 @@ fn undivided(from: &Namespace, to: &Echo) -> UdpSocket {
 }
 
 /// Sends `bytes` in one piece until somebody on the way has said that this is too much, then what he said fits.
-fn learns(from: &Pod, server: &Echo, bytes: usize, fits: usize) {
+pub(crate) fn learns(from: &Pod, server: &Echo, bytes: usize, fits: usize) {
     let socket = undivided(&from.namespace, server);
     socket.send(&vec![1; bytes]).unwrap();
     let error = socket.recv(&mut vec![0; bytes]).unwrap_err();

@@ -203,15 +203,18 @@ fn case(reason: Reason, v6: bool) -> Case {
             case.with(|memory| memory.buckets.put(world::bucket_key(device), world::bucket(0)))
         }
         Reason::Rewrite => Case::sent(far.udp(b"x")).framed(|frame| frame.fixed = true),
-        Reason::TooBig => Case::sent(far.udp(&[0; 200])).with(|memory| {
+        Reason::TooBig => {
             let to_node = Route {
                 action: route_action::TUNNEL,
                 flags: route_flags::NODE,
                 mtu: 100,
                 ..Route::default()
             };
-            memory.routes.put(Prefix::host(Addr::from(far.dst)), to_node);
-        }),
+            // The one who is to be told cannot be.
+            Case::sent(far.udp(&[0; 200]))
+                .with(|memory| memory.routes.put(Prefix::host(Addr::from(far.dst)), to_node))
+                .framed(|frame| frame.fixed = true)
+        }
         Reason::HostAddress => Case::tunnelled(
             Ends {
                 dst: far.dst,

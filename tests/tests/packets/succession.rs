@@ -2,12 +2,12 @@
 
 use std::net::IpAddr;
 
-use cni_ebpf::abi::{Addr, Config, Port, Reason, Route, flow_flags, route_action, route_flags};
+use cni_ebpf::abi::{Addr, Config, Port, Reason, flow_flags};
 use cni_ebpf::datapath::Verdict;
 use cni_tests::frames::{self, Ends};
 use cni_tests::world::{self, Hook, ifindex, ip, mac, pod};
 
-use crate::fixtures::{ACK, SYN, SYN_ACK, TO_A, TO_B, families, from_a, from_b, gateway, outside};
+use crate::fixtures::{ACK, SYN, SYN_ACK, TO_A, TO_B, drop_of, families, from_a, from_b, gateway, outside};
 use crate::{Pair, fixtures};
 
 const MARK_OF_ARRIVAL: u32 = Config::DEFAULT.arrived_mark;
@@ -310,24 +310,15 @@ fn tunnelled(pair: &mut Pair, test: impl FnOnce(&mut Pair)) {
 }
 
 /// Another address of the node behind 10.3.0.0/16.
-fn second_address(pair: &mut Pair) -> Addr {
-    let second = Addr::from(ip("192.0.2.33"));
-    let route = Route {
-        gateway: Addr::from(ip("192.0.2.3")),
-        mtu: 1450,
-        action: route_action::TUNNEL,
-        flags: route_flags::NODE,
-        ..Route::default()
-    };
-    pair.memory.routes.put(cni_ebpf::abi::Prefix::host(second), route);
-    second
+fn second_address(v6: bool) -> IpAddr {
+    ip(if v6 { "2001:db8::33" } else { "192.0.2.33" })
 }
 
 #[test]
 fn a_node_may_send_by_the_tunnel_from_any_of_its_addresses() {
     families(|pair, v6| {
         tunnelled(pair, |pair| {
-            let second = second_address(pair);
+            let second = Addr::from(second_address(false));
             let remote = from_a(ip(if v6 { "fd00:3::9" } else { "10.3.0.9" }));
             let arrives = |pair: &mut Pair, outer: Addr| {
                 let mut frame = world::frame(outside(remote).udp(b"x"), TUNNEL);
@@ -361,18 +352,41 @@ fn nothing_but_packets_comes_out_of_the_tunnel() {
 }
 
 #[test]
-fn what_is_too_big_for_the_tunnel_does_not_go_past_it() {
+fn what_is_too_big_for_the_tunnel_and_must_not_go_past_it_is_answered() {
     families(|pair, v6| {
-        if v6 {
-            return;
+        let ends = from_a(second_address(v6));
+        let fits = if v6 { 1402 } else { 1422 };
+        for (bytes, segment) in [
+            (ends.udp(&vec![7; fits]), 0),
+            (ends.tcp(SYN, &[7; 2000]), if v6 { 1390 } else { 1410 }),
+        ] {
+            let mut frame = world::frame(bytes, ifindex::POD_A);
+            frame.segment_size = segment;
+            let verdict = pair.run_frame(Hook::FromPod, &frame).0;
+            assert!(matches!(verdict, Ok(Verdict::Tunnel { .. })), "{verdict:?}");
+            pair.forget();
         }
-        let second = IpAddr::from(second_address(pair));
-        let send = |pair: &mut Pair, size: usize| {
-            let frame = world::frame(from_a(second).udp(&vec![0; size]), ifindex::POD_A);
-            pair.host(Hook::FromPod, &frame).0
-        };
-        assert!(matches!(send(pair, 1422), Ok(Verdict::Tunnel { .. })));
-        assert_eq!(send(pair, 1423), Err(Reason::TooBig));
+        for (bytes, segment) in [
+            (ends.udp(&vec![7; fits + 1]), 0),
+            (ends.tcp(SYN, &[7; 2000]), if v6 { 1391 } else { 1411 }),
+        ] {
+            let mut frame = world::frame(bytes.clone(), ifindex::POD_A);
+            frame.segment_size = segment;
+            for known in [false, true] {
+                let (verdict, error) = pair.run_frame(Hook::FromPod, &frame);
+                assert_eq!(verdict, TO_A, "known {known}");
+                let quoted = &bytes[14..14 + 96];
+                let kind = if v6 { [2, 0] } else { [3, 4] };
+                let message = [&kind[..], &[0, 0], &1450u32.to_be_bytes(), quoted].concat();
+                assert_eq!(error, ends.reversed().icmp(&message));
+            }
+            pair.forget();
+        }
+        // Nobody answers an error, or the rest of a datagram.
+        let [first, later] = frames::fragments(&ends.udp(&vec![7; 3000]), 1456, 77);
+        assert_eq!(pair.run(Hook::FromPod, &first, ifindex::POD_A).0, TO_A);
+        let drop = drop_of(pair, &later);
+        assert_eq!(drop, Reason::TooBig);
     });
 }
 
