@@ -81,12 +81,14 @@ impl Default for Config {
 }
 
 crate::abi! {
-    /// The one entry of the `settings` map.
+    /// The one entry of the `settings` map. Connections remember these numbers: another layout must go on with them.
     #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
     pub struct Settings: 64 {
         /// Moves when a known address changes class or goes away.
         pub class_epoch: u32,
-        pub pad: u32,
+        /// The highest generation that any rule set was given. Whoever publishes rules takes the next one and writes it
+        /// here first: connections remember generations for longer than rule sets and agents live.
+        pub last_generation: u32,
         /// The node's own address of each family, zeros: none. The source of what goes to a Service and cannot keep its
         /// own, where no device of the node says otherwise.
         pub node_v4: Addr,

@@ -20,7 +20,8 @@ pub mod rule_set_flags {
 crate::abi! {
     /// The published state of a rule set, by its number. Its rules stand under `generation`; publishing new ones is
     /// writing them under another generation and then this one number. No two rule sets of a node ever bear the same
-    /// generation: connections remember the generation only, and an endpoint may change its rule set.
+    /// generation: connections remember the generation only, and an endpoint may change its rule set. So all are drawn
+    /// from one counter, [`Settings::last_generation`](super::Settings::last_generation).
     #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
     pub struct RuleSet: 8 {
         pub generation: u32,
