@@ -92,7 +92,7 @@ pub(super) fn routes() -> Vec<(Prefix, Route)> {
             prefix("fd00:3::/64"),
             route(route_action::TUNNEL, 0, "192.0.2.3", 0),
         ),
-        (prefix("192.0.2.33/32"), second_of_the_tunnels.clone()),
+        (prefix("192.0.2.33/32"), second_of_the_tunnels),
         (prefix("2001:db8::33/128"), second_of_the_tunnels),
         (prefix("10.4.0.0/16"), route(route_action::FIB, 0, "::", 0)),
         (
