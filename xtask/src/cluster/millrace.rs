@@ -53,19 +53,20 @@ fn overlay(folder: &Path) -> Result<Value> {
 
 /// What differs from the agent's defaults.
 fn settings(plan: &Plan) -> Value {
-    let chained = match plan.proxy {
-        // hostPorts go the way of Services: through the host's stack.
-        Proxy::KubeProxyNft | Proxy::KubeProxyIptables => {
-            vec![json!({"type": "portmap", "capabilities": {"portMappings": true}})]
-        }
-        Proxy::None => Vec::new(),
+    let portmap = json!({"type": "portmap", "capabilities": {"portMappings": true}});
+    let proxy = if plan.proxy == Proxy::Millrace {
+        "millrace"
+    } else {
+        "stack"
     };
     json!({
         "families": plan.family,
         "routing": plan.routing.unwrap_or(Routing::Vxlan),
         // Nobody serves the address of the Service `kubernetes` before there is a network.
         "kubernetes": {"apiServers": [server(plan)]},
-        "cni": {"chained": chained},
+        "services": {"proxy": proxy},
+        // hostPorts go the way of Services: through the host's stack.
+        "cni": {"chained": Vec::from_iter(plan.proxy.is_kube_proxy().then_some(portmap))},
     })
 }
 

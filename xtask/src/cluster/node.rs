@@ -19,7 +19,7 @@ use anyhow::{Context, Result};
 use super::daemon::Daemon;
 use super::down::{self, hierarchies};
 use super::place::Place;
-use super::plan::{Node, Plan, Proxy};
+use super::plan::{Node, Plan};
 use super::programs::program;
 use super::{fabric, namespace};
 use crate::process::output;
@@ -104,7 +104,7 @@ impl Machine<'_> {
     }
 
     pub(crate) fn start_proxy(&self) -> Result<()> {
-        if self.plan.proxy == Proxy::None {
+        if !self.plan.proxy.is_kube_proxy() {
             return Ok(());
         }
         let arguments = ["--config=/etc/kubernetes/kube-proxy.json", "--v=2"].map(str::to_owned);

@@ -45,6 +45,8 @@ pub(crate) enum Routing {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Proxy {
+    /// Millrace itself
+    Millrace,
     /// kube-proxy with nftables
     #[default]
     KubeProxyNft,
@@ -52,6 +54,13 @@ pub(crate) enum Proxy {
     KubeProxyIptables,
     /// Nobody: Service addresses lead nowhere
     None,
+}
+
+impl Proxy {
+    /// Whether a kube-proxy runs on each node.
+    pub(crate) fn is_kube_proxy(self) -> bool {
+        matches!(self, Self::KubeProxyNft | Self::KubeProxyIptables)
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -94,6 +103,9 @@ impl Plan {
     pub(crate) fn check(&self) -> Result<()> {
         if self.cni == Cni::Bridge && self.routing == Some(Routing::Vxlan) {
             bail!("--routing vxlan: the reference bridge has no tunnels; use --routing direct");
+        }
+        if self.proxy == Proxy::Millrace && self.cni != Cni::Millrace {
+            bail!("--proxy millrace: Millrace serves Services on nodes whose pods it connects; use --cni millrace");
         }
         Ok(())
     }
@@ -245,6 +257,15 @@ mod tests {
                 "n2 192.168.77.12,fd00:77::c 02:77:00:00:00:0c"
             ]
         );
+    }
+
+    #[test]
+    fn services_by_millrace_over_another_network_are_refused_with_the_remedy() {
+        let mut plan = plan(Family::Dual, None);
+        plan.proxy = Proxy::Millrace;
+        assert!(plan.check().unwrap_err().to_string().contains("--cni millrace"));
+        plan.cni = Cni::Millrace;
+        assert!(plan.check().is_ok());
     }
 
     #[test]
