@@ -6,10 +6,12 @@
 )]
 //! Every program under every configuration, through the verifier of the kernel this runs on.
 //!
-//! The counts of verified instructions are kept in `fixtures/verified-instructions.txt` by the kernel's release and
-//! compared exactly: they do not jitter, so any difference is a change of the programs. `cargo xtask vm record` writes
-//! them anew, for this kernel and for those of all virtual machines; it sets `MILLRACE_RECORD` and reads what this test
-//! prints.
+//! The counts of verified instructions are kept in `fixtures/verified-instructions.txt` by the kernel's release. They do not
+//! jitter, and the object is the same to the byte in whatever folder it is built, so on a kernel that is in the record any
+//! difference is a change of the programs, or of the compiler: the record is of Debian's. Debian's kernels and people's
+//! own are updated without us; on those not in the record the counts may grow by what [`leeway`] allows. `cargo
+//! xtask vm record` writes the record anew, for this kernel and for those of all virtual machines; it sets
+//! `MILLRACE_RECORD` and reads what this test prints.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -73,6 +75,37 @@ fn recorded() -> Counts {
         .collect()
 }
 
+/// How much more than the record, in percent, this kernel may verify: nothing if it is in there; a patch of the verifier may
+/// move every count a little; and another series more, against the largest recorded.
+fn leeway(recorded: &Counts, kernel: &str) -> u32 {
+    let mut releases = recorded.keys().map(|(release, ..)| release.as_str());
+    if releases.clone().any(|release| release == kernel) {
+        0
+    } else if releases.any(|release| series(release) == series(kernel)) {
+        5
+    } else {
+        25
+    }
+}
+
+/// The first two numbers of a release.
+fn series(release: &str) -> Vec<&str> {
+    release.split(['.', '-', '+']).take(2).collect()
+}
+
+/// The count to compare with: the largest of those releases that are as near to the kernel as the leeway says.
+fn expected(recorded: &Counts, kernel: &str, leeway: u32, name: &str, program: &str) -> Option<u32> {
+    let near = |release: &str| match leeway {
+        0 => release == kernel,
+        5 => series(release) == series(kernel),
+        _ => true,
+    };
+    let counts = recorded
+        .iter()
+        .filter(|((release, configuration, of), _)| near(release) && configuration == name && of == program);
+    counts.map(|(_, count)| *count).max()
+}
+
 #[test]
 fn every_program_verifies_under_every_configuration() {
     let root = nix::unistd::geteuid().is_root();
@@ -94,19 +127,19 @@ fn every_program_verifies_under_every_configuration() {
         return;
     }
     let before = recorded();
-    if !before.keys().any(|(release, ..)| *release == kernel) {
-        println!(
-            "Linux {kernel} is not in the record, only the bound of {MOST} holds: `cargo xtask vm record`"
-        );
+    let leeway = leeway(&before, &kernel);
+    if leeway != 0 {
+        println!("Linux {kernel} is not in the record, {leeway} % more are allowed: `cargo xtask vm record`");
     }
     let mut moved = Vec::new();
-    for (key, count) in &measured {
-        let (_, name, program) = key;
+    for ((_, name, program), count) in &measured {
         assert!(
             *count <= MOST,
             "{program} under {name}: {count} verified instructions, more than {MOST}"
         );
-        if let Some(expected) = before.get(key).filter(|expected| *expected != count) {
+        let expected = expected(&before, &kernel, leeway, name, program);
+        let expected = expected.unwrap_or_else(|| panic!("{program} under {name} is in no record"));
+        if *count > expected + expected * leeway / 100 || (leeway == 0 && *count != expected) {
             moved.push(format!(
                 "{program} under {name}: {count}, recorded are {expected}"
             ));
