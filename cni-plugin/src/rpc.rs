@@ -48,7 +48,7 @@ pub use message::{
 };
 
 /// The version of the protocol that this build speaks.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = if cfg!(feature = "next-layout") { 2 } else { 1 };
 
 /// The versions that this build understands: its own and both neighbours'.
 pub const ACCEPTED_VERSIONS: std::ops::RangeInclusive<u32> = VERSION.saturating_sub(1)..=VERSION + 1;

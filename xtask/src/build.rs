@@ -91,18 +91,29 @@ fn static_flags() -> Vec<String> {
     flags
 }
 
-/// The agent of a release to come, whose connections have another layout. Cargo leaves it where the real one belongs, so
-/// that is built after it.
-pub(crate) fn next_agent() -> Result<()> {
+/// Agent and plugin of a release to come: connections have another layout, the protocol its next version. Cargo leaves them
+/// where the real ones belong, so those are built after them.
+pub(crate) fn next_release() -> Result<()> {
     const FEATURE: &str = "next-layout";
     let object = workspace::bpf_next_object();
     programs(&[FEATURE], &object)?;
-    step("agent with the next layout of connections");
+    step("agent and plugin of the release to come");
     let mut cargo = cargo();
-    cargo.args(["build", "--package", "cni-agent", "--bins", "--features", FEATURE]);
+    cargo.args([
+        "build",
+        "--package",
+        "cni-agent",
+        "--package",
+        "cni-plugin",
+        "--bins",
+    ]);
+    cargo.args(["--features", &format!("cni-agent/{FEATURE},cni-plugin/{FEATURE}")]);
     run(cargo.env("MILLRACE_BPF_OBJECT", object))?;
-    let (from, to) = (workspace::host_binary("millrace", false), workspace::next_agent());
-    std::fs::copy(&from, &to).with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
+    for name in ["millrace", "millrace-cni"] {
+        let (from, to) = (workspace::host_binary(name, false), workspace::next_binary(name));
+        std::fs::copy(&from, &to)
+            .with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
+    }
     Ok(())
 }
 

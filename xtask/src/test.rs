@@ -89,7 +89,7 @@ fn prepare(layers: &[Layer]) -> Result<()> {
     let groups: Vec<_> = layers.iter().flat_map(|layer| layer.needs()).copied().collect();
     setup::ensure(&groups)?;
     if layers.contains(&Layer::Netns) {
-        build::next_agent()?;
+        build::next_release()?;
     }
     if layers.iter().any(|layer| layer.needs_build()) {
         Build::default().run()?;

@@ -55,8 +55,9 @@ pub(crate) fn bpf_next_object() -> PathBuf {
     bpf_target().join("millrace-next.bpf.o")
 }
 
-pub(crate) fn next_agent() -> PathBuf {
-    bpf_target().join("millrace-next")
+/// A binary of the release to come.
+pub(crate) fn next_binary(name: &str) -> PathBuf {
+    bpf_target().join(format!("{name}-next"))
 }
 
 /// Tools that `setup` builds for this tree alone.

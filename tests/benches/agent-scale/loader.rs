@@ -53,7 +53,9 @@ impl Loader {
 
     fn run(&self, work: impl AsyncFnOnce(Client) -> Result<()> + Send) -> Result<()> {
         self.inside.run(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
             runtime.block_on(async { work(client(&self.kubeconfig).await?).await })
         })
     }
@@ -71,7 +73,8 @@ impl Loader {
                         break;
                     }
                     tick.tick().await;
-                    let labels = json!({"metadata": {"labels": {"turn": count.load(Ordering::Relaxed).to_string()}}});
+                    let labels =
+                        json!({"metadata": {"labels": {"turn": count.load(Ordering::Relaxed).to_string()}}});
                     let path = format!("{PODS}/app-{number}");
                     send(&client, Method::PATCH, &path, &labels).await?;
                     count.fetch_add(1, Ordering::Relaxed);
@@ -111,7 +114,8 @@ async fn client(kubeconfig: &Path) -> Result<Client> {
     // Another library may have chosen already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
-    let config = Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default()).await?;
+    let config =
+        Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default()).await?;
     Ok(Client::try_from(config)?)
 }
 

@@ -105,7 +105,11 @@ fn peer_started<'a>(
     let (begin, watched) = (Instant::now(), proxy.watched(KUBE_PROXY));
     let before = watched.sample()?;
     while !proxy.is_healthy() {
-        ensure!(begin.elapsed() < PATIENCE, "kube-proxy is not healthy: {}", proxy.log());
+        ensure!(
+            begin.elapsed() < PATIENCE,
+            "kube-proxy is not healthy: {}",
+            proxy.log()
+        );
         thread::sleep(Duration::from_millis(100));
     }
     note(&watched, begin, &before, with, samples)?;
@@ -116,14 +120,22 @@ fn note(one: &Watched<'_>, begin: Instant, before: &Sample, with: &str, samples:
     let seconds = begin.elapsed().as_secs_f64();
     thread::sleep(SETTLE);
     samples.add(one.name, &format!("start to synced, {with}"), "s", seconds);
-    samples.add(one.name, &format!("read to be synced, {with}"), "MB", one.megabytes(before)?);
+    samples.add(
+        one.name,
+        &format!("read to be synced, {with}"),
+        "MB",
+        one.megabytes(before)?,
+    );
     samples.add(one.name, &format!("resident, {with}"), "MB", one.resident()?);
     Ok(())
 }
 
 /// All at the same time, of the same events.
 fn window(contenders: &[Watched<'_>], churn: &loader::Churn, samples: &mut Samples) -> Result<()> {
-    let before = contenders.iter().map(Watched::sample).collect::<Result<Vec<_>>>()?;
+    let before = contenders
+        .iter()
+        .map(Watched::sample)
+        .collect::<Result<Vec<_>>>()?;
     let (begin, changed) = (Instant::now(), churn.changed());
     thread::sleep(WINDOW);
     let rate = (churn.changed() - changed) as f64 / begin.elapsed().as_secs_f64();

@@ -62,7 +62,9 @@ impl Watched<'_> {
     /// Bytes that came by its device since it was made.
     fn received(&self) -> Result<u64> {
         let links = self.inside.list(&format!("-s link show dev {}", self.device))?;
-        let bytes = links.first().and_then(|link| link["stats64"]["rx"]["bytes"].as_u64());
+        let bytes = links
+            .first()
+            .and_then(|link| link["stats64"]["rx"]["bytes"].as_u64());
         bytes.context("statistics")
     }
 

@@ -31,7 +31,10 @@ impl Command {
     pub fn read() -> Result<Self> {
         let command = Self::parse();
         ensure!(command.rounds > 0, "--rounds: at least one");
-        ensure!(command.scale > 0.0 && command.scale <= 1.0, "--scale: more than 0 and at most 1");
+        ensure!(
+            command.scale > 0.0 && command.scale <= 1.0,
+            "--scale: more than 0 and at most 1"
+        );
         ensure!(
             nix::unistd::geteuid().is_root(),
             "network namespaces and programs need root; run as root"

@@ -35,7 +35,9 @@ fn network(pod: &Pod) -> Namespace {
     };
     let processes = fs::read_dir("/proc").unwrap().flatten();
     let mut numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let process = numbers.find(|process| is_in(*process)).expect("a process of the pod");
+    let process = numbers
+        .find(|process| is_in(*process))
+        .expect("a process of the pod");
     Namespace::of_process(&pod.name, process).unwrap()
 }
 
@@ -170,7 +172,9 @@ fn a_drained_node_gives_its_pods_away_and_takes_new_ones_afterwards() {
     let local = |cluster: &Kubernetes<_>| {
         let endpoints = millrace(cluster, "n2", &["endpoints"]);
         let list = endpoints.as_array().unwrap();
-        let of_test = list.iter().filter(|one| one["pod"].as_str().is_some_and(|pod| pod.starts_with("drain/")));
+        let of_test = list
+            .iter()
+            .filter(|one| one["pod"].as_str().is_some_and(|pod| pod.starts_with("drain/")));
         of_test.map(Value::to_string).collect::<Vec<_>>()
     };
     let drained = Drained(&cluster);

@@ -6,19 +6,35 @@ use serde_json::Value;
 
 use super::leftovers::Named;
 
-const DAEMONSET: [&str; 4] = ["kubectl", "--namespace=kube-system", "patch", "daemonset/millrace"];
+const DAEMONSET: [&str; 4] = [
+    "kubectl",
+    "--namespace=kube-system",
+    "patch",
+    "daemonset/millrace",
+];
 
 /// What a node shows of Millrace, in its own words.
 fn traces(cluster: &Named) -> Vec<String> {
     let on_node = |words: &[&str]| cluster.run(&[&["exec", "n1", "--"], words].concat());
     let links: Value = serde_json::from_str(&on_node(&["ip", "-json", "link"])).unwrap();
-    let devices = links.as_array().unwrap().iter().map(|link| link["ifname"].to_string());
+    let devices = links
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|link| link["ifname"].to_string());
     let mut traces: Vec<_> = devices
         .filter(|name| ![r#""lo""#, r#""eth0""#].contains(&name.as_str()))
         .collect();
     // The kernel's own files stand in every file system for BPF.
     let folders = ["/sys/fs/bpf", "/var/lib/millrace", "/etc/cni/net.d"];
-    let files = on_node(&[&["find"][..], &folders, &["-mindepth", "1", "!", "-name", "*.debug"]].concat());
+    let files = on_node(
+        &[
+            &["find"][..],
+            &folders,
+            &["-mindepth", "1", "!", "-name", "*.debug"],
+        ]
+        .concat(),
+    );
     traces.extend(files.lines().map(str::to_owned));
     let routes = on_node(&["ip", "-json", "route", "show", "table", "all", "protocol", "77"]);
     let routes: Value = serde_json::from_str(&routes).unwrap();
@@ -33,8 +49,16 @@ fn svc_63_a_cluster_that_millrace_is_taken_off_shows_nothing_of_it() {
     let cluster = Named("mroff");
     cluster.run(&["up", "--nodes", "1", "--proxy", "none", "--cni", "millrace"]);
     let before = traces(&cluster);
-    for kind in ["millrace-cni", "/sys/fs/bpf/millrace", "/etc/cni/net.d", "\"dst\""] {
-        assert!(before.iter().any(|trace| trace.contains(kind)), "{kind}: {before:?}");
+    for kind in [
+        "millrace-cni",
+        "/sys/fs/bpf/millrace",
+        "/etc/cni/net.d",
+        "\"dst\"",
+    ] {
+        assert!(
+            before.iter().any(|trace| trace.contains(kind)),
+            "{kind}: {before:?}"
+        );
     }
     let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cni-agent/deploy");
     let patch = deploy.join("components/uninstall/patch.yaml");

@@ -2,6 +2,7 @@
 
 use cni_tests::{
     lab::{Drops, Families, Lab, Node, Plan, Routing, Signal, binary},
+    netns::Namespace,
     require,
 };
 
@@ -66,4 +67,44 @@ fn rel_29_agent_replaced_by_a_newer_layout_and_back_direct() {
 #[test]
 fn rel_29_agent_replaced_by_a_newer_layout_and_back_vxlan() {
     replaced_and_back(Routing::Vxlan);
+}
+
+/// During a rolling update a plugin meets the agent of the release before or after its own.
+#[test]
+fn rel_29_plugin_and_agent_one_release_apart_attach_check_and_detach() {
+    needs_root!();
+    let of_next = |variable, name| binary(variable, &format!("bpf/{name}-next"));
+    let agents = [
+        binary("MILLRACE_BIN", "millrace"),
+        of_next("MILLRACE_NEXT_BIN", "millrace"),
+    ];
+    let plugins = [
+        binary("MILLRACE_CNI_BIN", "millrace-cni"),
+        of_next("MILLRACE_NEXT_CNI_BIN", "millrace-cni"),
+    ];
+    require!(
+        plugins[1].is_file(),
+        "`cargo xtask test netns` builds {}",
+        plugins[1].display()
+    );
+    let lab = Lab::start(Plan::new(Routing::Direct, Families::Dual).nodes(1)).unwrap();
+    let node = &lab.nodes[0];
+    let before = node.intent().unwrap();
+    for agent in [&agents[1], &agents[0]] {
+        node.end_agent(Signal::SIGTERM).unwrap();
+        node.start_agent_of(agent).unwrap();
+        node.wait_until_ready().unwrap();
+        for (number, plugin) in plugins.iter().enumerate() {
+            let namespace = Namespace::create(&format!("{}-skew{number}", lab.name())).unwrap();
+            let run = |verb| node.cni_of(plugin, verb, namespace.name(), &namespace.path());
+            let result = run("ADD").unwrap();
+            assert_eq!(result["ips"].as_array().unwrap().len(), 2, "{result}");
+            assert_eq!(node.ask(["endpoints"]).unwrap().as_array().unwrap().len(), 1);
+            run("DEL").unwrap();
+            eventually(|| {
+                let now = node.intent().unwrap();
+                (now != before).then(|| format!("{now:?} instead of {before:?}"))
+            });
+        }
+    }
 }

@@ -105,7 +105,9 @@ impl Plan {
             bail!("--routing vxlan: the reference bridge has no tunnels; use --routing direct");
         }
         if self.proxy == Proxy::Millrace && self.cni != Cni::Millrace {
-            bail!("--proxy millrace: Millrace serves Services on nodes whose pods it connects; use --cni millrace");
+            bail!(
+                "--proxy millrace: Millrace serves Services on nodes whose pods it connects; use --cni millrace"
+            );
         }
         Ok(())
     }

@@ -172,11 +172,12 @@ fn executable(message: &str, test: &str) -> Option<PathBuf> {
 }
 
 /// What every test program is told: where the built binaries are, so that it starts the real ones.
-pub(crate) fn environment() -> [(&'static str, PathBuf); 4] {
+pub(crate) fn environment() -> [(&'static str, PathBuf); 5] {
     [
         ("MILLRACE_BIN", workspace::host_binary("millrace", false)),
         ("MILLRACE_CNI_BIN", workspace::host_binary("millrace-cni", false)),
-        ("MILLRACE_NEXT_BIN", workspace::next_agent()),
+        ("MILLRACE_NEXT_BIN", workspace::next_binary("millrace")),
+        ("MILLRACE_NEXT_CNI_BIN", workspace::next_binary("millrace-cni")),
         ("MILLRACE_BPF_OBJECT", workspace::bpf_object()),
     ]
 }

@@ -51,6 +51,12 @@ impl Node {
         answer(verb, container, &output)
     }
 
+    /// The same with the plugin of another build.
+    pub fn cni_of(&self, plugin: &Path, verb: &str, container: &str, netns: &Path) -> Result<Value> {
+        let output = self.feed(self.plugin_command(plugin, verb, container, netns), &json!({}))?;
+        answer(verb, container, &output)
+    }
+
     /// One run of the plugin that is killed at one of its steps (debug builds), before it has said anything.
     pub fn cni_killed(&self, step: &str, verb: &str, container: &str, netns: &Path) -> Result<()> {
         let mut command = self.cni_command(verb, container, netns);
@@ -67,7 +73,16 @@ impl Node {
 
     /// The plugin's command with its variables, as a runtime sets them.
     pub fn cni_command(&self, verb: &str, container: &str, netns: &Path) -> Command {
-        let mut command = self.namespace.command(binary("MILLRACE_CNI_BIN", "millrace-cni"));
+        self.plugin_command(
+            &binary("MILLRACE_CNI_BIN", "millrace-cni"),
+            verb,
+            container,
+            netns,
+        )
+    }
+
+    fn plugin_command(&self, plugin: &Path, verb: &str, container: &str, netns: &Path) -> Command {
+        let mut command = self.namespace.command(plugin);
         command
             .env("CNI_COMMAND", verb)
             .env("CNI_CONTAINERID", container)
