@@ -32,7 +32,8 @@ fn attached(node: &Node) -> Vec<String> {
     let mut devices: Vec<String> = links
         .iter()
         .filter_map(|link| link.strip_prefix("netdev/")?.strip_suffix("/from_netdev"))
-        .map(str::to_owned)
+        // bpffs takes no dot.
+        .map(|device| device.replace("%2e", "."))
         .collect();
     devices.sort();
     devices
