@@ -9,6 +9,7 @@ mod orphans;
 mod recollection;
 mod report;
 mod round;
+mod services;
 
 use std::{
     io,
@@ -29,6 +30,7 @@ use crate::{
     ledger::Ledger,
     model::{Event, Source},
     reconcile::Reconciler,
+    services::Numbers,
     source::{
         file, k8s,
         plugin::{self, Question},
@@ -40,6 +42,7 @@ use attachment::Waiting;
 use orphans::Orphans;
 use recollection::Recollection;
 use round::Rounds;
+use services::ServiceWork;
 
 /// Why the agent could not begin or go on.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +75,7 @@ pub struct Agent<K> {
     ledger: Ledger,
     reconciler: Reconciler<K>,
     rounds: Rounds,
+    services: ServiceWork,
     orphans: Orphans,
     recollection: Recollection,
     /// The number given last.
@@ -121,6 +125,8 @@ impl<K: Kernel> Agent<K> {
             state.endpoints.insert(endpoint.id, endpoint);
         }
         let recollection = Recollection::open(state_dir);
+        let numbers = state_dir.join("service-numbers");
+        let numbers = Numbers::open(numbers.clone()).map_err(|cause| AgentError::Io { path: numbers, cause })?;
         let events = mpsc::channel(BATCH);
         let (status, watched) = watch::channel(Arc::new(Status::default()));
         let handle = Handle {
@@ -135,6 +141,7 @@ impl<K: Kernel> Agent<K> {
             ledger,
             reconciler: Reconciler::new(kernel),
             rounds: Rounds::default(),
+            services: ServiceWork::new(numbers),
             orphans: Orphans::default(),
             recollection,
             last_id: restored.last_id,
@@ -185,6 +192,7 @@ impl<K: Kernel> Agent<K> {
             self.drain(&mut questions, &mut batch);
             self.answer(batch).await;
             self.recall_if_due();
+            self.serve_services().await;
             self.round_if_due().await;
             self.serve_waiting();
             self.wake_addresses();
@@ -198,6 +206,9 @@ impl<K: Kernel> Agent<K> {
     }
 
     fn take(&mut self, event: Event) {
+        if matches!(event, Event::Disturbed) {
+            self.services.suspect();
+        }
         if self.state.handle(event) {
             self.rounds.mark_dirty();
         }
@@ -253,6 +264,7 @@ impl<K: Kernel> Agent<K> {
             .chain(round)
             .chain(self.recall_due())
             .chain(self.orphans.next(self.rounds.last()))
+            .chain(self.services.next())
             .min()
             .unwrap_or(now + round::AUDIT)
     }

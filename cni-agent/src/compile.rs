@@ -5,6 +5,7 @@ mod device;
 mod endpoint;
 mod host;
 mod route;
+pub mod service;
 mod topology;
 
 use crate::{
@@ -43,6 +44,7 @@ pub fn compile(config: &Config, state: &State) -> Compiled {
         };
     };
     desired.config = Some(constants);
+    host::settings(&topology, &mut desired);
     device::devices(&topology, &mut desired);
     route::routes(&topology, &mut desired, &mut problems);
     route::of_pods(&topology, state, &mut desired);

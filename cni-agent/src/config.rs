@@ -5,6 +5,7 @@ mod cluster;
 mod cni;
 mod kubernetes;
 mod load;
+mod services;
 
 use std::{net::IpAddr, net::SocketAddr, path::PathBuf};
 
@@ -17,6 +18,7 @@ pub(crate) use check::overlap;
 pub use cni::{CniConfig, OnExit};
 pub use kubernetes::{KubernetesConfig, KubernetesMode, service_address};
 pub use load::ConfigError;
+pub use services::{NodePortAddresses, Proxy, ServicesConfig};
 
 /// Where the file is unless somebody says otherwise.
 pub const CONFIG_FILE: &str = "/etc/millrace/config.yaml";
@@ -182,15 +184,6 @@ impl Default for IpamConfig {
     }
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
-pub struct ServicesConfig {
-    /// Service ranges of a cluster whose services are another proxy's business (kube-proxy): packets to them go to
-    /// the host's stack. Those of the cluster's ServiceCIDR objects are added.
-    #[serde(rename = "viaStackCIDRs")]
-    pub via_stack_cidrs: Vec<IpNetwork>,
-}
-
 /// Entries of maps; 0: the default of the layout.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
@@ -203,6 +196,13 @@ pub struct MapSizes {
     /// Connections that only their originator has been heard of.
     pub conntrack_new: u32,
     pub fragments: u32,
+    /// Frontends: a ClusterIP's port is one, and one more each ClusterIP; each external address's port is two.
+    pub services: u32,
+    /// One for each endpoint of each Service's port, two where there is a local policy or affinity.
+    pub service_slots: u32,
+    /// Endpoints.
+    pub backends: u32,
+    pub service_ranges: u32,
     /// Bytes of the event ring; a power of two.
     pub events: u32,
 }

@@ -19,7 +19,7 @@ pub use linux::Linux;
 pub use pins::Pins;
 
 use crate::{
-    desired::{Desired, Observed},
+    desired::{Desired, Observed, Table},
     reconcile::Change,
 };
 
@@ -74,6 +74,13 @@ pub trait Kernel: Send + 'static {
         wanted: &Desired,
         scope: Scope,
     ) -> impl Future<Output = Result<Observed, KernelError>> + Send;
+
+    /// Reads a table that is not part of [`Observed`], row by row. One that does not exist yet is empty.
+    fn scan(
+        &mut self,
+        table: Table,
+        each: &mut (dyn FnMut(&[u8], &[u8]) + Send),
+    ) -> impl Future<Output = Result<(), KernelError>> + Send;
 
     fn apply(&mut self, change: &Change) -> impl Future<Output = Result<(), KernelError>> + Send;
 }

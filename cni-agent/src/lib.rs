@@ -16,6 +16,7 @@ pub mod ledger;
 pub mod model;
 pub mod observe;
 pub mod reconcile;
+pub mod services;
 pub mod source;
 pub mod state;
 pub mod status;

@@ -5,10 +5,14 @@ mod device;
 mod endpoint;
 mod event;
 mod object;
+mod service;
 mod settings;
 
 pub use device::{Device, DeviceAddress, DeviceKind, is_pod_device};
 pub use endpoint::{Endpoint, Phase, Rates};
 pub use event::{Event, Kind, Object, ObjectKey, Source};
-pub use object::{Labels, Namespace, Node, Pod, PodName, ServiceCidr};
+pub use object::{Labels, Namespace, NamespacedName, Node, Pod, PodName, ServiceCidr};
+pub use service::{
+    EndpointSlice, Hints, Protocol, Service, ServicePort, SliceEndpoint, SlicePort, TrafficPolicy, Unserved,
+};
 pub use settings::{ClusterSettings, NodeSettings, Settings};

@@ -1,5 +1,7 @@
 //! What is known of the world. One task owns it; nobody else changes it.
 
+mod services;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use cni_ebpf::datapath::policy::FROM_HOST;
@@ -10,6 +12,8 @@ use crate::model::{
     ServiceCidr, Source, is_pod_device,
 };
 
+pub use services::Services;
+
 /// Everything that sources have said, and this node's endpoints.
 #[derive(Debug)]
 pub struct State {
@@ -19,6 +23,7 @@ pub struct State {
     pub namespaces: BTreeMap<String, Namespace>,
     pub pods: BTreeMap<PodName, Pod>,
     pub service_cidrs: BTreeMap<String, ServiceCidr>,
+    pub services: Services,
     pub settings: BTreeMap<String, ClusterSettings>,
     /// Without those of pods.
     pub devices: Vec<Device>,
@@ -38,6 +43,7 @@ impl State {
             namespaces: BTreeMap::new(),
             pods: BTreeMap::new(),
             service_cidrs: BTreeMap::new(),
+            services: Services::default(),
             settings: BTreeMap::new(),
             devices: Vec::new(),
             pod_devices: BTreeSet::new(),
@@ -48,7 +54,8 @@ impl State {
         }
     }
 
-    /// Takes an event in. True if anything that is compiled may be different now.
+    /// Takes an event in. True if anything that is compiled as a whole may be different now; [`Services`] tell by
+    /// themselves.
     pub fn handle(&mut self, event: Event) -> bool {
         match event {
             Event::Set(object) => self.set(object),
@@ -95,6 +102,14 @@ impl State {
             Object::Pod(pod) => put(&mut self.pods, pod.name.clone(), pod),
             Object::ServiceCidr(ranges) => put(&mut self.service_cidrs, ranges.name.clone(), ranges),
             Object::Settings(settings) => put(&mut self.settings, settings.name.clone(), settings),
+            Object::Service(service) => {
+                self.services.set(*service);
+                false
+            }
+            Object::EndpointSlice(slice) => {
+                self.services.set_slice(slice);
+                false
+            }
         }
     }
 
@@ -105,6 +120,14 @@ impl State {
             ObjectKey::Pod(name) => self.pods.remove(name).is_some(),
             ObjectKey::ServiceCidr(name) => self.service_cidrs.remove(name).is_some(),
             ObjectKey::Settings(name) => self.settings.remove(name).is_some(),
+            ObjectKey::Service(name) => {
+                self.services.remove(name);
+                false
+            }
+            ObjectKey::EndpointSlice(name) => {
+                self.services.remove_slice(name);
+                false
+            }
         }
     }
 
@@ -119,6 +142,14 @@ impl State {
             Kind::Pod => known(&self.pods, ObjectKey::Pod),
             Kind::ServiceCidr => known(&self.service_cidrs, ObjectKey::ServiceCidr),
             Kind::Settings => known(&self.settings, ObjectKey::Settings),
+            Kind::Service => {
+                self.services.retain(|name| keys.contains(&ObjectKey::Service(name.clone())));
+                return false;
+            }
+            Kind::EndpointSlice => {
+                self.services.retain_slices(|name| keys.contains(&ObjectKey::EndpointSlice(name.clone())));
+                return false;
+            }
         };
         let gone = known.iter().filter(|key| !keys.contains(key));
         gone.filter(|key| self.remove(key)).count() > 0

@@ -78,6 +78,7 @@ impl<K: Kernel> Agent<K> {
                 .into_iter()
                 .filter(|error| Some(error) != self.rounds.error.as_ref()),
         );
+        problems.extend(self.service_problems());
         problems.extend(self.exhausted());
         problems
     }

@@ -191,6 +191,7 @@ impl<K: Kernel> Agent<K> {
             .filter_map(|v4| topology.node_address(*v4))
             .collect();
         drop(topology);
+        self.place(&config);
         let compiled = compile::compile(&config, &self.state);
         self.rounds.problems.clone_from(&compiled.problems);
         self.rounds.problems.extend(unusable);

@@ -3,7 +3,10 @@
 use cni_ebpf::abi;
 
 use super::Topology;
-use crate::desired::{Desired, Vxlan};
+use crate::{
+    config::Proxy,
+    desired::{Desired, Vxlan},
+};
 
 /// The programs' constants; `None` while the tunnel device, whose index is one of them, does not exist.
 pub(super) fn constants(topology: &Topology<'_>) -> Option<abi::Config> {
@@ -22,10 +25,24 @@ pub(super) fn constants(topology: &Topology<'_>) -> Option<abi::Config> {
         vni: config.vxlan.vni,
         snat_first: config.snat_ports.first.into(),
         snat_last: config.snat_ports.last.into(),
+        services: (config.services.proxy == Proxy::Millrace).into(),
         // Always: a pod with a limit must not be a reason to load programs.
         bandwidth: 1,
         ..abi::Config::DEFAULT
     })
+}
+
+/// The numbers that change while programs stay.
+pub(super) fn settings(topology: &Topology<'_>, desired: &mut Desired) {
+    let address = |v4| topology.node_address(v4).map_or(abi::Addr::UNSPECIFIED, abi::Addr::from);
+    let settings = abi::Settings {
+        node_v4: address(true),
+        node_v6: address(false),
+        ..abi::Settings::default()
+    };
+    if settings != abi::Settings::default() {
+        desired.tables.settings.insert(0, settings);
+    }
 }
 
 pub(super) fn vxlan(topology: &Topology<'_>) -> Option<Vxlan> {

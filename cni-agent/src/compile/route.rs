@@ -97,6 +97,9 @@ pub(super) fn routes(topology: &Topology<'_>, desired: &mut Desired, problems: &
     for range in &topology.via_stack {
         claims.put(*range, route(route_action::STACK, 0));
     }
+    for range in &topology.service_ranges {
+        claims.put(*range, route(route_action::SERVICE, 0));
+    }
     for range in &config.masquerade.non_masquerade_cidrs {
         claims.put(*range, route(route_action::FIB, 0));
     }

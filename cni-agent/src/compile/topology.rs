@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 
 use super::device;
 use crate::{
-    config::{Config, Routing},
+    config::{Config, Proxy, Routing},
     model::{Device, Node},
     state::State,
 };
@@ -34,6 +34,8 @@ pub struct Topology<'a> {
     pub pod_cidrs: Vec<IpNetwork>,
     /// Ranges of Service addresses that another proxy serves.
     pub via_stack: Vec<IpNetwork>,
+    /// Those that are served here.
+    pub service_ranges: Vec<IpNetwork>,
     /// What a pod's packet may be long.
     pub mtu: u32,
 }
@@ -69,6 +71,7 @@ impl<'a> Topology<'a> {
             own_addresses,
             pod_cidrs,
             via_stack: via_stack(config, state),
+            service_ranges: service_ranges(config, state),
             mtu: 0,
         };
         if config.routing == Routing::Vxlan {
@@ -195,14 +198,24 @@ impl<'a> Topology<'a> {
 }
 
 fn via_stack(config: &Config, state: &State) -> Vec<IpNetwork> {
+    let mut ranges = config.services.via_stack_cidrs.clone();
+    if config.services.proxy == Proxy::Stack {
+        ranges.extend(all_service_ranges(config, state));
+    }
+    ranges
+}
+
+fn service_ranges(config: &Config, state: &State) -> Vec<IpNetwork> {
+    let ranges = all_service_ranges(config, state);
+    ranges.filter(|_| config.services.proxy == Proxy::Millrace).collect()
+}
+
+fn all_service_ranges<'a>(
+    config: &'a Config,
+    state: &'a State,
+) -> impl Iterator<Item = IpNetwork> + use<'a> {
     let named = state.service_cidrs.values().flat_map(|object| &object.ranges);
-    config
-        .services
-        .via_stack_cidrs
-        .iter()
-        .chain(named)
-        .copied()
-        .collect()
+    config.services.cidrs.iter().chain(named).copied()
 }
 
 fn pod_cidrs(config: &Config, own: Option<&Node>) -> Vec<IpNetwork> {

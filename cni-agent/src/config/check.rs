@@ -47,6 +47,7 @@ impl Config {
         self.check_paths(&mut problems);
         self.kubernetes.check(&mut problems);
         self.cni.check(&mut problems);
+        self.services.check(&mut problems);
         problems.0
     }
 
@@ -81,6 +82,7 @@ impl Config {
                 "masquerade.nonMasqueradeCIDRs",
                 &self.masquerade.non_masquerade_cidrs,
             ),
+            ("services.cidrs", &self.services.cidrs),
             ("services.viaStackCIDRs", &self.services.via_stack_cidrs),
         ];
         for (key, list) in lists {

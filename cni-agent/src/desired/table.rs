@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use cni_ebpf::abi::{
     self, Addr, Backend, Bucket, ClassBits, ClassKey, Device, Endpoint, GroupChunk, GroupKey, Peer, Prefix,
-    Route, RuleKey, RuleList, RuleSet, Service, ServiceKey, SlotKey,
+    Route, RuleKey, RuleList, RuleSet, Service, ServiceKey, Settings, SlotKey, SourceRange,
 };
 
 /// Bytes read from a map do not have the size of its key or value.
@@ -73,7 +73,9 @@ macro_rules! tables {
 tables! {
     Backends backends: u32 => Backend;
     ServiceSlots service_slots: SlotKey => u32;
+    ServiceRanges service_ranges: SourceRange => u32;
     Services services: ServiceKey => Service;
+    Settings settings: u32 => Settings;
     Classes classes: ClassKey => ClassBits;
     Cidrs cidrs: Prefix => u32;
     RuleGroups rule_groups: GroupKey => GroupChunk;
@@ -98,15 +100,23 @@ impl Table {
     /// What the table belongs to; an endpoint names its rule sets.
     pub const fn chain(self) -> Option<Chain> {
         match self {
-            Self::Backends | Self::ServiceSlots | Self::Services => Some(Chain::Service),
+            Self::Backends | Self::ServiceSlots | Self::ServiceRanges | Self::Services => {
+                Some(Chain::Service)
+            }
             Self::Classes
             | Self::Cidrs
             | Self::RuleGroups
             | Self::Rules
             | Self::RuleSets
             | Self::Endpoints => Some(Chain::Policy),
-            Self::Devices | Self::Peers | Self::Buckets | Self::Routes => None,
+            Self::Settings | Self::Devices | Self::Peers | Self::Buckets | Self::Routes => None,
         }
+    }
+
+    /// False for tables that are too large to be compared as a whole each time something else changes: see
+    /// [`services`](crate::services).
+    pub const fn is_compared(self) -> bool {
+        !matches!(self.chain(), Some(Chain::Service))
     }
 
     /// False for tables whose values the kernel changes: only the presence of a key is the agent's business.
@@ -116,7 +126,7 @@ impl Table {
 
     /// True for arrays, whose keys are always there: a value of zeros is an absent entry.
     pub const fn is_array(self) -> bool {
-        matches!(self, Self::RuleSets)
+        matches!(self, Self::RuleSets | Self::Settings)
     }
 }
 

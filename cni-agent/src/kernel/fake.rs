@@ -136,7 +136,7 @@ impl Kernel for FakeKernel {
             Vec::new()
         };
         let mut tables = Tables::default();
-        for table in Table::ALL {
+        for table in Table::ALL.iter().filter(|table| table.is_compared()) {
             let keys: Vec<Vec<u8>> = wanted
                 .tables
                 .entries(*table)
@@ -166,6 +166,16 @@ impl Kernel for FakeKernel {
             pacing: wanted.pacing.intersection(&state.pacing).copied().collect(),
             sysctls: pick(&state.sysctls, |path| wanted.sysctls.contains_key(path)),
         })
+    }
+
+    async fn scan(
+        &mut self,
+        table: Table,
+        each: &mut (dyn FnMut(&[u8], &[u8]) + Send),
+    ) -> Result<(), KernelError> {
+        let entries = self.lock().tables.entries(table);
+        entries.iter().for_each(|(key, value)| each(key, value));
+        Ok(())
     }
 
     async fn apply(&mut self, change: &Change) -> Result<(), KernelError> {
@@ -199,6 +209,19 @@ impl FakeState {
                 self.tables.insert(table, &key, &value).unwrap();
             }
             Change::Delete { table, key } => self.tables.remove(table, &key),
+            Change::PutAll { table, keys, values } => {
+                if self.config.is_none() {
+                    return refuse("the maps do not exist");
+                }
+                let spec = crate::kernel::maps::spec(table.name())?;
+                for (key, value) in keys.chunks(spec.key).zip(values.chunks(spec.value)) {
+                    self.tables.insert(table, key, value).unwrap();
+                }
+            }
+            Change::DeleteAll { table, keys } => {
+                let spec = crate::kernel::maps::spec(table.name())?;
+                keys.chunks(spec.key).for_each(|key| self.tables.remove(table, key));
+            }
             Change::Attach { link, ifindex } => {
                 if self.config.is_none() {
                     return refuse("no program is loaded");

@@ -101,7 +101,7 @@ impl Linux {
 
     fn tables(&mut self, wanted: &Tables, scope: Scope) -> Result<Tables, KernelError> {
         let mut tables = Tables::default();
-        for table in Table::ALL.iter().copied() {
+        for table in Table::ALL.iter().copied().filter(|table| table.is_compared()) {
             let Some(map) = self.map(table.name())? else {
                 continue;
             };
@@ -252,6 +252,8 @@ impl Linux {
             Change::SetSysctl { path, value } => set_sysctl(&self.proc_sys, path, value),
             Change::Put { table, key, value } => self.existing_map(*table)?.put(key, value),
             Change::Delete { table, key } => self.existing_map(*table)?.remove_all([key]).map(drop),
+            Change::PutAll { table, keys, values } => self.existing_map(*table)?.put_packed(keys, values),
+            Change::DeleteAll { table, keys } => self.existing_map(*table)?.remove_packed(keys),
             Change::Attach { link, ifindex } => self.attach(link, *ifindex),
             Change::Detach(link) => links::detach(&self.pins, &mut self.netlink, link),
             Change::RaiseVeth { name, ifindex } => devices::raise(&mut self.netlink, name, *ifindex),
@@ -279,6 +281,17 @@ impl Linux {
 impl Kernel for Linux {
     async fn observe(&mut self, wanted: &Desired, scope: Scope) -> Result<Observed, KernelError> {
         self.observe_now(wanted, scope)
+    }
+
+    async fn scan(
+        &mut self,
+        table: Table,
+        each: &mut (dyn FnMut(&[u8], &[u8]) + Send),
+    ) -> Result<(), KernelError> {
+        match self.map(table.name())? {
+            Some(map) => map.for_each(each),
+            None => Ok(()),
+        }
     }
 
     async fn apply(&mut self, change: &Change) -> Result<(), KernelError> {

@@ -58,6 +58,10 @@ pub fn entries(spec: &MapSpec, sizes: &MapSizes) -> u32 {
         "conntrack" | "nat" => sizes.conntrack,
         "conntrack_new" | "nat_new" => sizes.conntrack_new,
         "fragments" => sizes.fragments,
+        "services" => sizes.services,
+        "service_slots" => sizes.service_slots,
+        "backends" => sizes.backends,
+        "service_ranges" => sizes.service_ranges,
         "events" => sizes.events,
         _ => 0,
     };

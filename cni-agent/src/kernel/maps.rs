@@ -252,13 +252,33 @@ impl Map {
                 .iter()
                 .flat_map(|(_, value)| value.iter().copied())
                 .collect();
-            let (done, result) = bpf::update_batch(self, &keys, &values, chunk.len() as u32);
-            if result.is_err() {
-                // One by one: either there are no batches here, or the single write names the error.
-                for (key, value) in chunk.iter().skip(done as usize) {
-                    self.put(key, value)?;
-                }
+            self.put_packed(&keys, &values)?;
+        }
+        Ok(())
+    }
+
+    /// Writes entries whose keys, and whose values, lie one behind the other.
+    pub fn put_packed(&self, keys: &[u8], values: &[u8]) -> Result<(), KernelError> {
+        let (key, value) = (self.spec.key, self.spec.value);
+        for (keys, values) in keys.chunks(BATCH * key).zip(values.chunks(BATCH * value)) {
+            let entries = keys.chunks_exact(key).zip(values.chunks_exact(value));
+            let done = match entries.len() {
+                1 => 0,
+                // The rest one by one: either there are no batches here, or the single write names the error.
+                count => bpf::update_batch(self, keys, values, u32::try_from(count).unwrap_or(u32::MAX)).0 as usize,
+            };
+            for (key, value) in entries.skip(done) {
+                self.put(key, value)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Deletes entries whose keys lie one behind the other. One that is not there is fine.
+    pub fn remove_packed(&self, keys: &[u8]) -> Result<(), KernelError> {
+        let action = || format!("delete entries of map {}", self.spec.name);
+        for key in keys.chunks_exact(self.spec.key) {
+            bpf::delete(self, key).map_err(|error| KernelError::new(action(), error))?;
         }
         Ok(())
     }
@@ -348,6 +368,10 @@ pub fn capacity_remedy(map: &str) -> String {
 pub fn setting(map: &str) -> Option<&'static str> {
     match map {
         "endpoints" => Some("maps.endpoints"),
+        "services" => Some("maps.services"),
+        "service_slots" => Some("maps.serviceSlots"),
+        "backends" => Some("maps.backends"),
+        "service_ranges" => Some("maps.serviceRanges"),
         "peers" => Some("maps.peers"),
         "routes" => Some("maps.routes"),
         "conntrack" | "nat" => Some("maps.conntrack"),

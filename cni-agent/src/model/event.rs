@@ -4,7 +4,9 @@ use std::{collections::BTreeSet, fmt};
 
 use serde::{Deserialize, Serialize};
 
-use super::{ClusterSettings, Device, Namespace, Node, Pod, PodName, ServiceCidr};
+use super::{
+    ClusterSettings, Device, EndpointSlice, Namespace, NamespacedName, Node, Pod, PodName, Service, ServiceCidr,
+};
 
 /// An input of the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -58,6 +60,8 @@ pub enum Object {
     Namespace(Namespace),
     Pod(Pod),
     ServiceCidr(ServiceCidr),
+    Service(Box<Service>),
+    EndpointSlice(EndpointSlice),
     Settings(ClusterSettings),
 }
 
@@ -67,6 +71,8 @@ pub enum ObjectKey {
     Namespace(String),
     Pod(PodName),
     ServiceCidr(String),
+    Service(NamespacedName),
+    EndpointSlice(NamespacedName),
     Settings(String),
 }
 
@@ -77,6 +83,8 @@ pub enum Kind {
     Namespace,
     Pod,
     ServiceCidr,
+    Service,
+    EndpointSlice,
     Settings,
 }
 
@@ -87,6 +95,8 @@ impl Object {
             Self::Namespace(namespace) => ObjectKey::Namespace(namespace.name.clone()),
             Self::Pod(pod) => ObjectKey::Pod(pod.name.clone()),
             Self::ServiceCidr(ranges) => ObjectKey::ServiceCidr(ranges.name.clone()),
+            Self::Service(service) => ObjectKey::Service(service.name.clone()),
+            Self::EndpointSlice(slice) => ObjectKey::EndpointSlice(slice.name.clone()),
             Self::Settings(settings) => ObjectKey::Settings(settings.name.clone()),
         }
     }
@@ -99,6 +109,8 @@ impl ObjectKey {
             Self::Namespace(_) => Kind::Namespace,
             Self::Pod(_) => Kind::Pod,
             Self::ServiceCidr(_) => Kind::ServiceCidr,
+            Self::Service(_) => Kind::Service,
+            Self::EndpointSlice(_) => Kind::EndpointSlice,
             Self::Settings(_) => Kind::Settings,
         }
     }
@@ -111,6 +123,8 @@ impl fmt::Display for ObjectKey {
             Self::Namespace(name) => write!(f, "Namespace {name}"),
             Self::Pod(name) => write!(f, "Pod {name}"),
             Self::ServiceCidr(name) => write!(f, "ServiceCIDR {name}"),
+            Self::Service(name) => write!(f, "Service {name}"),
+            Self::EndpointSlice(name) => write!(f, "EndpointSlice {name}"),
             Self::Settings(name) => write!(f, "MillraceConfig {name}"),
         }
     }

@@ -24,14 +24,16 @@ pub struct Namespace {
     pub labels: Labels,
 }
 
-/// Namespace and name of a pod.
+/// Namespace and name of an object.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct PodName {
+pub struct NamespacedName {
     pub namespace: String,
     pub name: String,
 }
 
-impl fmt::Display for PodName {
+pub type PodName = NamespacedName;
+
+impl fmt::Display for NamespacedName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
     }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Instant};
 
 use super::{Change, Group, Removals, Retry, diff};
 use crate::{
-    desired::{Desired, Observed},
+    desired::{Desired, Observed, Table},
     kernel::{Kernel, KernelError, Scope},
 };
 
@@ -111,6 +111,28 @@ impl<K: Kernel> Reconciler<K> {
         let changes = diff(&target, &observed, Removals::Allowed);
         let removals = changes.into_iter().filter(is_removal).collect();
         Ok(self.apply(removals, &BTreeSet::new()).await)
+    }
+
+    /// Reads a table that is compared apart.
+    pub async fn scan(
+        &mut self,
+        table: Table,
+        each: &mut (dyn FnMut(&[u8], &[u8]) + Send),
+    ) -> Result<(), KernelError> {
+        self.kernel.scan(table, each).await
+    }
+
+    /// Applies these in their order, until one fails. Whoever asks tries again.
+    pub async fn carry_out(&mut self, changes: Vec<Change>) -> Result<u64, Failure> {
+        let mut applied = 0;
+        for change in changes {
+            if let Err(error) = self.kernel.apply(&change).await {
+                let error = error.to_string();
+                return Err(Failure { change, error });
+            }
+            applied += 1;
+        }
+        Ok(applied)
     }
 
     async fn apply(&mut self, changes: Vec<Change>, waiting: &BTreeSet<Group>) -> Outcome {

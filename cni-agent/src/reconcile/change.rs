@@ -29,6 +29,16 @@ pub enum Change {
         table: Table,
         key: Vec<u8>,
     },
+    /// Write entries that lie one behind the other.
+    PutAll {
+        table: Table,
+        keys: Vec<u8>,
+        values: Vec<u8>,
+    },
+    DeleteAll {
+        table: Table,
+        keys: Vec<u8>,
+    },
     /// Have the loaded program run on this device and pin the link. A live link is exchanged in place, never detached
     /// first.
     Attach {
@@ -63,6 +73,8 @@ impl fmt::Display for Change {
             Self::SetVxlan(vxlan) => write!(f, "set up device {}", vxlan.name),
             Self::RemoveVxlan(name) => write!(f, "remove device {name}"),
             Self::SetSysctl { path, value } => write!(f, "set sysctl {path} to {value}"),
+            Self::PutAll { table, .. } => write!(f, "write entries to map {}", table.name()),
+            Self::DeleteAll { table, .. } => write!(f, "delete entries from map {}", table.name()),
             Self::Put { table, .. } => write!(f, "write to map {}", table.name()),
             Self::Delete { table, .. } => write!(f, "delete from map {}", table.name()),
             Self::Attach { link, ifindex } => write!(f, "attach {link} to device {ifindex}"),
@@ -97,7 +109,10 @@ impl Change {
             Self::Load(_) => Group::Load,
             Self::SetVxlan(_) | Self::RemoveVxlan(_) => Group::Vxlan,
             Self::SetSysctl { path, .. } => Group::Sysctl(path.clone()),
-            Self::Put { table, .. } | Self::Delete { table, .. } => Group::Table(*table),
+            Self::Put { table, .. }
+            | Self::Delete { table, .. }
+            | Self::PutAll { table, .. }
+            | Self::DeleteAll { table, .. } => Group::Table(*table),
             Self::Attach { link, .. } | Self::Detach(link) => Group::Link(link.clone()),
             Self::RaiseVeth { name, .. } | Self::RemoveVeth(name) => Group::Veth(name.clone()),
             Self::SetRoute { key, .. } | Self::RemoveRoute(key) => Group::Route(*key),

@@ -21,7 +21,7 @@ pub enum Removals {
 pub fn diff(desired: &Desired, observed: &Observed, removals: Removals) -> Vec<Change> {
     let mut changes = Vec::new();
     add_base(desired, observed, &mut changes);
-    for table in Table::ALL {
+    for table in Table::ALL.iter().filter(|table| table.is_compared()) {
         add_entries(desired, observed, *table, Turn::First, &mut changes);
     }
     add_links(desired, observed, &mut changes);
@@ -149,7 +149,7 @@ fn remove(desired: &Desired, observed: &Observed, changes: &mut Vec<Change>) {
     {
         changes.push(Change::RemoveVeth(name.clone()));
     }
-    for table in Table::ALL.iter().rev() {
+    for table in Table::ALL.iter().rev().filter(|table| table.is_compared()) {
         let wanted: BTreeMap<Vec<u8>, Vec<u8>> = desired.tables.entries(*table).into_iter().collect();
         for (key, _) in observed.tables.entries(*table) {
             if !wanted.contains_key(&key) {

@@ -22,9 +22,11 @@ use tokio::{
 };
 
 use crate::{
-    config::{Config, KubernetesConfig},
+    config::{Config, KubernetesConfig, Proxy},
     model::{Event, Kind, Source},
-    source::object::{NamespaceObject, NodeObject, PodObject, ServiceCidrObject},
+    source::object::{
+        EndpointSliceObject, NamespaceObject, NodeObject, PodObject, ServiceCidrObject, ServiceObject,
+    },
     status::Status,
 };
 pub(super) use crd::Review;
@@ -57,6 +59,15 @@ const SERVICE_CIDRS: Watched = Watched {
     kind: Kind::ServiceCidr,
 };
 
+const SERVICES: Watched = Watched {
+    resource: "services",
+    kind: Kind::Service,
+};
+const ENDPOINT_SLICES: Watched = Watched {
+    resource: control_plane::ENDPOINT_SLICES,
+    kind: Kind::EndpointSlice,
+};
+
 const SETTINGS: Watched = Watched {
     resource: crd::PLURAL,
     kind: Kind::Settings,
@@ -68,6 +79,8 @@ pub struct Settings {
     kubernetes: KubernetesConfig,
     node: Arc<str>,
     state: PathBuf,
+    /// Services are served here. Otherwise nobody needs to know a cluster's endpoints.
+    serves: bool,
 }
 
 impl Settings {
@@ -76,6 +89,7 @@ impl Settings {
             kubernetes: config.kubernetes.clone(),
             node: config.node_name.as_str().into(),
             state: config.paths.state.clone(),
+            serves: config.services.proxy == Proxy::Millrace,
         }
     }
 }
@@ -87,7 +101,10 @@ pub async fn watch(
     events: mpsc::Sender<Event>,
     status: published::Receiver<Arc<Status>>,
 ) {
-    let all = [NODES, NAMESPACES, PODS, SERVICE_CIDRS, SETTINGS];
+    let mut all = vec![NODES, NAMESPACES, PODS, SERVICE_CIDRS, SETTINGS];
+    if settings.serves {
+        all.extend([SERVICES, ENDPOINT_SLICES]);
+    }
     let desk = Desk::new(events, all.iter().map(|watched| watched.resource));
     let memory = Memory::new(&settings.state);
     let servers = loop {
@@ -118,6 +135,10 @@ pub async fn watch(
     watches.spawn(follow::<PodObject>(PODS, office.clone()));
     watches.spawn(follow::<ServiceCidrObject>(SERVICE_CIDRS, office.clone()));
     watches.spawn(follow::<MillraceConfigObject>(SETTINGS, office.clone()));
+    if settings.serves {
+        watches.spawn(follow::<ServiceObject>(SERVICES, office.clone()));
+        watches.spawn(follow::<EndpointSliceObject>(ENDPOINT_SLICES, office.clone()));
+    }
     watches.spawn(crd::publish(office.clone(), reviews));
     watches.spawn(control_plane::follow(office.clone(), memory));
     let taint = settings.kubernetes.startup_taint;

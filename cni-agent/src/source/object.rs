@@ -3,24 +3,28 @@
 //! Both the folder of manifests and the API server speak of them. Everything else that an object has is skipped while it
 //! is read: managed fields and the rest of the status are most of a cluster's bytes.
 
+mod endpoint_slice;
 mod meta;
 mod namespace;
 mod node;
 mod pod;
+mod service;
 mod service_cidr;
 
-use std::fmt::Debug;
+use std::{fmt::Debug, net::IpAddr};
 
 use ipnetwork::IpNetwork;
 use kube::{Resource, api::ObjectMeta};
 use serde::{Deserialize, de::DeserializeOwned};
 
 use super::k8s::Review;
-use crate::model::{Object, ObjectKey};
+use crate::model::{NamespacedName, Object, ObjectKey};
+pub(super) use endpoint_slice::EndpointSliceObject;
 pub(super) use meta::described;
 pub(super) use namespace::NamespaceObject;
 pub(super) use node::NodeObject;
 pub(super) use pod::PodObject;
+pub(super) use service::ServiceObject;
 pub(super) use service_cidr::ServiceCidrObject;
 
 /// A field whose value cannot be used. The rest of the object is not used either: half an object is another object.
@@ -96,6 +100,20 @@ where
     T: Default + Deserialize<'de>,
 {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// A manifest may leave the namespace out.
+fn name_of(meta: &ObjectMeta) -> NamespacedName {
+    let namespace = meta.namespace.clone().filter(|namespace| !namespace.is_empty());
+    NamespacedName {
+        namespace: namespace.unwrap_or_else(|| "default".to_owned()),
+        name: meta.name.clone().unwrap_or_default(),
+    }
+}
+
+fn address(field: &str, text: &str) -> Result<IpAddr, FieldError> {
+    text.parse()
+        .map_err(|_| FieldError::new(field, format!("`{text}` is not an address")))
 }
 
 /// A range whose address is that of its network.

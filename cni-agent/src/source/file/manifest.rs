@@ -4,7 +4,9 @@ use serde_json::Value;
 
 use crate::{
     model::Object,
-    source::object::{Known, NamespaceObject, NodeObject, PodObject, ServiceCidrObject},
+    source::object::{
+        EndpointSliceObject, Known, NamespaceObject, NodeObject, PodObject, ServiceCidrObject, ServiceObject,
+    },
 };
 
 /// What is wrong with a file. It names the document (from 1), the object and the field where they are known.
@@ -78,6 +80,8 @@ fn parse_value(value: Value, document: usize, objects: &mut Vec<Document>) -> Re
         ("v1", "Namespace") => typed::<NamespaceObject>,
         ("v1", "Pod") => typed::<PodObject>,
         ("networking.k8s.io/v1", "ServiceCIDR") => typed::<ServiceCidrObject>,
+        ("v1", "Service") => typed::<ServiceObject>,
+        ("discovery.k8s.io/v1", "EndpointSlice") => typed::<EndpointSliceObject>,
         _ => {
             objects.push(Document::Foreign {
                 document,

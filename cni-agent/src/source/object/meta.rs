@@ -8,7 +8,7 @@ use serde::{
     de::{IgnoredAny, MapAccess, Visitor},
 };
 
-use super::{nullable, pod::ADDRESSES_ANNOTATION};
+use super::{endpoint_slice::TRIGGER_ANNOTATION, nullable, pod::ADDRESSES_ANNOTATION};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -45,7 +45,7 @@ impl<'de> Visitor<'de> for Filter {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Annotations, A::Error> {
         let mut kept = BTreeMap::new();
         while let Some(key) = map.next_key::<String>()? {
-            if key == ADDRESSES_ANNOTATION {
+            if matches!(key.as_str(), ADDRESSES_ANNOTATION | TRIGGER_ANNOTATION) {
                 kept.insert(key, map.next_value()?);
             } else {
                 map.next_value::<IgnoredAny>()?;

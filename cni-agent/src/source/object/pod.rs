@@ -3,8 +3,8 @@ use std::net::IpAddr;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 
-use super::{FieldError, Known, described, nullable, resource};
-use crate::model::{Object, ObjectKey, Pod, PodName};
+use super::{FieldError, Known, address, described, name_of, nullable, resource};
+use crate::model::{Object, ObjectKey, Pod};
 
 /// Asks for fixed addresses, one of each family, separated by commas.
 pub(super) const ADDRESSES_ANNOTATION: &str = "millrace.dev/addresses";
@@ -78,19 +78,14 @@ impl PodObject {
     }
 }
 
-fn address(field: &str, text: &str) -> Result<IpAddr, FieldError> {
-    text.parse()
-        .map_err(|_| FieldError::new(field, format!("`{text}` is not an address")))
-}
-
 impl Known for PodObject {
     fn key(meta: &ObjectMeta) -> ObjectKey {
-        ObjectKey::Pod(name(meta))
+        ObjectKey::Pod(name_of(meta))
     }
 
     fn into_object(self) -> Result<Object, FieldError> {
         Ok(Object::Pod(Pod {
-            name: name(&self.metadata),
+            name: name_of(&self.metadata),
             addresses: self.addresses()?,
             requested_addresses: self.requested_addresses()?,
             uid: self.metadata.uid.unwrap_or_default(),
@@ -99,14 +94,5 @@ impl Known for PodObject {
             host_network: self.spec.host_network,
             finished: matches!(self.status.phase.as_str(), "Succeeded" | "Failed"),
         }))
-    }
-}
-
-fn name(meta: &ObjectMeta) -> PodName {
-    // A manifest may leave the namespace out.
-    let namespace = meta.namespace.clone().filter(|namespace| !namespace.is_empty());
-    PodName {
-        namespace: namespace.unwrap_or_else(|| "default".to_owned()),
-        name: meta.name.clone().unwrap_or_default(),
     }
 }

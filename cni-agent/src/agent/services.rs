@@ -1,0 +1,239 @@
+//! Services: from what has changed to the kernel, without a look at anything else.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use super::Agent;
+use crate::{
+    compile::{
+        Topology,
+        service::{self, Place},
+    },
+    config::Proxy,
+    kernel::Kernel,
+    model::{EndpointSlice, NamespacedName, Source},
+    services::{Book, Edits, Keys, Numbers, Pending, Rows, audit, recovered},
+};
+
+/// Even if nobody says anything: others change the kernel too.
+const AUDIT: Duration = Duration::from_secs(60);
+const FIRST_RETRY: Duration = Duration::from_millis(200);
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+
+#[derive(Debug)]
+pub(super) struct ServiceWork {
+    book: Book,
+    place: Place,
+    /// What is in the kernel is in the book, and the other way round.
+    begun: bool,
+    pending: Pending,
+    /// When the kernel is looked at next; `None`: not before it has begun.
+    audit: Option<Instant>,
+    failures: u32,
+    pub(super) error: Option<String>,
+    pub(super) changes: u64,
+    /// When what was known last was in the kernel.
+    pub(super) synced: Option<SystemTime>,
+}
+
+impl ServiceWork {
+    pub(super) fn new(numbers: Numbers) -> Self {
+        Self {
+            book: Book::new(numbers),
+            place: Place::default(),
+            begun: false,
+            pending: Pending::default(),
+            audit: None,
+            failures: 0,
+            error: None,
+            changes: 0,
+            synced: None,
+        }
+    }
+
+    pub(super) fn book(&self) -> &Book {
+        &self.book
+    }
+
+    /// The kernel may hold something else than what the book says.
+    pub(super) fn suspect(&mut self) {
+        if self.begun {
+            self.audit = Some(Instant::now());
+        }
+    }
+
+    pub(super) fn next(&self) -> Option<Instant> {
+        [self.audit, self.pending.due()].into_iter().flatten().min()
+    }
+
+    fn failed(&mut self, error: String) {
+        if self.error.as_ref() != Some(&error) {
+            tracing::warn!(%error, "Services could not be written and will be tried again");
+        }
+        self.failures += 1;
+        let wait = FIRST_RETRY.saturating_mul(1 << (self.failures - 1).min(10)).min(LONGEST_RETRY);
+        self.audit = Some(Instant::now() + wait);
+        self.error = Some(error);
+    }
+
+    fn succeeded(&mut self) {
+        self.failures = 0;
+        self.error = None;
+        self.audit = Some(Instant::now() + AUDIT);
+        self.synced = Some(SystemTime::now());
+    }
+}
+
+impl<K: Kernel> Agent<K> {
+    /// Whoever is asked for Services needs maps to write to, and must know all of them: what is not known would be taken
+    /// away.
+    fn may_serve(&self) -> bool {
+        let objects = [Source::Kubernetes, Source::Files];
+        let heard = objects.iter().any(|source| self.state.is_synced(*source));
+        heard && self.rounds.loaded
+    }
+
+    /// Every Service is looked at anew if this node is another place than before.
+    pub(super) fn place(&mut self, topology_of: &crate::config::Config) {
+        let (topology, _) = Topology::new(topology_of, &self.state);
+        let place = Place::new(&topology, &self.state);
+        drop(topology);
+        if place != self.services.place {
+            self.services.place = place;
+            let names: Vec<NamespacedName> = self.state.services.names().cloned().collect();
+            self.state.services.touch(names);
+        }
+    }
+
+    pub(super) async fn serve_services(&mut self) {
+        if !self.may_serve() {
+            return;
+        }
+        if !self.services.begun {
+            if self.services.audit.is_none_or(|at| at <= Instant::now()) {
+                self.begin_services().await;
+            }
+            return;
+        }
+        if self.state.services.has_changed() {
+            self.change_services().await;
+        }
+        let now = Instant::now();
+        if self.services.audit.is_some_and(|at| at <= now) {
+            self.audit_services().await;
+        }
+        let due = self.services.pending.take_due(now);
+        if !due.is_empty() {
+            self.remove_rows(&due).await;
+        }
+    }
+
+    /// Takes over what an earlier agent has left: its numbers, so that rows stay as they are, and then the differences.
+    async fn begin_services(&mut self) {
+        match recovered::read(&mut self.reconciler).await {
+            Ok(recovered) => self.services.book.recover(recovered),
+            Err(error) => return self.services.failed(error.to_string()),
+        }
+        let names: Vec<NamespacedName> = self.state.services.names().cloned().collect();
+        self.state.services.take_changed();
+        for name in names {
+            // Whatever changes is found by the comparison.
+            self.compile_service(&name);
+        }
+        self.services.book.recovery_is_over();
+        self.services.begun = true;
+        self.audit_services().await;
+        let summary = self.services.book.summary();
+        tracing::info!(?summary, "Services are as the cluster has them");
+    }
+
+    fn compile_service(&mut self, name: &NamespacedName) -> Edits {
+        let served = self.config.services.proxy == Proxy::Millrace;
+        let compiled = match self.state.services.get(name).filter(|_| served) {
+            Some(service) => {
+                let slices: Vec<&EndpointSlice> = self.state.services.slices_of(name).collect();
+                service::compile(&self.services.place, service, &slices)
+            }
+            None => service::Compiled::default(),
+        };
+        self.services.book.set(name, compiled)
+    }
+
+    async fn change_services(&mut self) {
+        let mut changed = self.state.services.take_changed();
+        let mut edits = Edits::default();
+        while !changed.is_empty() {
+            for name in std::mem::take(&mut changed).into_keys() {
+                let more = self.compile_service(&name);
+                let heirs = self.services.book.heirs(&more.gone.services);
+                changed.extend(heirs.into_iter().map(|heir| (heir, None)));
+                edits.put.append(more.put);
+                edits.gone.append(more.gone);
+            }
+        }
+        // One that another Service has taken over is not gone.
+        edits.gone.services.retain(|key| !self.services.book.has(key));
+        self.write(edits).await;
+    }
+
+    async fn write(&mut self, edits: Edits) {
+        let Edits { put, gone } = edits;
+        self.services.pending.keep(&put);
+        let frontends = Keys {
+            services: gone.services.clone(),
+            ..Keys::default()
+        };
+        if let Err(error) = self.carry_out(&put, &frontends).await {
+            return self.services.failed(error);
+        }
+        self.services.pending.add(gone, Instant::now());
+        self.services.synced = Some(SystemTime::now());
+    }
+
+    async fn carry_out(&mut self, put: &Rows, gone: &Keys) -> Result<(), String> {
+        let mut changes = put.changes();
+        changes.extend(gone.changes());
+        match self.reconciler.carry_out(changes).await {
+            Ok(applied) => {
+                self.services.changes += applied;
+                Ok(())
+            }
+            Err(failure) => Err(failure.error),
+        }
+    }
+
+    async fn audit_services(&mut self) {
+        self.services.pending.clear();
+        let findings = match audit::compare(&self.services.book, &mut self.reconciler).await {
+            Ok(findings) => findings,
+            Err(error) => return self.services.failed(error.to_string()),
+        };
+        let frontends = Keys {
+            services: findings.superfluous.services.clone(),
+            ..Keys::default()
+        };
+        if let Err(error) = self.carry_out(&findings.missing, &frontends).await {
+            return self.services.failed(error);
+        }
+        self.services.pending.add(findings.superfluous, Instant::now());
+        self.services.succeeded();
+    }
+
+    async fn remove_rows(&mut self, keys: &Keys) {
+        if let Err(error) = self.carry_out(&Rows::default(), keys).await {
+            self.services.failed(error);
+        }
+    }
+
+    /// What is wrong with Services, the first of them and how many there are more.
+    pub(super) fn service_problems(&self) -> Vec<String> {
+        const SHOWN: usize = 20;
+        let mut all = self.services.book.problems();
+        let mut problems: Vec<String> = all.by_ref().take(SHOWN).cloned().collect();
+        let more = all.count();
+        if more > 0 {
+            problems.push(format!("{more} more problems of Services; see `millrace services`"));
+        }
+        problems.extend(self.services.error.iter().map(|error| format!("Services: {error}")));
+        problems
+    }
+}

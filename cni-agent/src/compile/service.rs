@@ -1,0 +1,341 @@
+//! One Service: from the objects to its frontends, and to the endpoints behind each of them. Numbers come later.
+
+mod choice;
+mod place;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use cni_ebpf::abi::{Addr, Port, ServiceKey, backend_flags, service_flags, service_scope};
+use ipnetwork::IpNetwork;
+
+use crate::model::{EndpointSlice, Service, ServicePort, TrafficPolicy};
+use choice::{Candidate, Choice, Standing, candidates};
+pub use choice::Topology as HintsUsed;
+pub use place::Place;
+
+/// What a backend is, wherever it is named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Target {
+    pub addr: Addr,
+    pub port: Port,
+    pub proto: u8,
+}
+
+/// A set of endpoints that frontends share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotSet {
+    pub name: SetName,
+    pub targets: Vec<Target>,
+    /// Clients are kept at theirs.
+    pub affinity: bool,
+    pub hints: HintsUsed,
+}
+
+/// What a set is in its Service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SetName {
+    pub port: u16,
+    pub proto: u8,
+    pub v4: bool,
+    pub local: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frontend {
+    pub key: ServiceKey,
+    /// `None`: there is nothing behind it, ever.
+    pub set: Option<SetName>,
+    pub flags: u32,
+    pub affinity_seconds: u32,
+    /// Only [`Compiled::ranges`] may use it.
+    pub restricted: bool,
+}
+
+/// What load balancers are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Health {
+    pub port: u16,
+    pub local_ready: usize,
+}
+
+/// What one Service needs.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Compiled {
+    pub frontends: Vec<Frontend>,
+    pub sets: Vec<SlotSet>,
+    /// Every endpoint that answers, with its flags: connections may stay with one that gets no new ones.
+    pub serving: Vec<(Target, u32)>,
+    pub ranges: Vec<IpNetwork>,
+    pub health: Option<Health>,
+    pub problems: Vec<String>,
+}
+
+/// Where a Service is reached, as far as it makes a difference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Cluster,
+    External,
+    LoadBalancer,
+}
+
+pub fn compile(place: &Place, service: &Service, slices: &[&EndpointSlice]) -> Compiled {
+    let mut compiled = Compiled::default();
+    if service.unserved.is_some() {
+        return compiled;
+    }
+    let mut serving = BTreeSet::new();
+    let mut local_ready = BTreeSet::new();
+    for v4 in [true, false] {
+        if !place.families.has(family(v4)) {
+            continue;
+        }
+        let fronts = addresses(place, service, v4, &mut compiled.problems);
+        if fronts.is_empty() && !service.ports.iter().any(|port| port.node_port.is_some()) {
+            continue;
+        }
+        for port in &service.ports {
+            let mut candidates = candidates(slices, port, v4, place);
+            refuse_itself(service, &mut candidates, &mut compiled.problems);
+            let choice = Choice::new(candidates, place);
+            serving.extend(choice.serving.iter().map(|candidate| (target(port, candidate), flags_of(candidate))));
+            local_ready.extend(choice.local.iter().filter(|one| one.state == Standing::Ready).map(|one| one.address));
+            PortAt {
+                place,
+                service,
+                port,
+                v4,
+                choice: &choice,
+            }
+            .compile(&fronts, &mut compiled);
+        }
+        for (ip, kind) in &fronts {
+            if *kind == Kind::Cluster {
+                compiled.frontends.push(every_other_port(*ip));
+            }
+        }
+        let of_family = service.source_ranges.iter().filter(|range| range.is_ipv4() == v4);
+        compiled.ranges.extend(of_family.copied());
+    }
+    if !compiled.ranges.is_empty() || !service.source_ranges.is_empty() {
+        admit_the_node(place, &mut compiled.ranges);
+    }
+    compiled.serving = serving.into_iter().collect();
+    compiled.health = service.health_check_node_port.map(|port| Health {
+        port,
+        local_ready: local_ready.len(),
+    });
+    for slice in slices {
+        if let Some(refused) = &slice.refused {
+            let (count, reason) = &**refused;
+            compiled.problems.push(format!(
+                "EndpointSlice {}: {reason}; {count} endpoints are left out. Correct them",
+                slice.name
+            ));
+        }
+    }
+    compiled.problems.dedup();
+    compiled
+}
+
+fn family(v4: bool) -> IpAddr {
+    if v4 { [0; 4].into() } else { [0u16; 8].into() }
+}
+
+/// The addresses of one family, NodePorts apart.
+fn addresses(place: &Place, service: &Service, v4: bool, problems: &mut Vec<String>) -> Vec<(IpAddr, Kind)> {
+    let mut fronts: Vec<(IpAddr, Kind)> = Vec::new();
+    let mut add = |ip: IpAddr, kind| {
+        if ip.is_ipv4() == v4 && !fronts.iter().any(|(other, _)| *other == ip) {
+            fronts.push((ip, kind));
+        }
+    };
+    service.cluster_ips.iter().for_each(|ip| add(*ip, Kind::Cluster));
+    service.load_balancer_ips.iter().for_each(|ip| add(*ip, Kind::LoadBalancer));
+    for ip in service.external_ips.iter().filter(|ip| ip.is_ipv4() == v4) {
+        match refused_external(place, *ip) {
+            None => add(*ip, Kind::External),
+            Some(reason) => problems.push(format!("Service {}: spec.externalIPs has {ip}, {reason}", service.name)),
+        }
+    }
+    fronts
+}
+
+/// Whoever may write Services could take over what others use.
+fn refused_external(place: &Place, ip: IpAddr) -> Option<&'static str> {
+    let link_local = match ip {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    if !place.external_ips {
+        Some("which is not served; set services.externalIPs to serve such addresses")
+    } else if place.nodes.contains(&ip) {
+        Some("which is a node's own address and is not served; take it out")
+    } else if place.is_service_address(ip) {
+        Some("which is in the range of Service addresses and is not served; take it out")
+    } else if link_local || ip.is_loopback() || ip.is_multicast() || ip.is_unspecified() {
+        Some("which means something else on every machine and is not served; take it out")
+    } else {
+        None
+    }
+}
+
+/// A Service behind itself would go round for ever.
+fn refuse_itself(service: &Service, candidates: &mut Vec<Candidate<'_>>, problems: &mut Vec<String>) {
+    candidates.retain(|candidate| {
+        let own = service.cluster_ips.contains(&candidate.address);
+        if own {
+            problems.push(format!(
+                "Service {}: its own address {} is among its endpoints and left out; correct its EndpointSlices",
+                service.name, candidate.address
+            ));
+        }
+        !own
+    });
+}
+
+/// Load balancers that ask a node by its own address must not be shut out by it, if a range has the node at all.
+fn admit_the_node(place: &Place, ranges: &mut Vec<IpNetwork>) {
+    let own = place.own.iter().copied().filter(|ip| ranges.iter().any(|range| range.contains(*ip)));
+    let own: Vec<IpNetwork> = own.map(IpNetwork::from).collect();
+    if !own.is_empty() {
+        // Whatever address the node sends from.
+        ranges.extend(place.own.iter().copied().map(IpNetwork::from));
+    }
+    ranges.sort();
+    ranges.dedup();
+}
+
+fn target(port: &ServicePort, candidate: &Candidate<'_>) -> Target {
+    Target {
+        addr: candidate.address.into(),
+        port: Port::new(candidate.port),
+        proto: port.protocol.number(),
+    }
+}
+
+fn flags_of(candidate: &Candidate<'_>) -> u32 {
+    let local = if candidate.local { backend_flags::LOCAL } else { 0 };
+    let leaving = if candidate.state == Standing::Leaving {
+        backend_flags::TERMINATING
+    } else {
+        0
+    };
+    local | leaving
+}
+
+fn key(ip: IpAddr, port: u16, proto: u8, scope: u8) -> ServiceKey {
+    ServiceKey {
+        addr: ip.into(),
+        port: Port::new(port),
+        proto,
+        scope,
+        pad: 0,
+    }
+}
+
+fn every_other_port(ip: IpAddr) -> Frontend {
+    Frontend {
+        key: key(ip, 0, 0, service_scope::CLUSTER),
+        set: None,
+        flags: service_flags::REJECT,
+        affinity_seconds: 0,
+        restricted: false,
+    }
+}
+
+/// One port in one family.
+struct PortAt<'a> {
+    place: &'a Place,
+    service: &'a Service,
+    port: &'a ServicePort,
+    v4: bool,
+    choice: &'a Choice<'a>,
+}
+
+impl PortAt<'_> {
+    fn compile(&self, fronts: &[(IpAddr, Kind)], compiled: &mut Compiled) {
+        let number = self.port.port;
+        for (ip, kind) in fronts {
+            if *kind == Kind::Cluster {
+                self.cluster(*ip, &mut compiled.frontends);
+            } else {
+                self.external(*ip, number, *kind == Kind::LoadBalancer, &mut compiled.frontends);
+            }
+        }
+        if let Some(number) = self.port.node_port {
+            for ip in self.place.node_ports.iter().filter(|ip| ip.is_ipv4() == self.v4) {
+                self.external(*ip, number, false, &mut compiled.frontends);
+            }
+        }
+        for local in [false, true] {
+            let name = self.set(local);
+            if compiled.frontends.iter().any(|frontend| frontend.set == Some(name)) {
+                let chosen = if local { &self.choice.local } else { &self.choice.cluster };
+                compiled.sets.push(SlotSet {
+                    name,
+                    targets: chosen.iter().map(|candidate| target(self.port, candidate)).collect(),
+                    affinity: self.service.affinity_seconds.is_some(),
+                    hints: if local { HintsUsed::Anywhere } else { self.choice.topology },
+                });
+            }
+        }
+    }
+
+    fn set(&self, local: bool) -> SetName {
+        SetName {
+            port: self.port.port,
+            proto: self.port.protocol.number(),
+            v4: self.v4,
+            local,
+        }
+    }
+
+    fn cluster(&self, ip: IpAddr, frontends: &mut Vec<Frontend>) {
+        let masquerade = if self.place.masquerade_all {
+            service_flags::MASQUERADE
+        } else {
+            0
+        };
+        let local = self.service.internal_policy == TrafficPolicy::Local;
+        frontends.push(self.frontend(ip, self.port.port, service_scope::CLUSTER, local, masquerade));
+    }
+
+    fn external(&self, ip: IpAddr, number: u16, restricted: bool, frontends: &mut Vec<Frontend>) {
+        let restricted = restricted && !self.service.source_ranges.is_empty();
+        let local = self.service.external_policy == TrafficPolicy::Local;
+        let (inside, outside) = if local {
+            (service_flags::MASQUERADE_NODE, 0)
+        } else {
+            (service_flags::MASQUERADE, service_flags::MASQUERADE)
+        };
+        // Inside of the cluster there is no client's address to lose: every endpoint will do.
+        let inside = self.frontend(ip, number, service_scope::CLUSTER, false, inside);
+        frontends.push(Frontend { restricted, ..inside });
+        if !ip.is_loopback() {
+            let outside = self.frontend(ip, number, service_scope::EXTERNAL, local, outside);
+            frontends.push(Frontend { restricted, ..outside });
+        }
+    }
+
+    fn frontend(&self, ip: IpAddr, number: u16, scope: u8, local: bool, flags: u32) -> Frontend {
+        let chosen = if local { &self.choice.local } else { &self.choice.cluster };
+        let nothing = match (chosen.is_empty(), self.choice.serving.is_empty()) {
+            (false, _) => 0,
+            (true, true) => service_flags::REJECT,
+            (true, false) => service_flags::DROP,
+        };
+        let affinity = match self.service.affinity_seconds {
+            Some(_) => service_flags::AFFINITY,
+            None => 0,
+        };
+        Frontend {
+            key: key(ip, number, self.port.protocol.number(), scope),
+            set: Some(self.set(local)),
+            flags: flags | nothing | affinity,
+            affinity_seconds: self.service.affinity_seconds.unwrap_or(0),
+            restricted: false,
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! What Services depend on, beside themselves: this node.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use ipnetwork::IpNetwork;
+
+use super::super::Topology;
+use crate::{
+    config::{Families, NodePortAddresses},
+    model::Device,
+    state::State,
+};
+
+/// If one of these changes, every Service may.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    pub node: String,
+    pub zone: Option<String>,
+    pub families: Families,
+    /// Where NodePorts answer.
+    pub node_ports: BTreeSet<IpAddr>,
+    /// Everything that this node is reached by.
+    pub own: BTreeSet<IpAddr>,
+    /// The addresses of all nodes.
+    pub nodes: BTreeSet<IpAddr>,
+    pub service_ranges: Vec<IpNetwork>,
+    /// Addresses that Services claim by themselves are served.
+    pub external_ips: bool,
+    pub masquerade_all: bool,
+}
+
+impl Place {
+    pub fn new(topology: &Topology<'_>, state: &State) -> Self {
+        let config = &topology.config.services;
+        let others = topology.others.iter().flat_map(|other| &other.node.addresses);
+        let mut node_ports: BTreeSet<IpAddr> = match &config.node_port_addresses {
+            NodePortAddresses::Primary => [true, false]
+                .iter()
+                .filter_map(|v4| topology.node_address(*v4))
+                .collect(),
+            NodePortAddresses::Ranges(ranges) => all_addresses(state)
+                .filter(|ip| ranges.iter().any(|range| range.contains(*ip)))
+                .collect(),
+        };
+        if config.localhost_node_ports {
+            node_ports.extend([IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1u16])]);
+        } else {
+            node_ports.retain(|ip| !ip.is_loopback());
+        }
+        node_ports.retain(|ip| topology.config.families.has(*ip));
+        Self {
+            node: topology.config.node_name.clone(),
+            zone: topology.own.and_then(|node| node.zone.clone()),
+            families: topology.config.families,
+            node_ports,
+            own: topology.own_addresses.clone(),
+            nodes: others.chain(&topology.own_addresses).copied().collect(),
+            service_ranges: topology.service_ranges.clone(),
+            external_ips: config.external_ips,
+            masquerade_all: config.masquerade_all,
+        }
+    }
+
+    pub(super) fn is_service_address(&self, ip: IpAddr) -> bool {
+        self.service_ranges.iter().any(|range| range.contains(ip))
+    }
+}
+
+fn all_addresses(state: &State) -> impl Iterator<Item = IpAddr> {
+    state.devices.iter().flat_map(Device::global_addresses)
+}

@@ -1,0 +1,102 @@
+//! Services: whose business they are, and where they answer.
+
+use std::fmt;
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+use super::check::Problems;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct ServicesConfig {
+    pub proxy: Proxy,
+    /// Ranges of Service addresses, beside those of the cluster's ServiceCIDR objects.
+    pub cidrs: Vec<IpNetwork>,
+    /// Ranges whose addresses are the stack's business in any case.
+    #[serde(rename = "viaStackCIDRs")]
+    pub via_stack_cidrs: Vec<IpNetwork>,
+    pub node_port_addresses: NodePortAddresses,
+    /// NodePorts answer on 127.0.0.1 and ::1 too, to this node's own processes.
+    pub localhost_node_ports: bool,
+    /// Addresses that Services claim by themselves are served: whoever may write Services can take over any address
+    /// outside of the cluster.
+    #[serde(rename = "externalIPs")]
+    pub external_ips: bool,
+    /// The source of everything that goes to a ClusterIP is translated.
+    pub masquerade_all: bool,
+}
+
+/// Who serves Services.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Proxy {
+    /// This agent.
+    Millrace,
+    /// Another one in the host's stack: kube-proxy.
+    #[default]
+    Stack,
+}
+
+/// The node's addresses on which NodePorts answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    /// Those by which the cluster knows the node.
+    #[default]
+    Primary,
+    /// All that are in one of these ranges.
+    Ranges(Vec<IpNetwork>),
+}
+
+const PRIMARY: &str = "primary";
+
+impl Serialize for NodePortAddresses {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Primary => [PRIMARY].serialize(serializer),
+            Self::Ranges(ranges) => ranges.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for NodePortAddresses {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let texts = Vec::<String>::deserialize(deserializer)?;
+        if texts.is_empty() || texts == [PRIMARY] {
+            return Ok(Self::Primary);
+        }
+        let range = |text: &String| {
+            let range = text.parse().ok().filter(|_| text.contains('/'));
+            range.ok_or_else(|| {
+                D::Error::custom(format!(
+                    "`{text}` is not a range like 192.0.2.0/24; the word `primary` stands alone"
+                ))
+            })
+        };
+        texts.iter().map(range).collect::<Result<_, _>>().map(Self::Ranges)
+    }
+}
+
+impl fmt::Display for NodePortAddresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Primary => f.write_str(PRIMARY),
+            Self::Ranges(ranges) => {
+                let texts: Vec<String> = ranges.iter().map(ToString::to_string).collect();
+                f.write_str(&texts.join(", "))
+            }
+        }
+    }
+}
+
+impl ServicesConfig {
+    pub(super) fn check(&self, problems: &mut Problems) {
+        if self.proxy == Proxy::Stack && (self.localhost_node_ports || self.external_ips || self.masquerade_all) {
+            problems.add(
+                "services.proxy",
+                "it is stack, and something else is set of what only millrace serves",
+                "set it to millrace, or take localhostNodePorts, externalIPs and masqueradeAll out",
+            );
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! The book against the kernel: row by row, without a copy of either.
+
+use super::{Book, Keys, Rows, book::Verdict};
+use crate::{
+    desired::Table,
+    kernel::{Kernel, KernelError},
+    reconcile::Reconciler,
+};
+
+/// Referenced before referrer.
+const TABLES: [Table; 4] = [
+    Table::Backends,
+    Table::ServiceSlots,
+    Table::ServiceRanges,
+    Table::Services,
+];
+
+/// What the kernel lacks, and what it has too much of.
+#[derive(Debug, Default)]
+pub struct Findings {
+    pub missing: Rows,
+    pub superfluous: Keys,
+}
+
+/// Compares. A table that lacks a single row is written as a whole: that costs less than to remember what was seen.
+pub async fn compare<K: Kernel>(book: &Book, reconciler: &mut Reconciler<K>) -> Result<Findings, KernelError> {
+    let view = book.view();
+    let mut findings = Findings::default();
+    for table in TABLES {
+        let mut right = 0;
+        let keys = &mut findings.superfluous;
+        let mut each = |key: &[u8], value: &[u8]| match view.judge(table, key, value) {
+            Verdict::Right => right += 1,
+            Verdict::Stale => {}
+            Verdict::Superfluous => keys.push(table, key),
+        };
+        reconciler.scan(table, &mut each).await?;
+        if right < view.expected(table) {
+            findings.missing.append(view.rows(table));
+        }
+    }
+    Ok(findings)
+}

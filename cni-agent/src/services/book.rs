@@ -1,0 +1,402 @@
+//! Every Service as it stands in the maps.
+
+mod view;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use cni_ebpf::abi::{Backend, Prefix, Service, ServiceKey, SlotKey, SourceRange};
+
+use super::{Edits, Numbers, Recovered, Rows};
+use crate::{
+    compile::service::{Compiled, Health, SetName, SlotSet, Target},
+    model::NamespacedName,
+};
+
+pub use view::Verdict;
+
+/// What Services have in the kernel, and how many of them name each backend.
+#[derive(Debug)]
+pub struct Book {
+    entries: BTreeMap<Arc<NamespacedName>, Entry>,
+    backends: HashMap<Target, Known>,
+    owners: HashMap<ServiceKey, Arc<NamespacedName>>,
+    /// Services that wanted a frontend that another one has.
+    contenders: BTreeMap<ServiceKey, BTreeSet<Arc<NamespacedName>>>,
+    numbers: Numbers,
+    recovered: Recovered,
+    slots: usize,
+    ranges: usize,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    frontends: Vec<(ServiceKey, Service)>,
+    sets: Vec<Set>,
+    serving: Vec<Target>,
+    ranges: Vec<SourceRange>,
+    ranges_number: u32,
+    health: Option<Health>,
+    problems: Vec<String>,
+}
+
+#[derive(Debug)]
+struct Set {
+    name: SetName,
+    number: u32,
+    slots: Vec<u32>,
+    /// Its backends have rows of their own.
+    members: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    number: u32,
+    users: u32,
+    flags: u32,
+}
+
+/// How much there is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Summary {
+    pub services: usize,
+    pub frontends: usize,
+    pub backends: usize,
+    pub slots: usize,
+}
+
+impl Book {
+    pub fn new(numbers: Numbers) -> Self {
+        Self {
+            entries: BTreeMap::new(),
+            backends: HashMap::new(),
+            owners: HashMap::new(),
+            contenders: BTreeMap::new(),
+            numbers,
+            recovered: Recovered::default(),
+            slots: 0,
+            ranges: 0,
+        }
+    }
+
+    /// Services that come now get the numbers that they have in the maps.
+    pub fn recover(&mut self, recovered: Recovered) {
+        recovered.backends.values().for_each(|number| self.numbers.claim(*number));
+        for service in recovered.sets.values() {
+            self.numbers.claim(service.id);
+            self.numbers.claim(service.ranges);
+        }
+        recovered.slots.keys().for_each(|key| self.numbers.claim(key.service));
+        self.recovered = recovered;
+    }
+
+    /// All that was there has been said.
+    pub fn recovery_is_over(&mut self) {
+        let recovered = std::mem::take(&mut self.recovered);
+        let used: BTreeSet<u32> = self.numbers_in_use().collect();
+        let sets = recovered.sets.values().flat_map(|service| [service.id, service.ranges]);
+        let all = sets.chain(recovered.backends.values().copied());
+        for number in all.chain(recovered.slots.keys().map(|key| key.service)) {
+            if !used.contains(&number) {
+                self.numbers.release(number);
+            }
+        }
+    }
+
+    fn numbers_in_use(&self) -> impl Iterator<Item = u32> {
+        let sets = self.entries.values().flat_map(|entry| {
+            let sets = entry.sets.iter().map(|set| set.number);
+            sets.chain([entry.ranges_number])
+        });
+        sets.chain(self.backends.values().map(|known| known.number))
+    }
+
+    /// Takes over what a Service needs now, and says which rows that changes. A Service that needs nothing is forgotten.
+    pub fn set(&mut self, name: &NamespacedName, compiled: Compiled) -> Edits {
+        let (name, old) = match self.entries.remove_entry(name) {
+            Some(known) => known,
+            None => (Arc::new(name.clone()), Entry::default()),
+        };
+        self.slots -= old.slots();
+        self.ranges -= old.ranges.len();
+        let mut edits = Edits::default();
+        let mut entry = Entry {
+            health: compiled.health,
+            problems: compiled.problems,
+            ..Entry::default()
+        };
+        // New users before old ones go: what both name stays as it is.
+        entry.serving = compiled.serving.iter().map(|(target, _)| *target).collect();
+        for (target, flags) in &compiled.serving {
+            self.use_backend(*target, *flags, &mut edits.put);
+        }
+        let mut old_sets: BTreeMap<SetName, Set> = old.sets.into_iter().map(|set| (set.name, set)).collect();
+        for set in compiled.sets {
+            let keys = compiled.frontends.iter().filter(|frontend| frontend.set == Some(set.name));
+            let old = old_sets
+                .remove(&set.name)
+                .or_else(|| self.recovered_set(set.name, keys.map(|frontend| frontend.key)));
+            entry.sets.push(self.fill(set, old, &mut edits));
+        }
+        for set in old_sets.into_values() {
+            self.empty(&set, &mut edits);
+        }
+        let restricted = compiled.frontends.iter().filter(|frontend| frontend.restricted);
+        let number = match old.ranges_number {
+            0 => self.recovered.ranges_of(restricted.map(|frontend| frontend.key)),
+            number => number,
+        };
+        self.restrict(&mut entry, &compiled.ranges, (old.ranges, number), &mut edits);
+        let old_frontends: BTreeMap<ServiceKey, Service> = old.frontends.into_iter().collect();
+        for frontend in &compiled.frontends {
+            match self.owners.get(&frontend.key) {
+                Some(owner) if **owner != *name => {
+                    entry.problems.push(collision(&name, owner, &frontend.key));
+                    self.contenders.entry(frontend.key).or_default().insert(Arc::clone(&name));
+                    continue;
+                }
+                _ => {}
+            }
+            let set = entry.sets.iter().find(|set| Some(set.name) == frontend.set);
+            let service = Service {
+                id: set.map_or(0, |set| set.number),
+                slots: set.map_or(0, |set| u32::try_from(set.slots.len()).unwrap_or(u32::MAX)),
+                flags: frontend.flags,
+                affinity_seconds: frontend.affinity_seconds,
+                ranges: if frontend.restricted { entry.ranges_number } else { 0 },
+                ..Service::default()
+            };
+            self.owners.entry(frontend.key).or_insert_with(|| Arc::clone(&name));
+            if old_frontends.get(&frontend.key) != Some(&service) {
+                edits.put.services.push((frontend.key, service));
+            }
+            entry.frontends.push((frontend.key, service));
+        }
+        let kept: BTreeSet<ServiceKey> = entry.frontends.iter().map(|(key, _)| *key).collect();
+        for key in old_frontends.keys().filter(|key| !kept.contains(key)) {
+            self.owners.remove(key);
+            edits.gone.services.push(*key);
+        }
+        for target in &old.serving {
+            self.leave_backend(target, &mut edits);
+        }
+        entry.problems.dedup();
+        self.slots += entry.slots();
+        self.ranges += entry.ranges.len();
+        if !entry.is_empty() {
+            self.entries.insert(name, entry);
+        }
+        edits
+    }
+
+    /// Who waits for these frontends, which nobody has any more.
+    pub fn heirs(&mut self, freed: &[ServiceKey]) -> Vec<NamespacedName> {
+        let heirs = freed.iter().filter_map(|key| self.contenders.remove(key)).flatten();
+        heirs.map(|name| (*name).clone()).collect()
+    }
+
+    /// Whether a Service has this frontend.
+    pub fn has(&self, key: &ServiceKey) -> bool {
+        self.owners.contains_key(key)
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &NamespacedName> {
+        self.entries.keys().map(|name| &**name)
+    }
+
+    pub fn problems(&self) -> impl Iterator<Item = &String> {
+        self.entries.values().flat_map(|entry| &entry.problems)
+    }
+
+    pub fn health(&self) -> impl Iterator<Item = (&NamespacedName, Health)> {
+        self.entries.iter().filter_map(|(name, entry)| Some((&**name, entry.health?)))
+    }
+
+    pub fn summary(&self) -> Summary {
+        Summary {
+            services: self.entries.len(),
+            frontends: self.owners.len(),
+            backends: self.backends.len(),
+            slots: self.slots,
+        }
+    }
+
+    fn use_backend(&mut self, target: Target, flags: u32, put: &mut Rows) {
+        let (recovered, numbers) = (&self.recovered, &mut self.numbers);
+        let mut is_new = false;
+        let known = self.backends.entry(target).or_insert_with(|| {
+            is_new = true;
+            Known {
+                number: recovered.backends.get(&target).copied().unwrap_or_else(|| numbers.next()),
+                users: 0,
+                flags,
+            }
+        });
+        known.users += 1;
+        if is_new || known.flags != flags {
+            known.flags = flags;
+            put.backends.push((known.number, row(&target, known)));
+        }
+    }
+
+    fn leave_backend(&mut self, target: &Target, edits: &mut Edits) {
+        let Some(known) = self.backends.get_mut(target) else {
+            return;
+        };
+        known.users -= 1;
+        if known.users == 0 {
+            let number = known.number;
+            self.backends.remove(target);
+            self.numbers.release(number);
+            edits.gone.backends.push(number);
+        }
+    }
+
+    fn recovered_set(&mut self, name: SetName, keys: impl Iterator<Item = ServiceKey>) -> Option<Set> {
+        let service = self.recovered.set_of(keys)?;
+        Some(Set {
+            name,
+            number: service.id,
+            slots: self.recovered.slots_of(service.id, service.slots),
+            members: false,
+        })
+    }
+
+    /// Puts the endpoints into slots so that as few as possible change, and none is left out on the way.
+    fn fill(&mut self, set: SlotSet, old: Option<Set>, edits: &mut Edits) -> Set {
+        let (number, before, had_members) = match old {
+            Some(old) => (old.number, old.slots, old.members),
+            None => (self.numbers.next(), Vec::new(), false),
+        };
+        let wanted: BTreeSet<u32> = set
+            .targets
+            .iter()
+            .filter_map(|target| Some(self.backends.get(target)?.number))
+            .collect();
+        let slots = arrange(&before, &wanted);
+        for (slot, backend) in slots.iter().enumerate() {
+            if before.get(slot) != Some(backend) {
+                edits.put.slots.push((slot_key(number, slot), *backend));
+            }
+        }
+        edits.gone.slots.extend((slots.len()..before.len()).map(|slot| slot_key(number, slot)));
+        let old_members: BTreeSet<u32> = if had_members { before.iter().copied().collect() } else { BTreeSet::new() };
+        let members = if set.affinity { wanted } else { BTreeSet::new() };
+        let member = |backend: &u32| SlotKey::member(number, *backend);
+        edits.put.slots.extend(members.difference(&old_members).map(|backend| (member(backend), *backend)));
+        edits.gone.slots.extend(old_members.difference(&members).map(member));
+        Set {
+            name: set.name,
+            number,
+            slots,
+            members: set.affinity,
+        }
+    }
+
+    fn empty(&mut self, set: &Set, edits: &mut Edits) {
+        edits.gone.slots.extend((0..set.slots.len()).map(|slot| slot_key(set.number, slot)));
+        if set.members {
+            edits.gone.slots.extend(set.slots.iter().map(|backend| SlotKey::member(set.number, *backend)));
+        }
+        self.numbers.release(set.number);
+    }
+
+    fn restrict(
+        &mut self,
+        entry: &mut Entry,
+        ranges: &[ipnetwork::IpNetwork],
+        (old, old_number): (Vec<SourceRange>, u32),
+        edits: &mut Edits,
+    ) {
+        if !ranges.is_empty() {
+            entry.ranges_number = if old_number == 0 { self.numbers.next() } else { old_number };
+        } else if old_number != 0 {
+            self.numbers.release(old_number);
+        }
+        let number = entry.ranges_number;
+        entry.ranges = ranges
+            .iter()
+            .filter_map(|range| Prefix::new(range.network(), range.prefix()))
+            .map(|prefix| SourceRange {
+                len: 32 + prefix.len,
+                ranges: number,
+                words: prefix.words,
+            })
+            .collect();
+        let new = entry.ranges.iter().filter(|range| !old.contains(range));
+        edits.put.ranges.extend(new.map(|range| (*range, 1)));
+        edits.gone.ranges.extend(old.iter().filter(|range| !entry.ranges.contains(range)));
+    }
+}
+
+impl Set {
+    fn rows(&self) -> usize {
+        self.slots.len() * if self.members { 2 } else { 1 }
+    }
+}
+
+impl Entry {
+    fn slots(&self) -> usize {
+        self.sets.iter().map(Set::rows).sum()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.frontends.is_empty()
+            && self.sets.is_empty()
+            && self.serving.is_empty()
+            && self.health.is_none()
+            && self.problems.is_empty()
+    }
+}
+
+fn slot_key(service: u32, slot: usize) -> SlotKey {
+    SlotKey {
+        service,
+        slot: u32::try_from(slot).unwrap_or(u32::MAX),
+    }
+}
+
+fn row(target: &Target, known: &Known) -> Backend {
+    Backend {
+        addr: target.addr,
+        port: target.port,
+        proto: target.proto,
+        flags: known.flags,
+        ..Backend::default()
+    }
+}
+
+fn collision(name: &NamespacedName, owner: &NamespacedName, key: &ServiceKey) -> String {
+    format!(
+        "Service {name}: {} port {} is Service {owner}'s already, which keeps it; change one of them",
+        key.addr, key.port
+    )
+}
+
+/// Those that stay keep their slots, new ones take the places of those that go, the last ones fill what is left: so every
+/// slot below the lower count holds a good backend at each step.
+fn arrange(before: &[u32], wanted: &BTreeSet<u32>) -> Vec<u32> {
+    let known: BTreeSet<u32> = before.iter().copied().collect();
+    let mut new = wanted.difference(&known);
+    let mut seen = BTreeSet::new();
+    // `None`: a hole.
+    let mut slots: Vec<Option<u32>> = before
+        .iter()
+        .map(|backend| {
+            let stays = wanted.contains(backend) && seen.insert(*backend);
+            stays.then_some(*backend).or_else(|| new.next().copied())
+        })
+        .collect();
+    slots.extend(new.map(|backend| Some(*backend)));
+    let mut slot = 0;
+    while slot < slots.len() {
+        if slots[slot].is_none() {
+            slots.swap_remove(slot);
+        } else {
+            slot += 1;
+        }
+    }
+    slots.into_iter().flatten().collect()
+}

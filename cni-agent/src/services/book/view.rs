@@ -1,0 +1,149 @@
+//! The book as the maps should have it.
+
+use std::collections::{HashMap, HashSet};
+
+use cni_ebpf::abi::{self, Backend, Service, ServiceKey, SlotKey, SourceRange};
+
+use super::{Book, Set, row, slot_key};
+use crate::{
+    compile::service::Target,
+    desired::Table,
+    services::{Keys, Rows},
+};
+
+/// What a row of the kernel is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Right,
+    /// Its key is right, and its value is not.
+    Stale,
+    Superfluous,
+}
+
+/// For one comparison with the kernel: what is found by a number.
+#[derive(Debug)]
+pub struct View<'a> {
+    book: &'a Book,
+    sets: HashMap<u32, &'a Set>,
+    members: HashSet<SlotKey>,
+    ranges: HashSet<SourceRange>,
+}
+
+impl Book {
+    pub fn view(&self) -> View<'_> {
+        let sets = || self.entries.values().flat_map(|entry| &entry.sets);
+        let members = sets().filter(|set| set.members).flat_map(Set::member_keys);
+        View {
+            book: self,
+            sets: sets().map(|set| (set.number, set)).collect(),
+            members: members.collect(),
+            ranges: self.entries.values().flat_map(|entry| entry.ranges.iter().copied()).collect(),
+        }
+    }
+}
+
+impl Set {
+    fn member_keys(&self) -> impl Iterator<Item = SlotKey> {
+        self.slots.iter().map(|backend| SlotKey::member(self.number, *backend))
+    }
+}
+
+impl View<'_> {
+    /// How many rows a table should have.
+    pub fn expected(&self, table: Table) -> usize {
+        match table {
+            Table::Services => self.book.owners.len(),
+            Table::ServiceSlots => self.book.slots,
+            Table::ServiceRanges => self.ranges.len(),
+            Table::Backends => self.book.backends.len(),
+            _ => 0,
+        }
+    }
+
+    pub fn judge(&self, table: Table, key: &[u8], value: &[u8]) -> Verdict {
+        let wanted = match table {
+            Table::Services => abi::from_bytes(key).and_then(|key| self.service(&key)).map(bytes),
+            Table::ServiceSlots => abi::from_bytes(key).and_then(|key| self.slot(&key)).map(bytes),
+            Table::ServiceRanges => {
+                let known = abi::from_bytes(key).is_some_and(|key| self.ranges.contains(&key));
+                known.then(|| bytes(1u32))
+            }
+            Table::Backends => self.backend(abi::from_bytes(key), abi::from_bytes(value)).map(bytes),
+            _ => None,
+        };
+        match wanted {
+            Some(wanted) if wanted == value => Verdict::Right,
+            Some(_) => Verdict::Stale,
+            None => Verdict::Superfluous,
+        }
+    }
+
+    fn service(&self, key: &ServiceKey) -> Option<Service> {
+        let entry = self.book.entries.get(self.book.owners.get(key)?)?;
+        let found = entry.frontends.iter().find(|(other, _)| other == key);
+        found.map(|(_, service)| *service)
+    }
+
+    fn slot(&self, key: &SlotKey) -> Option<u32> {
+        if key.slot & SlotKey::MEMBER != 0 {
+            return self.members.contains(key).then_some(key.slot & !SlotKey::MEMBER);
+        }
+        let set = self.sets.get(&key.service)?;
+        set.slots.get(usize::try_from(key.slot).ok()?).copied()
+    }
+
+    /// The kernel's own row says which target it is about.
+    fn backend(&self, number: Option<u32>, found: Option<Backend>) -> Option<Backend> {
+        let found = found?;
+        let target = Target {
+            addr: found.addr,
+            port: found.port,
+            proto: found.proto,
+        };
+        let known = self.book.backends.get(&target)?;
+        (Some(known.number) == number).then(|| row(&target, known))
+    }
+
+    /// All rows of a table.
+    pub fn rows(&self, table: Table) -> Rows {
+        let mut rows = Rows::default();
+        match table {
+            Table::Services => {
+                let all = self.book.entries.values().flat_map(|entry| &entry.frontends);
+                rows.services.extend(all.copied());
+            }
+            Table::ServiceSlots => {
+                for set in self.sets.values() {
+                    let slots = set.slots.iter().enumerate();
+                    rows.slots.extend(slots.map(|(slot, backend)| (slot_key(set.number, slot), *backend)));
+                }
+                let members = self.members.iter();
+                rows.slots.extend(members.map(|key| (*key, key.slot & !SlotKey::MEMBER)));
+            }
+            Table::ServiceRanges => rows.ranges.extend(self.ranges.iter().map(|range| (*range, 1))),
+            Table::Backends => {
+                let all = self.book.backends.iter();
+                rows.backends.extend(all.map(|(target, known)| (known.number, row(target, known))));
+            }
+            _ => {}
+        }
+        rows
+    }
+}
+
+impl Keys {
+    /// Takes a key of the kernel's.
+    pub fn push(&mut self, table: Table, key: &[u8]) {
+        match table {
+            Table::Services => self.services.extend(abi::from_bytes::<ServiceKey>(key)),
+            Table::ServiceSlots => self.slots.extend(abi::from_bytes::<SlotKey>(key)),
+            Table::ServiceRanges => self.ranges.extend(abi::from_bytes::<SourceRange>(key)),
+            Table::Backends => self.backends.extend(abi::from_bytes::<u32>(key)),
+            _ => {}
+        }
+    }
+}
+
+fn bytes<T: abi::Plain>(value: T) -> Vec<u8> {
+    abi::as_bytes(&value).to_vec()
+}

@@ -1,0 +1,105 @@
+//! Rows that nothing names any more. They go a moment later: a packet that has read the frontend still finds its slot, and
+//! one that has read the slot its backend.
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    time::{Duration, Instant},
+};
+
+use cni_ebpf::abi::{SlotKey, SourceRange};
+
+use super::{Keys, Rows};
+
+/// A program runs for microseconds; this is for one that was interrupted in the middle.
+const GRACE: Duration = Duration::from_millis(50);
+
+#[derive(Debug, Default)]
+pub struct Pending {
+    slots: HashMap<SlotKey, Instant>,
+    ranges: HashMap<SourceRange, Instant>,
+    backends: HashMap<u32, Instant>,
+    /// When the first of them is due.
+    due: Option<Instant>,
+}
+
+impl Pending {
+    /// Takes all but the frontends, which go at once.
+    pub fn add(&mut self, keys: Keys, now: Instant) {
+        let at = now + GRACE;
+        self.slots.extend(keys.slots.into_iter().map(|key| (key, at)));
+        self.ranges.extend(keys.ranges.into_iter().map(|key| (key, at)));
+        self.backends.extend(keys.backends.into_iter().map(|key| (key, at)));
+        self.settle_due();
+    }
+
+    /// What is written stays.
+    pub fn keep(&mut self, rows: &Rows) {
+        if self.due.is_none() {
+            return;
+        }
+        rows.slots.iter().for_each(|(key, _)| _ = self.slots.remove(key));
+        rows.ranges.iter().for_each(|(key, _)| _ = self.ranges.remove(key));
+        rows.backends.iter().for_each(|(key, _)| _ = self.backends.remove(key));
+        self.settle_due();
+    }
+
+    pub fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    pub fn take_due(&mut self, now: Instant) -> Keys {
+        if self.due.is_none_or(|at| at > now) {
+            return Keys::default();
+        }
+        let keys = Keys {
+            services: Vec::new(),
+            ranges: take(&mut self.ranges, now),
+            slots: take(&mut self.slots, now),
+            backends: take(&mut self.backends, now),
+        };
+        self.settle_due();
+        keys
+    }
+
+    /// An audit finds whatever was to go.
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    fn settle_due(&mut self) {
+        let all = self.slots.values().chain(self.ranges.values()).chain(self.backends.values());
+        self.due = all.min().copied();
+    }
+}
+
+fn take<K: Copy + Eq + Hash>(all: &mut HashMap<K, Instant>, now: Instant) -> Vec<K> {
+    all.extract_if(|_, at| *at <= now).map(|(key, _)| key).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_back_in_time_stays() {
+        let now = Instant::now();
+        let slot = |slot| SlotKey { service: 1, slot };
+        let mut pending = Pending::default();
+        let keys = Keys {
+            slots: vec![slot(0), slot(1)],
+            backends: vec![7],
+            ..Keys::default()
+        };
+        pending.add(keys, now);
+        assert!(pending.take_due(now).is_empty(), "a reader may still be on its way");
+        let rows = Rows {
+            slots: vec![(slot(1), 3)],
+            ..Rows::default()
+        };
+        pending.keep(&rows);
+        let due = pending.take_due(now + GRACE);
+        assert_eq!((due.slots, due.backends), (vec![slot(0)], vec![7]));
+        assert_eq!(pending.due(), None);
+    }
+}

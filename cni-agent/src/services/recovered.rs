@@ -1,0 +1,85 @@
+//! What an earlier agent has left in the maps: the numbers, and the order of slots.
+
+use std::collections::{HashMap, HashSet};
+
+use cni_ebpf::abi::{self, Backend, Service, ServiceKey, SlotKey};
+
+use crate::{
+    compile::service::Target,
+    desired::Table,
+    kernel::{Kernel, KernelError},
+    reconcile::Reconciler,
+};
+
+#[derive(Debug, Default)]
+pub struct Recovered {
+    pub(super) sets: HashMap<ServiceKey, Service>,
+    pub(super) slots: HashMap<SlotKey, u32>,
+    pub(super) backends: HashMap<Target, u32>,
+    /// Sets that have found their Service.
+    taken: HashSet<u32>,
+}
+
+impl Recovered {
+    pub fn take(&mut self, table: Table, key: &[u8], value: &[u8]) {
+        match table {
+            Table::Services => {
+                if let (Some(key), Some(value)) = (abi::from_bytes(key), abi::from_bytes(value)) {
+                    self.sets.insert(key, value);
+                }
+            }
+            Table::ServiceSlots => {
+                if let (Some(key), Some(value)) = (abi::from_bytes(key), abi::from_bytes(value)) {
+                    self.slots.insert(key, value);
+                }
+            }
+            Table::Backends => {
+                if let (Some(id), Some(backend)) = (abi::from_bytes::<u32>(key), abi::from_bytes::<Backend>(value)) {
+                    let target = Target {
+                        addr: backend.addr,
+                        port: backend.port,
+                        proto: backend.proto,
+                    };
+                    // The lower one, should there be two.
+                    self.backends
+                        .entry(target)
+                        .and_modify(|known| *known = id.min(*known))
+                        .or_insert(id);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The set that one of these frontends had, if no other one has taken it over.
+    pub(super) fn set_of(&mut self, keys: impl Iterator<Item = ServiceKey>) -> Option<Service> {
+        let mut found = keys.filter_map(|key| self.sets.get(&key)).copied();
+        let service = found.find(|service| service.id != 0 && !self.taken.contains(&service.id))?;
+        self.taken.insert(service.id);
+        Some(service)
+    }
+
+    /// The number of the source ranges that one of these frontends had; 0: none.
+    pub(super) fn ranges_of(&self, keys: impl Iterator<Item = ServiceKey>) -> u32 {
+        let mut found = keys.filter_map(|key| Some(self.sets.get(&key)?.ranges));
+        found.find(|number| *number != 0).unwrap_or(0)
+    }
+
+    /// The slots of a set in their order.
+    pub(super) fn slots_of(&self, set: u32, count: u32) -> Vec<u32> {
+        (0..count)
+            .map_while(|slot| self.slots.get(&SlotKey { service: set, slot }).copied())
+            .collect()
+    }
+}
+
+/// Reads what is there.
+pub async fn read<K: Kernel>(reconciler: &mut Reconciler<K>) -> Result<Recovered, KernelError> {
+    let mut recovered = Recovered::default();
+    for table in [Table::Services, Table::ServiceSlots, Table::Backends] {
+        reconciler
+            .scan(table, &mut |key, value| recovered.take(table, key, value))
+            .await?;
+    }
+    Ok(recovered)
+}

@@ -1,0 +1,105 @@
+//! Rows of the maps, as they are written and taken away.
+
+use cni_ebpf::abi::{self, Backend, Plain, Service, ServiceKey, SlotKey, SourceRange};
+
+use crate::{desired::Table, reconcile::Change};
+
+/// What is written, referenced before referrer.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Rows {
+    pub backends: Vec<(u32, Backend)>,
+    pub slots: Vec<(SlotKey, u32)>,
+    pub ranges: Vec<(SourceRange, u32)>,
+    pub services: Vec<(ServiceKey, Service)>,
+}
+
+/// What is taken away, referrer before referenced.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Keys {
+    pub services: Vec<ServiceKey>,
+    pub ranges: Vec<SourceRange>,
+    pub slots: Vec<SlotKey>,
+    pub backends: Vec<u32>,
+}
+
+/// What becomes of one or more Services.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Edits {
+    pub put: Rows,
+    pub gone: Keys,
+}
+
+impl Rows {
+    pub fn is_empty(&self) -> bool {
+        self.backends.is_empty() && self.slots.is_empty() && self.ranges.is_empty() && self.services.is_empty()
+    }
+
+    pub fn len(&self) -> usize {
+        self.backends.len() + self.slots.len() + self.ranges.len() + self.services.len()
+    }
+
+    pub fn append(&mut self, mut other: Self) {
+        self.backends.append(&mut other.backends);
+        self.slots.append(&mut other.slots);
+        self.ranges.append(&mut other.ranges);
+        self.services.append(&mut other.services);
+    }
+
+    pub fn changes(&self) -> Vec<Change> {
+        [
+            put(Table::Backends, &self.backends),
+            put(Table::ServiceSlots, &self.slots),
+            put(Table::ServiceRanges, &self.ranges),
+            put(Table::Services, &self.services),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+}
+
+impl Keys {
+    pub fn is_empty(&self) -> bool {
+        self.services.is_empty() && self.ranges.is_empty() && self.slots.is_empty() && self.backends.is_empty()
+    }
+
+    pub fn append(&mut self, mut other: Self) {
+        self.services.append(&mut other.services);
+        self.ranges.append(&mut other.ranges);
+        self.slots.append(&mut other.slots);
+        self.backends.append(&mut other.backends);
+    }
+
+    pub fn changes(&self) -> Vec<Change> {
+        [
+            delete(Table::Services, &self.services),
+            delete(Table::ServiceRanges, &self.ranges),
+            delete(Table::ServiceSlots, &self.slots),
+            delete(Table::Backends, &self.backends),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+}
+
+fn packed<'a, T: Plain + 'a>(all: impl Iterator<Item = &'a T>) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(all.size_hint().0 * size_of::<T>());
+    all.for_each(|one| bytes.extend_from_slice(abi::as_bytes(one)));
+    bytes
+}
+
+fn put<K: Plain, V: Plain>(table: Table, rows: &[(K, V)]) -> Option<Change> {
+    (!rows.is_empty()).then(|| Change::PutAll {
+        table,
+        keys: packed(rows.iter().map(|(key, _)| key)),
+        values: packed(rows.iter().map(|(_, value)| value)),
+    })
+}
+
+fn delete<K: Plain>(table: Table, keys: &[K]) -> Option<Change> {
+    (!keys.is_empty()).then(|| Change::DeleteAll {
+        table,
+        keys: packed(keys.iter()),
+    })
+}

@@ -1,0 +1,234 @@
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::Deserialize;
+
+use super::{FieldError, Known, address, described, name_of, nullable, resource};
+use crate::model::{Labels, Object, ObjectKey, Protocol, Service, ServicePort, TrafficPolicy, Unserved};
+
+const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+const PROXY_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+/// What the label may say so that a Service is this agent's.
+const PROXY_NAME: &str = "millrace";
+
+/// Where the object says nothing: three hours.
+const AFFINITY_SECONDS: u32 = 10_800;
+/// A day, the most that Kubernetes admits.
+const LONGEST_AFFINITY: u32 = 86_400;
+
+#[derive(Clone, Debug, Deserialize)]
+pub(in crate::source) struct ServiceObject {
+    #[serde(deserialize_with = "described")]
+    metadata: ObjectMeta,
+    #[serde(default, deserialize_with = "nullable")]
+    spec: Spec,
+    #[serde(default, deserialize_with = "nullable")]
+    status: Status,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Spec {
+    #[serde(default, deserialize_with = "nullable")]
+    r#type: String,
+    #[serde(default, rename = "clusterIP", deserialize_with = "nullable")]
+    cluster_ip: String,
+    #[serde(default, rename = "clusterIPs", deserialize_with = "nullable")]
+    cluster_ips: Vec<String>,
+    #[serde(default, rename = "externalIPs", deserialize_with = "nullable")]
+    external_ips: Vec<String>,
+    #[serde(default, deserialize_with = "nullable")]
+    load_balancer_source_ranges: Vec<String>,
+    #[serde(default, deserialize_with = "nullable")]
+    ports: Vec<Port>,
+    #[serde(default, deserialize_with = "nullable")]
+    external_traffic_policy: String,
+    #[serde(default, deserialize_with = "nullable")]
+    internal_traffic_policy: String,
+    #[serde(default, deserialize_with = "nullable")]
+    session_affinity: String,
+    #[serde(default, deserialize_with = "nullable")]
+    session_affinity_config: AffinityConfig,
+    #[serde(default, deserialize_with = "nullable")]
+    health_check_node_port: u16,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Port {
+    #[serde(default, deserialize_with = "nullable")]
+    name: String,
+    #[serde(default, deserialize_with = "nullable")]
+    protocol: String,
+    port: u16,
+    #[serde(default, deserialize_with = "nullable")]
+    node_port: u16,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct AffinityConfig {
+    #[serde(default, rename = "clientIP", deserialize_with = "nullable")]
+    client_ip: ClientIp,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ClientIp {
+    timeout_seconds: Option<u32>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Status {
+    #[serde(default, deserialize_with = "nullable")]
+    load_balancer: LoadBalancer,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+struct LoadBalancer {
+    #[serde(default, deserialize_with = "nullable")]
+    ingress: Vec<Ingress>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Ingress {
+    #[serde(default, deserialize_with = "nullable")]
+    ip: String,
+    #[serde(default, deserialize_with = "nullable")]
+    ip_mode: String,
+}
+
+resource!(
+    ServiceObject,
+    NamespaceResourceScope,
+    "",
+    "v1",
+    "Service",
+    "services"
+);
+
+impl Known for ServiceObject {
+    fn key(meta: &ObjectMeta) -> ObjectKey {
+        ObjectKey::Service(name_of(meta))
+    }
+
+    fn into_object(self) -> Result<Object, FieldError> {
+        let name = name_of(&self.metadata);
+        let labels = self.metadata.labels.unwrap_or_default();
+        let unserved = unserved(&self.spec, &labels);
+        let service = if unserved.is_some() {
+            Service {
+                name,
+                unserved,
+                ..Service::default()
+            }
+        } else {
+            Service {
+                name,
+                load_balancer_ips: ingress(&self.status.load_balancer.ingress)?,
+                ..self.spec.read()?
+            }
+        };
+        Ok(Object::Service(Box::new(service)))
+    }
+}
+
+fn unserved(spec: &Spec, labels: &Labels) -> Option<Unserved> {
+    if spec.r#type == "ExternalName" {
+        return Some(Unserved::ExternalName);
+    }
+    if spec.cluster_ip.is_empty() || spec.cluster_ip == "None" {
+        return Some(Unserved::Headless);
+    }
+    if labels.contains_key(HEADLESS_LABEL) {
+        return Some(Unserved::HeadlessLabel);
+    }
+    let other = labels.get(PROXY_LABEL).filter(|proxy| *proxy != PROXY_NAME);
+    other.map(|proxy| Unserved::OtherProxy(proxy.clone()))
+}
+
+impl Spec {
+    fn read(self) -> Result<Service, FieldError> {
+        let mut cluster_ips = addresses("spec.clusterIPs", &self.cluster_ips)?;
+        let first = address("spec.clusterIP", &self.cluster_ip)?;
+        if !cluster_ips.contains(&first) {
+            cluster_ips.insert(0, first);
+        }
+        let ports = self.ports.into_iter().enumerate();
+        let affinity = || {
+            let asked = self.session_affinity_config.client_ip.timeout_seconds;
+            asked.unwrap_or(AFFINITY_SECONDS).clamp(1, LONGEST_AFFINITY)
+        };
+        Ok(Service {
+            cluster_ips,
+            external_ips: addresses("spec.externalIPs", &self.external_ips)?,
+            source_ranges: ranges(&self.load_balancer_source_ranges)?,
+            ports: ports.map(|(i, port)| port.read(i)).collect::<Result<_, _>>()?,
+            external_policy: policy("spec.externalTrafficPolicy", &self.external_traffic_policy)?,
+            internal_policy: policy("spec.internalTrafficPolicy", &self.internal_traffic_policy)?,
+            affinity_seconds: (self.session_affinity == "ClientIP").then(affinity),
+            health_check_node_port: (self.health_check_node_port != 0).then_some(self.health_check_node_port),
+            ..Service::default()
+        })
+    }
+}
+
+impl Port {
+    fn read(self, i: usize) -> Result<ServicePort, FieldError> {
+        let field = |field: &str, reason: String| FieldError::new(format!("spec.ports[{i}].{field}"), reason);
+        let protocol = Protocol::from_name(&self.protocol)
+            .ok_or_else(|| field("protocol", format!("`{}` is not TCP, UDP or SCTP", self.protocol)))?;
+        if self.port == 0 {
+            return Err(field("port", "0 is no port".to_owned()));
+        }
+        Ok(ServicePort {
+            name: self.name.into(),
+            protocol,
+            port: self.port,
+            node_port: (self.node_port != 0).then_some(self.node_port),
+        })
+    }
+}
+
+fn policy(field: &str, text: &str) -> Result<TrafficPolicy, FieldError> {
+    match text {
+        "" | "Cluster" => Ok(TrafficPolicy::Cluster),
+        "Local" => Ok(TrafficPolicy::Local),
+        other => Err(FieldError::new(field, format!("`{other}` is not Cluster or Local"))),
+    }
+}
+
+fn addresses(field: &str, texts: &[String]) -> Result<Vec<IpAddr>, FieldError> {
+    let texts = texts.iter().enumerate();
+    texts
+        .map(|(i, text)| address(&format!("{field}[{i}]"), text))
+        .collect()
+}
+
+/// Spaces around one are as old as the field.
+fn ranges(texts: &[String]) -> Result<Vec<IpNetwork>, FieldError> {
+    let texts = texts.iter().enumerate();
+    texts
+        .map(|(i, text)| {
+            let field = || {
+                FieldError::new(
+                    format!("spec.loadBalancerSourceRanges[{i}]"),
+                    format!("`{text}` is not a range like 10.1.0.0/24"),
+                )
+            };
+            let range: IpNetwork = text.trim().parse().map_err(|_| field())?;
+            IpNetwork::new(range.network(), range.prefix()).map_err(|_| field())
+        })
+        .collect()
+}
+
+fn ingress(all: &[Ingress]) -> Result<Vec<IpAddr>, FieldError> {
+    let captured = |ingress: &&Ingress| !ingress.ip.is_empty() && matches!(&*ingress.ip_mode, "" | "VIP");
+    all.iter()
+        .filter(captured)
+        .map(|ingress| address("status.loadBalancer.ingress.ip", &ingress.ip))
+        .collect()
+}
