@@ -1,11 +1,14 @@
 //! What the agent says of itself: the base of `millrace status`, of readiness and of the metrics.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, time::SystemTime};
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Endpoint, Source};
+use crate::{
+    model::{Endpoint, Source},
+    services::Summary,
+};
 
 /// Published whenever something of it changed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -17,6 +20,9 @@ pub struct Status {
     pub sources: BTreeMap<Source, SourceStatus>,
     pub reconcile: ReconcileStatus,
     pub pools: Vec<PoolStatus>,
+    /// `None` until what an earlier agent has left is in agreement with what is known.
+    #[serde(default)]
+    pub services: Option<ServicesStatus>,
     pub endpoints: Vec<Endpoint>,
     /// The node's devices that programs are attached to.
     pub devices: Vec<String>,
@@ -39,6 +45,15 @@ pub struct ReconcileStatus {
     pub failures: u64,
     /// What failed in the last round and will be tried again.
     pub failing: Vec<String>,
+}
+
+/// Services in the kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServicesStatus {
+    #[serde(flatten)]
+    pub summary: Summary,
+    /// When everything that was known was last in the kernel.
+    pub synced: Option<SystemTime>,
 }
 
 /// One range of pod addresses.

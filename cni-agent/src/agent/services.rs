@@ -12,6 +12,7 @@ use crate::{
     kernel::Kernel,
     model::{EndpointSlice, NamespacedName, Source},
     services::{Book, Edits, Keys, Numbers, Pending, Rows, audit, recovered},
+    status::ServicesStatus,
 };
 
 /// Even if nobody says anything: others change the kernel too.
@@ -29,10 +30,10 @@ pub(super) struct ServiceWork {
     /// When the kernel is looked at next; `None`: not before it has begun.
     audit: Option<Instant>,
     failures: u32,
-    pub(super) error: Option<String>,
-    pub(super) changes: u64,
-    /// When what was known last was in the kernel.
-    pub(super) synced: Option<SystemTime>,
+    error: Option<String>,
+    changes: u64,
+    /// When everything that was known was last in the kernel.
+    synced: Option<SystemTime>,
 }
 
 impl ServiceWork {
@@ -50,8 +51,11 @@ impl ServiceWork {
         }
     }
 
-    pub(super) fn book(&self) -> &Book {
-        &self.book
+    pub(super) fn status(&self) -> Option<ServicesStatus> {
+        self.begun.then(|| ServicesStatus {
+            summary: self.book.summary(),
+            synced: self.synced,
+        })
     }
 
     /// The kernel may hold something else than what the book says.

@@ -206,3 +206,4 @@ async fn until(handle: &Handle, wanted: impl FnMut(&Arc<Status>) -> bool) {
 
 mod attachment;
 mod restart;
+mod services;

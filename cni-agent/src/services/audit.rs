@@ -22,22 +22,25 @@ pub struct Findings {
     pub superfluous: Keys,
 }
 
-/// Compares. A table that lacks a single row is written as a whole: that costs less than to remember what was seen.
+/// Compares. A table that lacks a row is written as a whole: that costs less than to remember which ones were seen.
 pub async fn compare<K: Kernel>(book: &Book, reconciler: &mut Reconciler<K>) -> Result<Findings, KernelError> {
     let view = book.view();
     let mut findings = Findings::default();
     for table in TABLES {
-        let mut right = 0;
+        let mut found = 0;
+        let mut stale = Rows::default();
         let keys = &mut findings.superfluous;
         let mut each = |key: &[u8], value: &[u8]| match view.judge(table, key, value) {
-            Verdict::Right => right += 1,
-            Verdict::Stale => {}
+            Verdict::Right => found += 1,
+            Verdict::Stale(wanted) => {
+                found += 1;
+                stale.push(table, key, &wanted);
+            }
             Verdict::Superfluous => keys.push(table, key),
         };
         reconciler.scan(table, &mut each).await?;
-        if right < view.expected(table) {
-            findings.missing.append(view.rows(table));
-        }
+        let whole = found < view.expected(table);
+        findings.missing.append(if whole { view.rows(table) } else { stale });
     }
     Ok(findings)
 }

@@ -1,5 +1,7 @@
 //! Every Service as it stands in the maps.
 
+#[cfg(test)]
+mod tests;
 mod view;
 
 use std::{

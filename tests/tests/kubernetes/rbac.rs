@@ -74,7 +74,9 @@ fn restart(node: &Node) {
 
 /// A server that streams no lists, so that they are asked for in pages too.
 fn without_streams() -> (ControlPlane, Lab) {
-    let plan = Plan::new(Routing::Direct, Families::Dual).nodes(1);
+    // Serving Services takes the most rights.
+    let config = json!({ "services": { "proxy": "millrace" } });
+    let plan = Plan::new(Routing::Direct, Families::Dual).nodes(1).config(config);
     let (mut control, lab) = Lab::start_with_control_plane(plan).unwrap();
     control.arguments = vec!["--feature-gates=WatchList=false".to_owned()];
     let server = control.addresses[0];

@@ -21,6 +21,7 @@ mod restart;
 mod routing;
 mod runtimes;
 mod sctp;
+mod services;
 mod sizes;
 mod uninstall;
 mod upgrade;

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use cni_ebpf::abi::{
-    Addr, Backend, Config, Peer, Prefix, Route, RuleSet, Service, ServiceKey, SlotKey, route_action,
+    Addr, ClassBits, ClassKey, Config, Peer, Prefix, Route, RuleSet, route_action,
 };
 use proptest::prelude::*;
 
@@ -44,22 +44,12 @@ fn desired(which: u16) -> Desired {
                 flags: 1,
             },
         );
-        desired.tables.backends.insert(n.into(), Backend::default());
-        desired.tables.service_slots.insert(
-            SlotKey {
-                service: n.into(),
-                slot: 0,
-            },
-            n.into(),
-        );
-        let key = ServiceKey {
-            addr: address(n),
-            port: Default::default(),
-            proto: 6,
-            scope: 0,
-            pad: 0,
+        let class = ClassKey {
+            class: n.into(),
+            word: 0,
         };
-        desired.tables.services.insert(key, Service::default());
+        desired.tables.classes.insert(class, ClassBits::default());
+        desired.tables.cidrs.insert(Prefix::host(address(n)), n.into());
         let name = format!("mr{n:011x}");
         desired.veths.insert(name, Veth::Up { ifindex });
         let owner = LinkOwner::Endpoint(n.into());
@@ -223,12 +213,12 @@ fn rel_40_what_names_a_failed_entry_is_not_written_and_what_it_replaces_not_dele
     with_veths(&kernel, &first);
     with_veths(&kernel, &second);
     run(whole(&mut reconciler, &first, Removals::Allowed));
-    kernel.lock().faults.push("write to map backends".into());
+    kernel.lock().faults.push("write to map classes".into());
     let outcome = run(whole(&mut reconciler, &second, Removals::Allowed));
     assert_eq!(outcome.failures.len(), 1);
     let state = kernel.lock();
-    assert_eq!(state.tables.services, first.tables.services);
-    assert_eq!(state.tables.service_slots, first.tables.service_slots);
+    assert_eq!(state.tables.cidrs, first.tables.cidrs);
+    assert_eq!(state.tables.rule_sets, first.tables.rule_sets);
     assert_eq!(state.tables.peers, second.tables.peers, "others go on");
 }
 
@@ -266,8 +256,8 @@ fn consistent(log: &[Change]) {
                 keys.iter().collect::<BTreeSet<_>>().len()
             })
         };
-        assert!(count(Table::Services) <= count(Table::ServiceSlots));
-        assert!(count(Table::ServiceSlots) <= count(Table::Backends));
+        assert!(count(Table::RuleSets) <= count(Table::Cidrs));
+        assert!(count(Table::Cidrs) <= count(Table::Classes));
     }
 }
 
@@ -281,7 +271,7 @@ proptest! {
         for (which, fault) in sequence {
             let wanted = desired(which);
             with_veths(&kernel, &wanted);
-            let fault = ["", "write to map service", "attach endpoint/3", "delete from map peers"][usize::from(fault)];
+            let fault = ["", "write to map cidrs", "attach endpoint/3", "delete from map peers"][usize::from(fault)];
             if !fault.is_empty() { kernel.lock().faults.push(fault.into()); }
             run(whole(&mut reconciler, &wanted, Removals::Allowed));
             kernel.lock().faults.clear();

@@ -12,11 +12,11 @@ use crate::{
 };
 
 /// What a row of the kernel is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Right,
-    /// Its key is right, and its value is not.
-    Stale,
+    /// Its key is right, and its value should be this one.
+    Stale(Vec<u8>),
     Superfluous,
 }
 
@@ -73,7 +73,7 @@ impl View<'_> {
         };
         match wanted {
             Some(wanted) if wanted == value => Verdict::Right,
-            Some(_) => Verdict::Stale,
+            Some(wanted) => Verdict::Stale(wanted),
             None => Verdict::Superfluous,
         }
     }
@@ -128,6 +128,22 @@ impl View<'_> {
             _ => {}
         }
         rows
+    }
+}
+
+impl Rows {
+    /// Takes a row as bytes.
+    pub fn push(&mut self, table: Table, key: &[u8], value: &[u8]) {
+        fn row<K: abi::Plain, V: abi::Plain>(key: &[u8], value: &[u8]) -> Option<(K, V)> {
+            abi::from_bytes(key).zip(abi::from_bytes(value))
+        }
+        match table {
+            Table::Services => self.services.extend(row(key, value)),
+            Table::ServiceSlots => self.slots.extend(row(key, value)),
+            Table::ServiceRanges => self.ranges.extend(row(key, value)),
+            Table::Backends => self.backends.extend(row(key, value)),
+            _ => {}
+        }
     }
 }
 

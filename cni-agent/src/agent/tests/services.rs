@@ -1,0 +1,194 @@
+//! Services, from the manifest to the maps.
+
+use cni_ebpf::abi::{Addr, ServiceKey};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::{config::Proxy, desired::Tables, reconcile::Change};
+
+fn manifests(endpoints: &[&str]) -> Value {
+    let endpoints: Vec<Value> = endpoints.iter().map(|ip| json!({ "addresses": [ip], "nodeName": "two" })).collect();
+    json!({ "apiVersion": "v1", "kind": "List", "items": [
+        {
+            "apiVersion": "v1", "kind": "Service", "metadata": { "name": "web", "namespace": "a" },
+            "spec": { "clusterIP": "10.96.0.1", "ports": [{ "port": 80 }] },
+        },
+        {
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": {
+                "name": "web-1", "namespace": "a", "labels": { "kubernetes.io/service-name": "web" },
+            },
+            "ports": [{ "port": 8080 }], "endpoints": endpoints,
+        },
+    ] })
+}
+
+fn write(machine: &Machine, endpoints: &[&str]) {
+    let path = machine.config.paths.manifests.join("services.json");
+    std::fs::write(path, manifests(endpoints).to_string()).unwrap();
+}
+
+fn serving() -> Machine {
+    let mut machine = Machine::new();
+    machine.config.services.proxy = Proxy::Millrace;
+    machine
+}
+
+/// The addresses behind the one ClusterIP.
+fn behind(tables: &Tables) -> Vec<String> {
+    let found = tables.services.iter().find(|(key, _)| key.port.get() == 80);
+    let Some((_, service)) = found else { return Vec::new() };
+    let slots = tables.service_slots.iter().filter(|(key, _)| key.service == service.id && key.slot < service.slots);
+    let mut addresses: Vec<String> = slots.map(|(_, backend)| tables.backends[backend].addr.to_string()).collect();
+    addresses.sort();
+    addresses
+}
+
+async fn becomes(machine: &Machine, wanted: &[&str]) {
+    for _ in 0..2000 {
+        if behind(&machine.kernel.lock().tables) == wanted {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{:#?}", machine.kernel.lock().tables);
+}
+
+/// Once nothing is left that waits for its time.
+async fn settles(machine: &Machine, backends: usize) {
+    for _ in 0..2000 {
+        let len = machine.kernel.lock().tables.backends.len();
+        if len == backends {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{:#?}", machine.kernel.lock().tables);
+}
+
+fn service_changes(machine: &Machine) -> Vec<String> {
+    let log = machine.kernel.lock().log.clone();
+    let mut texts = Vec::new();
+    for change in log {
+        if let Change::PutAll { table, keys, .. } | Change::DeleteAll { table, keys } = &change {
+            texts.push(format!("{} {}", table.name(), keys.len()));
+        }
+    }
+    texts
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn svc_21_a_service_gets_its_rows_and_only_those_change() {
+    let mut machine = serving();
+    write(&machine, &["10.2.0.5", "10.2.0.6"]);
+    machine.start().await;
+    becomes(&machine, &["10.2.0.5", "10.2.0.6"]).await;
+    let rounds = machine.kernel.lock().whole_looks;
+    write(&machine, &["10.2.0.5", "10.2.0.7"]);
+    becomes(&machine, &["10.2.0.5", "10.2.0.7"]).await;
+    settles(&machine, 2).await;
+    assert_eq!(machine.kernel.lock().whole_looks, rounds, "nothing else was looked at");
+    machine.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn svc_08_old_state_keeps_forwarding_until_everything_has_been_heard() {
+    let mut machine = serving();
+    write(&machine, &["10.2.0.5"]);
+    machine.start().await;
+    becomes(&machine, &["10.2.0.5"]).await;
+    let before = machine.kernel.lock().tables.clone();
+    machine.kill().await;
+    write(&machine, &[]);
+    machine.kernel.lock().log.clear();
+    let handle = machine.start_deaf().await;
+    until(&handle, |status| status.sources.get(&Source::Files).is_some_and(|source| source.synced)).await;
+    assert_eq!(machine.kernel.lock().tables, before, "the devices have not been heard of");
+    handle.events.send(Event::Devices(Machine::devices())).await.unwrap();
+    handle.events.send(Event::Synced(Source::Devices)).await.unwrap();
+    settles(&machine, 0).await;
+    machine.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn svc_52_a_restart_changes_no_row() {
+    let mut machine = serving();
+    write(&machine, &["10.2.0.5", "10.2.0.6", "10.2.0.7"]);
+    machine.start().await;
+    becomes(&machine, &["10.2.0.5", "10.2.0.6", "10.2.0.7"]).await;
+    write(&machine, &["10.2.0.7", "10.2.0.8"]);
+    becomes(&machine, &["10.2.0.7", "10.2.0.8"]).await;
+    settles(&machine, 2).await;
+    let before = machine.kernel.lock().tables.clone();
+    machine.kill().await;
+    machine.kernel.lock().log.clear();
+    let handle = machine.start().await;
+    until(&handle, |status| status.services.is_some()).await;
+    // Something that comes after the first comparison.
+    write(&machine, &["10.2.0.7", "10.2.0.8", "10.2.0.9"]);
+    becomes(&machine, &["10.2.0.7", "10.2.0.8", "10.2.0.9"]).await;
+    assert_eq!(
+        service_changes(&machine),
+        ["backends 4", "service_slots 8", "services 24"],
+        "one row of each, for the new endpoint"
+    );
+    let kernel = machine.kernel.lock();
+    for (number, backend) in &before.backends {
+        assert_eq!(kernel.tables.backends.get(number), Some(backend));
+    }
+    drop(kernel);
+    machine.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_write_is_said_and_tried_again_and_nothing_behind_it_is_written() {
+    let mut machine = serving();
+    write(&machine, &["10.2.0.5"]);
+    let handle = machine.start().await;
+    becomes(&machine, &["10.2.0.5"]).await;
+    machine.kernel.lock().faults.push("write entries to map backends".into());
+    write(&machine, &["10.2.0.6"]);
+    until(&handle, |status| status.problems.iter().any(|problem| problem.contains("Services: "))).await;
+    assert_eq!(behind(&machine.kernel.lock().tables), ["10.2.0.5"], "the old one is in force");
+    machine.kernel.lock().faults.clear();
+    becomes(&machine, &["10.2.0.6"]).await;
+    until(&handle, |status| !status.problems.iter().any(|problem| problem.contains("Services: "))).await;
+    machine.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_somebody_changes_are_put_right() {
+    let mut machine = serving();
+    write(&machine, &["10.2.0.5"]);
+    let handle = machine.start().await;
+    becomes(&machine, &["10.2.0.5"]).await;
+    let foreign = ServiceKey {
+        addr: Addr::v4([10, 96, 9, 9]),
+        ..*machine.kernel.lock().tables.services.keys().next().unwrap()
+    };
+    {
+        let mut kernel = machine.kernel.lock();
+        kernel.tables.services.insert(foreign, cni_ebpf::abi::Service::default());
+        kernel.tables.backends.clear();
+    }
+    handle.events.send(Event::Disturbed).await.unwrap();
+    settles(&machine, 1).await;
+    becomes(&machine, &["10.2.0.5"]).await;
+    assert!(!machine.kernel.lock().tables.services.contains_key(&foreign));
+    machine.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_another_proxy_serves_nothing_is_left_in_the_maps() {
+    let mut machine = serving();
+    write(&machine, &["10.2.0.5"]);
+    machine.start().await;
+    becomes(&machine, &["10.2.0.5"]).await;
+    machine.stop().await;
+    machine.config.services.proxy = Proxy::Stack;
+    machine.start().await;
+    settles(&machine, 0).await;
+    assert_eq!(machine.kernel.lock().tables.services.len(), 0);
+    assert_eq!(machine.kernel.lock().tables.service_slots.len(), 0);
+    machine.stop().await;
+}

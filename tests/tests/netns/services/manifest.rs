@@ -1,0 +1,91 @@
+//! A Service and its EndpointSlices, as manifests.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use cni_tests::lab::Pod;
+use serde_json::{Value, json};
+
+/// The ClusterIP of a Service with this number.
+pub(crate) fn cluster_ip(number: u8, v4: bool) -> IpAddr {
+    if v4 {
+        Ipv4Addr::new(10, 96, 0, number).into()
+    } else {
+        Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, number.into()).into()
+    }
+}
+
+/// Ports 80 of TCP and UDP.
+#[derive(Clone, Debug)]
+pub(crate) struct ServiceManifest {
+    pub(crate) number: u8,
+    spec: Value,
+    endpoints: Vec<([IpAddr; 2], u16, Value)>,
+}
+
+impl ServiceManifest {
+    pub(crate) fn new(number: u8) -> Self {
+        Self {
+            number,
+            spec: json!({}),
+            endpoints: Vec::new(),
+        }
+    }
+
+    /// More of the Service's `spec`.
+    pub(crate) fn spec(mut self, more: Value) -> Self {
+        self.spec = more;
+        self
+    }
+
+    pub(crate) fn endpoint(self, pod: &Pod, port: u16) -> Self {
+        self.endpoint_with(pod, port, json!({}))
+    }
+
+    /// With these conditions.
+    pub(crate) fn endpoint_with(mut self, pod: &Pod, port: u16, conditions: Value) -> Self {
+        self.endpoints.push(([pod.ip(true), pod.ip(false)], port, conditions));
+        self
+    }
+
+    pub(crate) fn file(&self) -> String {
+        format!("service-{}.yaml", self.number)
+    }
+
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.endpoints.iter().flat_map(|(addresses, ..)| *addresses)
+    }
+
+    pub(crate) fn objects(&self) -> Value {
+        let name = format!("service-{}", self.number);
+        let addresses = [true, false].map(|v4| cluster_ip(self.number, v4));
+        let mut spec = json!({
+            "clusterIP": addresses[0], "clusterIPs": addresses,
+            "ports": [
+                { "name": "t", "port": 80, "protocol": "TCP" }, { "name": "u", "port": 80, "protocol": "UDP" },
+            ],
+        });
+        if let (Some(spec), Some(more)) = (spec.as_object_mut(), self.spec.as_object()) {
+            spec.extend(more.clone());
+        }
+        let mut items = vec![json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": { "name": name, "namespace": "lab" }, "spec": spec,
+        })];
+        for (place, family) in ["IPv4", "IPv6"].iter().enumerate() {
+            for (number, (addresses, port, conditions)) in self.endpoints.iter().enumerate() {
+                items.push(json!({
+                    "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": family,
+                    "metadata": {
+                        "name": format!("{name}-{family}-{number}").to_lowercase(), "namespace": "lab",
+                        "labels": { "kubernetes.io/service-name": name },
+                    },
+                    "ports": [
+                        { "name": "t", "port": port, "protocol": "TCP" },
+                        { "name": "u", "port": port, "protocol": "UDP" },
+                    ],
+                    "endpoints": [{ "addresses": [addresses[place]], "conditions": conditions }],
+                }));
+            }
+        }
+        json!({ "apiVersion": "v1", "kind": "List", "items": items })
+    }
+}
