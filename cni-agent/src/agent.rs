@@ -18,6 +18,7 @@ use std::{
 };
 
 use cni_plugin::queue;
+use prometheus_client::metrics::histogram::Histogram;
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
@@ -29,6 +30,7 @@ use crate::{
     kernel::Kernel,
     ledger::Ledger,
     model::{Event, Source},
+    observe::{admin::Inquiry, health::Health},
     reconcile::Reconciler,
     services::Numbers,
     source::{
@@ -61,6 +63,10 @@ pub struct Handle {
     /// with everything it knows and says [`Event::Synced`].
     pub events: mpsc::Sender<Event>,
     pub status: watch::Receiver<Arc<Status>>,
+    pub health: watch::Receiver<Arc<Health>>,
+    pub inquiries: mpsc::Sender<Inquiry>,
+    /// Seconds from what made a Service's endpoints change to their being in the kernel.
+    pub latency: Histogram,
 }
 
 /// The agent before it runs.
@@ -85,6 +91,7 @@ pub struct Agent<K> {
     ledger_problems: Vec<String>,
     queue_problems: Vec<String>,
     events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
+    inquiries: (mpsc::Sender<Inquiry>, mpsc::Receiver<Inquiry>),
     status: watch::Sender<Arc<Status>>,
 }
 
@@ -127,11 +134,16 @@ impl<K: Kernel> Agent<K> {
         let recollection = Recollection::open(state_dir);
         let numbers = state_dir.join("service-numbers");
         let numbers = Numbers::open(numbers.clone()).map_err(|cause| AgentError::Io { path: numbers, cause })?;
+        let services = ServiceWork::new(numbers);
         let events = mpsc::channel(BATCH);
+        let inquiries = mpsc::channel(8);
         let (status, watched) = watch::channel(Arc::new(Status::default()));
         let handle = Handle {
             events: events.0.clone(),
             status: watched,
+            health: services.health(),
+            inquiries: inquiries.0.clone(),
+            latency: services.latency(),
         };
         let agent = Self {
             base: Arc::clone(&config),
@@ -141,7 +153,7 @@ impl<K: Kernel> Agent<K> {
             ledger,
             reconciler: Reconciler::new(kernel),
             rounds: Rounds::default(),
-            services: ServiceWork::new(numbers),
+            services,
             orphans: Orphans::default(),
             recollection,
             last_id: restored.last_id,
@@ -149,6 +161,7 @@ impl<K: Kernel> Agent<K> {
             ledger_problems,
             queue_problems: Vec::new(),
             events,
+            inquiries,
             status,
         };
         Ok((agent, handle))
@@ -186,6 +199,7 @@ impl<K: Kernel> Agent<K> {
             tokio::select! {
                 () = &mut shutdown => break,
                 Some(event) = self.events.1.recv() => self.take(event),
+                Some(inquiry) = self.inquiries.1.recv() => self.describe_services(inquiry),
                 Some(question) = questions.recv() => batch.push(question),
                 () = tokio::time::sleep_until(wake) => {}
             }

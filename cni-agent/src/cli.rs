@@ -12,6 +12,7 @@ mod dump;
 mod endpoints;
 mod install;
 mod monitor;
+mod services;
 mod status;
 mod table;
 mod uninstall;
@@ -82,6 +83,10 @@ enum Command {
     Status,
     /// The pods of this node with their addresses
     Endpoints,
+    /// Services: where they answer, by which endpoints, and how many connections there are
+    Services(services::Options),
+    /// The endpoints of Services that answer
+    Backends,
     /// Connections and their translations
     #[command(subcommand)]
     Conntrack(conntrack::Command),
@@ -178,6 +183,8 @@ impl Cli {
             Command::Config(command) => check_config(&context, &command),
             Command::Status => status::run(&context),
             Command::Endpoints => endpoints::run(&context),
+            Command::Services(options) => services::run(&context, &options),
+            Command::Backends => services::run_backends(&context),
             Command::Conntrack(command) => conntrack::run(&context, command),
             Command::Drops(options) => drops::run(&context, &options),
             Command::Dump(options) => dump::run(&context, &options),

@@ -5,6 +5,7 @@
 pub mod admin;
 pub mod counters;
 pub mod event;
+pub mod health;
 pub mod http;
 pub mod metrics;
 pub mod ring;

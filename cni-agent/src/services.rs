@@ -12,7 +12,7 @@ mod pending;
 pub mod recovered;
 mod rows;
 
-pub use book::{Book, Summary};
+pub use book::{Answer, Back, Book, Clients, Description, Front, Summary};
 pub use numbers::Numbers;
 pub use pending::Pending;
 pub use recovered::Recovered;

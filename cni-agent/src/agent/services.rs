@@ -1,6 +1,12 @@
 //! Services: from what has changed to the kernel, without a look at anything else.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use tokio::sync::watch;
 
 use super::Agent;
 use crate::{
@@ -11,6 +17,10 @@ use crate::{
     config::Proxy,
     kernel::Kernel,
     model::{EndpointSlice, NamespacedName, Source},
+    observe::{
+        admin::Inquiry,
+        health::{Health, ServiceHealth},
+    },
     services::{Book, Edits, Keys, Numbers, Pending, Rows, audit, recovered},
     status::ServicesStatus,
 };
@@ -34,6 +44,10 @@ pub(super) struct ServiceWork {
     changes: u64,
     /// When everything that was known was last in the kernel.
     synced: Option<SystemTime>,
+    behind_since: Option<SystemTime>,
+    leaving: bool,
+    health: watch::Sender<Arc<Health>>,
+    latency: Histogram,
 }
 
 impl ServiceWork {
@@ -48,7 +62,44 @@ impl ServiceWork {
             error: None,
             changes: 0,
             synced: None,
+            behind_since: None,
+            leaving: false,
+            health: watch::Sender::default(),
+            // A millisecond to two minutes.
+            latency: Histogram::new(exponential_buckets(0.001, 2.0, 18)),
         }
+    }
+
+    pub(super) fn health(&self) -> watch::Receiver<Arc<Health>> {
+        self.health.subscribe()
+    }
+
+    pub(super) fn latency(&self) -> Histogram {
+        self.latency.clone()
+    }
+
+    fn tell_health(&self) {
+        let services = self.book.health().map(|(name, health)| {
+            let service = ServiceHealth {
+                name: name.clone(),
+                local_ready: health.local_ready,
+            };
+            (health.port, service)
+        });
+        let health = Health {
+            addresses: self.place.node_ports.iter().copied().filter(|ip| !ip.is_loopback()).collect(),
+            services: services.collect(),
+            behind_since: self.behind_since,
+            begun: self.begun,
+            leaving: self.leaving,
+        };
+        self.health.send_if_modified(|last| {
+            let changed = **last != health;
+            if changed {
+                *last = Arc::new(health);
+            }
+            changed
+        });
     }
 
     pub(super) fn status(&self) -> Option<ServicesStatus> {
@@ -74,6 +125,7 @@ impl ServiceWork {
             tracing::warn!(%error, "Services could not be written and will be tried again");
         }
         self.failures += 1;
+        self.behind_since.get_or_insert_with(SystemTime::now);
         let wait = FIRST_RETRY.saturating_mul(1 << (self.failures - 1).min(10)).min(LONGEST_RETRY);
         self.audit = Some(Instant::now() + wait);
         self.error = Some(error);
@@ -82,6 +134,7 @@ impl ServiceWork {
     fn succeeded(&mut self) {
         self.failures = 0;
         self.error = None;
+        self.behind_since = None;
         self.audit = Some(Instant::now() + AUDIT);
         self.synced = Some(SystemTime::now());
     }
@@ -100,7 +153,10 @@ impl<K: Kernel> Agent<K> {
     pub(super) fn place(&mut self, topology_of: &crate::config::Config) {
         let (topology, _) = Topology::new(topology_of, &self.state);
         let place = Place::new(&topology, &self.state);
+        let leaving = topology.own.is_some_and(|node| node.leaving);
         drop(topology);
+        self.services.leaving = leaving;
+        self.services.tell_health();
         if place != self.services.place {
             self.services.place = place;
             let names: Vec<NamespacedName> = self.state.services.names().cloned().collect();
@@ -164,6 +220,7 @@ impl<K: Kernel> Agent<K> {
 
     async fn change_services(&mut self) {
         let mut changed = self.state.services.take_changed();
+        let triggered: Vec<SystemTime> = changed.values().copied().flatten().collect();
         let mut edits = Edits::default();
         while !changed.is_empty() {
             for name in std::mem::take(&mut changed).into_keys() {
@@ -176,10 +233,16 @@ impl<K: Kernel> Agent<K> {
         }
         // One that another Service has taken over is not gone.
         edits.gone.services.retain(|key| !self.services.book.has(key));
-        self.write(edits).await;
+        if self.write(edits).await {
+            let now = SystemTime::now();
+            let waited = triggered.iter().filter_map(|then| now.duration_since(*then).ok());
+            waited.for_each(|waited| self.services.latency.observe(waited.as_secs_f64()));
+        }
+        self.services.tell_health();
     }
 
-    async fn write(&mut self, edits: Edits) {
+    /// False if it failed, and is tried again.
+    async fn write(&mut self, edits: Edits) -> bool {
         let Edits { put, gone } = edits;
         self.services.pending.keep(&put);
         let frontends = Keys {
@@ -187,10 +250,12 @@ impl<K: Kernel> Agent<K> {
             ..Keys::default()
         };
         if let Err(error) = self.carry_out(&put, &frontends).await {
-            return self.services.failed(error);
+            self.services.failed(error);
+            return false;
         }
         self.services.pending.add(gone, Instant::now());
         self.services.synced = Some(SystemTime::now());
+        true
     }
 
     async fn carry_out(&mut self, put: &Rows, gone: &Keys) -> Result<(), String> {
@@ -220,12 +285,18 @@ impl<K: Kernel> Agent<K> {
         }
         self.services.pending.add(findings.superfluous, Instant::now());
         self.services.succeeded();
+        self.services.tell_health();
     }
 
     async fn remove_rows(&mut self, keys: &Keys) {
         if let Err(error) = self.carry_out(&Rows::default(), keys).await {
             self.services.failed(error);
         }
+    }
+
+    pub(super) fn describe_services(&self, inquiry: Inquiry) {
+        // Whoever asked may have gone.
+        let _ = inquiry.reply.send(self.services.book.describe(&inquiry.name));
     }
 
     /// What is wrong with Services, the first of them and how many there are more.

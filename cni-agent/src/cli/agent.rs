@@ -9,7 +9,7 @@ use super::{AgentSettings, Context, Failure, Outcome};
 use crate::{
     agent::Agent,
     capabilities,
-    config::{Config, LogConfig, LogFormat, Overrides},
+    config::{Config, LogConfig, LogFormat, Overrides, Proxy},
     conflist::Conflist,
     kernel::{
         Linux,
@@ -17,7 +17,7 @@ use crate::{
         links::{self, Attachment},
     },
     model::{Event, Source},
-    observe::{admin, http, ring, tables::Cache},
+    observe::{admin, health, http, ring, tables::Cache},
 };
 
 #[derive(Debug, Args)]
@@ -95,19 +95,27 @@ async fn serve(config: Config, kernel: Linux) -> Result<(), Failure> {
         "the agent begins"
     );
     let conflist = Conflist::new(&config);
+    let serves = config.services.proxy == Proxy::Millrace;
+    let health_address = config.services.health.filter(|_| serves);
     let (agent, handle) = Agent::new(config, kernel)?;
     let events = ring::channel();
     let pages = http::Pages {
         status: handle.status.clone(),
         pins: pins.clone(),
         fills: Arc::new(Cache::default()),
+        latency: handle.latency,
     };
     let published = handle.status.clone();
     let desk = admin::Desk {
         status: handle.status,
         events: events.clone(),
+        services: handle.inquiries,
     };
     tokio::spawn(http::serve(listener, pages));
+    if let Some(address) = health_address {
+        tokio::spawn(health::serve(handle.health.clone()));
+        tokio::spawn(health::serve_proxy(address, handle.health));
+    }
     tokio::spawn(admin::serve(admin_listener, desk));
     tokio::spawn(ring::read(pins, events));
     tokio::spawn(watch_links(handle.events.clone()));

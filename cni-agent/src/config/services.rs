@@ -1,13 +1,13 @@
 //! Services: whose business they are, and where they answer.
 
-use std::fmt;
+use std::{fmt, net::SocketAddr};
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
 use super::check::Problems;
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct ServicesConfig {
     pub proxy: Proxy,
@@ -25,6 +25,23 @@ pub struct ServicesConfig {
     pub external_ips: bool,
     /// The source of everything that goes to a ClusterIP is translated.
     pub masquerade_all: bool,
+    /// Where load balancers ask for the proxy's own health; `None`: nowhere.
+    pub health: Option<SocketAddr>,
+}
+
+impl Default for ServicesConfig {
+    fn default() -> Self {
+        Self {
+            proxy: Proxy::default(),
+            cidrs: Vec::new(),
+            via_stack_cidrs: Vec::new(),
+            node_port_addresses: NodePortAddresses::default(),
+            localhost_node_ports: false,
+            external_ips: false,
+            masquerade_all: false,
+            health: Some(SocketAddr::from(([0; 4], 10256))),
+        }
+    }
 }
 
 /// Who serves Services.

@@ -16,6 +16,9 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNetwork>,
     pub zone: Option<String>,
     pub labels: Labels,
+    /// It is being deleted, or is about to be.
+    #[serde(default)]
+    pub leaving: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -17,11 +17,11 @@ use cni_plugin::{
 use serde::{Deserialize, Serialize};
 use tokio::{
     net::{UnixListener, UnixStream},
-    sync::{broadcast, watch},
+    sync::{broadcast, mpsc, oneshot, watch},
 };
 
 use super::event::{Filter, Record};
-use crate::status::Status;
+use crate::{services::Description, status::Status};
 use cni_ebpf::abi::Event;
 
 /// What is asked.
@@ -33,6 +33,11 @@ pub enum Request {
     Monitor {
         #[serde(default)]
         filter: Filter,
+    },
+    /// Services with their frontends and backends; all if the name is empty.
+    Services {
+        #[serde(default)]
+        name: String,
     },
     #[serde(other)]
     Unknown,
@@ -48,6 +53,11 @@ pub enum Response {
     Event {
         event: Box<Record>,
     },
+    /// One of several, before [`Response::End`].
+    Service {
+        service: Box<Description>,
+    },
+    End,
     /// So many events came faster than they were read.
     Lost {
         events: u64,
@@ -62,6 +72,14 @@ pub enum Response {
 pub struct Desk {
     pub status: watch::Receiver<Arc<Status>>,
     pub events: broadcast::Sender<Event>,
+    pub services: mpsc::Sender<Inquiry>,
+}
+
+/// Somebody wants to know of Services with this name.
+#[derive(Debug)]
+pub struct Inquiry {
+    pub name: String,
+    pub reply: oneshot::Sender<Vec<Description>>,
 }
 
 /// Binds the socket, for root alone. One that a dead agent left is replaced; where an agent answers it is an error.
@@ -124,6 +142,16 @@ async fn converse(mut stream: UnixStream, desk: Desk) -> Result<(), cni_plugin::
             Ok(Request::Status) => {
                 let status = Box::new(desk.status.borrow().as_ref().clone());
                 send_async(&mut stream, &Message::new(Response::Status { status })).await?;
+            }
+            Ok(Request::Services { name }) => {
+                let (reply, answer) = oneshot::channel();
+                // An agent that is ending says nothing, and nothing is what it says.
+                let _ = desk.services.send(Inquiry { name, reply }).await;
+                for service in answer.await.unwrap_or_default() {
+                    let service = Box::new(service);
+                    send_async(&mut stream, &Message::new(Response::Service { service })).await?;
+                }
+                send_async(&mut stream, &Message::new(Response::End)).await?;
             }
             Ok(Request::Unknown) => {
                 let error = CniError::new(code::PROTOCOL, "the agent does not know this operation")

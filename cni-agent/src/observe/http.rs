@@ -10,6 +10,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::metrics::histogram::Histogram;
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, watch},
@@ -28,6 +29,7 @@ pub struct Pages {
     pub status: watch::Receiver<Arc<Status>>,
     pub pins: Pins,
     pub fills: Arc<Cache>,
+    pub latency: Histogram,
 }
 
 /// A client must have sent its request after this.
@@ -122,6 +124,7 @@ async fn metrics(pages: &Pages) -> Response<Full<Bytes>> {
         status: &status,
         counters: counters.as_ref(),
         fills: &fills,
+        latency: &pages.latency,
     }) {
         Ok(body) => {
             let mut response = text(StatusCode::OK, body);

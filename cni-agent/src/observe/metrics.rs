@@ -2,12 +2,12 @@
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
-    metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
     registry::Registry,
 };
 
 use super::{counters::Counters, tables::Fill};
-use crate::status::Status;
+use crate::status::{ServicesStatus, Status};
 use std::collections::BTreeMap;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -42,6 +42,8 @@ pub struct Snapshot<'a> {
     pub status: &'a Status,
     pub counters: Option<&'a Counters>,
     pub fills: &'a BTreeMap<String, Fill>,
+    /// Of Services, as the agent measures it.
+    pub latency: &'a Histogram,
 }
 
 /// The text of the exposition format.
@@ -54,6 +56,9 @@ pub fn render(snapshot: &Snapshot<'_>) -> Result<String, std::fmt::Error> {
         packets(&mut registry, counters);
     }
     tables(&mut registry, snapshot.fills);
+    if let Some(status) = &snapshot.status.services {
+        services(&mut registry, status, snapshot.latency);
+    }
     let mut text = String::new();
     text::encode(&mut text, &registry)?;
     Ok(text)
@@ -148,6 +153,32 @@ fn agent(registry: &mut Registry, status: &Status) {
     registry.register("addresses", "Pod addresses of each range", addresses);
 }
 
+fn services(registry: &mut Registry, status: &ServicesStatus, latency: &Histogram) {
+    let summary = &status.summary;
+    for (name, help, value) in [
+        ("services", "Services in the kernel", summary.services),
+        ("service_frontends", "Addresses and ports of Services", summary.frontends),
+        ("service_backends", "Endpoints that answer", summary.backends),
+        ("service_slots", "Rows that lead from Services to endpoints", summary.slots),
+    ] {
+        gauge(registry, name, help, number(value));
+    }
+    let age = status.synced.and_then(|then| then.elapsed().ok());
+    if let Some(age) = age {
+        gauge(
+            registry,
+            "service_sync_age_seconds",
+            "Since everything that was known of Services was last in the kernel",
+            number(age.as_secs()),
+        );
+    }
+    registry.register(
+        "service_programming_seconds",
+        "From what made a Service's endpoints change to their being in the kernel",
+        latency.clone(),
+    );
+}
+
 fn packets(registry: &mut Registry, counters: &Counters) {
     let (packets, bytes) = (
         Family::<Drop, Counter>::default(),
@@ -213,7 +244,7 @@ mod tests {
     use crate::observe::counters::Count;
 
     #[test]
-    fn metrics_bear_the_prefix_and_the_labels() {
+    fn svc_62_metrics_bear_the_prefix_and_the_labels() {
         let drop = Count {
             reason: "martian".into(),
             direction: "egress".into(),
@@ -234,14 +265,18 @@ mod tests {
                 capacity: 10,
             },
         )]);
+        let latency = Histogram::new([0.1]);
+        latency.observe(0.05);
         let status = Status {
             ready: true,
+            services: Some(ServicesStatus::default()),
             ..Status::default()
         };
         let text = render(&Snapshot {
             status: &status,
             counters: Some(&counters),
             fills: &fills,
+            latency: &latency,
         })
         .unwrap();
         for line in [
@@ -251,6 +286,8 @@ mod tests {
             "millrace_map_live_entries{map=\"conntrack\"} 1",
             "millrace_map_capacity{map=\"conntrack\"} 10",
             "millrace_ready 1",
+            "millrace_services 0",
+            "millrace_service_programming_seconds_bucket{le=\"0.1\"} 1",
         ] {
             assert!(text.lines().any(|have| have == line), "{line}\n{text}");
         }

@@ -1,5 +1,6 @@
 //! Every Service as it stands in the maps.
 
+mod describe;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -13,11 +14,12 @@ use cni_ebpf::abi::{Backend, Prefix, Service, ServiceKey, SlotKey, SourceRange};
 
 use super::{Edits, Numbers, Recovered, Rows};
 use crate::{
-    compile::service::{Compiled, Health, SetName, SlotSet, Target},
+    compile::service::{Compiled, Health, HintsUsed, SetName, SlotSet, Target},
     model::NamespacedName,
 };
 
-pub use view::Verdict;
+pub use describe::{Answer, Back, Clients, Description, Front};
+pub(super) use view::Verdict;
 
 /// What Services have in the kernel, and how many of them name each backend.
 #[derive(Debug)]
@@ -31,6 +33,8 @@ pub struct Book {
     recovered: Recovered,
     slots: usize,
     ranges: usize,
+    health: BTreeMap<Arc<NamespacedName>, Health>,
+    troubled: BTreeSet<Arc<NamespacedName>>,
 }
 
 #[derive(Debug, Default)]
@@ -40,7 +44,6 @@ struct Entry {
     serving: Vec<Target>,
     ranges: Vec<SourceRange>,
     ranges_number: u32,
-    health: Option<Health>,
     problems: Vec<String>,
 }
 
@@ -51,6 +54,7 @@ struct Set {
     slots: Vec<u32>,
     /// Its backends have rows of their own.
     members: bool,
+    hints: HintsUsed,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -80,6 +84,8 @@ impl Book {
             recovered: Recovered::default(),
             slots: 0,
             ranges: 0,
+            health: BTreeMap::new(),
+            troubled: BTreeSet::new(),
         }
     }
 
@@ -125,7 +131,6 @@ impl Book {
         self.ranges -= old.ranges.len();
         let mut edits = Edits::default();
         let mut entry = Entry {
-            health: compiled.health,
             problems: compiled.problems,
             ..Entry::default()
         };
@@ -187,6 +192,15 @@ impl Book {
         entry.problems.dedup();
         self.slots += entry.slots();
         self.ranges += entry.ranges.len();
+        match compiled.health {
+            Some(health) => _ = self.health.insert(Arc::clone(&name), health),
+            None => _ = self.health.remove(&name),
+        }
+        if entry.problems.is_empty() {
+            self.troubled.remove(&name);
+        } else {
+            self.troubled.insert(Arc::clone(&name));
+        }
         if !entry.is_empty() {
             self.entries.insert(name, entry);
         }
@@ -209,11 +223,12 @@ impl Book {
     }
 
     pub fn problems(&self) -> impl Iterator<Item = &String> {
-        self.entries.values().flat_map(|entry| &entry.problems)
+        let troubled = self.troubled.iter().filter_map(|name| self.entries.get(name));
+        troubled.flat_map(|entry| &entry.problems)
     }
 
     pub fn health(&self) -> impl Iterator<Item = (&NamespacedName, Health)> {
-        self.entries.iter().filter_map(|(name, entry)| Some((&**name, entry.health?)))
+        self.health.iter().map(|(name, health)| (&**name, *health))
     }
 
     pub fn summary(&self) -> Summary {
@@ -263,6 +278,7 @@ impl Book {
             number: service.id,
             slots: self.recovered.slots_of(service.id, service.slots),
             members: false,
+            hints: HintsUsed::default(),
         })
     }
 
@@ -294,6 +310,7 @@ impl Book {
             number,
             slots,
             members: set.affinity,
+            hints: set.hints,
         }
     }
 
@@ -348,7 +365,6 @@ impl Entry {
         self.frontends.is_empty()
             && self.sets.is_empty()
             && self.serving.is_empty()
-            && self.health.is_none()
             && self.problems.is_empty()
     }
 }

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
+use serde::{Deserialize, Serialize};
+
 use super::Place;
 use crate::model::{EndpointSlice, Hints, ServicePort, SliceEndpoint};
 
@@ -39,7 +41,8 @@ impl Standing {
 }
 
 /// By what hints narrow the choice.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Topology {
     #[default]
     Anywhere,
@@ -55,7 +58,6 @@ pub(super) struct Choice<'a> {
     pub(super) cluster: Vec<Candidate<'a>>,
     pub(super) local: Vec<Candidate<'a>>,
     pub(super) topology: Topology,
-    pub(super) local_ready: usize,
 }
 
 /// Every endpoint of the port once. One in two slices is as good as the better of the two say.
@@ -111,7 +113,6 @@ impl<'a> Choice<'a> {
         let local: Vec<_> = of(Standing::Ready).filter(|candidate| candidate.local).collect();
         Self {
             cluster: or_leaving(of(Standing::Ready).filter(usable).collect(), false),
-            local_ready: local.len(),
             local: or_leaving(local, true),
             topology,
             serving: candidates

@@ -194,7 +194,7 @@ fn the_next_agent_gives_the_same_numbers_and_changes_no_row() {
     for (key, value) in &maps.backends {
         recovered.take(Table::Backends, cni_ebpf::abi::as_bytes(key), cni_ebpf::abi::as_bytes(value));
     }
-    let mut next = super::tests::book(&folder);
+    let mut next = tests::book(&folder);
     next.recover(recovered);
     for number in (0..3).rev() {
         let endpoints = if number == 0 { BTreeSet::from([1, 3, 8, 7]) } else { (0..9).collect() };

@@ -60,7 +60,7 @@ impl View<'_> {
         }
     }
 
-    pub fn judge(&self, table: Table, key: &[u8], value: &[u8]) -> Verdict {
+    pub(in crate::services) fn judge(&self, table: Table, key: &[u8], value: &[u8]) -> Verdict {
         let wanted = match table {
             Table::Services => abi::from_bytes(key).and_then(|key| self.service(&key)).map(bytes),
             Table::ServiceSlots => abi::from_bytes(key).and_then(|key| self.slot(&key)).map(bytes),

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde::{
     Deserialize, Deserializer,
     de::{IgnoredAny, MapAccess, Visitor},
@@ -18,6 +18,7 @@ struct Reduced {
     uid: Option<String>,
     resource_version: Option<String>,
     generation: Option<i64>,
+    deletion_timestamp: Option<Time>,
     labels: Option<BTreeMap<String, String>>,
     #[serde(default, deserialize_with = "nullable")]
     annotations: Annotations,
@@ -67,6 +68,7 @@ pub(in crate::source) fn described<'de, D: Deserializer<'de>>(
         uid: reduced.uid,
         resource_version: reduced.resource_version,
         generation: reduced.generation,
+        deletion_timestamp: reduced.deletion_timestamp,
         labels: reduced.labels,
         annotations: (!annotations.is_empty()).then_some(annotations),
         ..ObjectMeta::default()

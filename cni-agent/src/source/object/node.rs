@@ -6,6 +6,8 @@ use serde::Deserialize;
 use super::{FieldError, Known, described, nullable, range, resource};
 use crate::model::{Node, Object, ObjectKey};
 
+/// The autoscaler is going to delete the node.
+const LEAVING_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 #[derive(Clone, Debug, Deserialize)]
@@ -24,6 +26,14 @@ struct NodeSpec {
     pod_cidr: Option<String>,
     #[serde(default, rename = "podCIDRs", deserialize_with = "nullable")]
     pod_cidrs: Vec<String>,
+    #[serde(default, deserialize_with = "nullable")]
+    taints: Vec<Taint>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+struct Taint {
+    #[serde(default, deserialize_with = "nullable")]
+    key: String,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -75,6 +85,8 @@ impl Known for NodeObject {
             name: self.metadata.name.unwrap_or_default(),
             addresses,
             pod_cidrs,
+            leaving: self.metadata.deletion_timestamp.is_some()
+                || self.spec.taints.iter().any(|taint| taint.key == LEAVING_TAINT),
             zone: labels.get(ZONE_LABEL).cloned(),
             labels,
         }))

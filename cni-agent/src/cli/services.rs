@@ -1,0 +1,186 @@
+//! `millrace services` and `millrace backends`.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+    net::SocketAddr,
+    process::ExitCode,
+};
+
+use clap::Args;
+use cni_ebpf::abi::{self, Flow, FlowKey};
+use serde::Serialize;
+
+use super::{Context, Failure, Outcome, ask, print_json, table};
+use crate::{
+    compile::service::HintsUsed,
+    kernel::{Pins, maps},
+    observe::admin::{Request, Response},
+    services::{Answer, Back, Clients, Description, Front},
+};
+
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// NAMESPACE/NAME, or NAME in any namespace; all Services if it is left out
+    #[arg(value_name = "NAME")]
+    name: Option<String>,
+}
+
+/// Connections that are known, by the numbers that they bear.
+#[derive(Default)]
+struct Connections {
+    of_service: BTreeMap<u32, u64>,
+    of_backend: BTreeMap<u32, u64>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    #[serde(flatten)]
+    service: Description,
+    /// To all of its frontends.
+    connections: u64,
+}
+
+#[derive(Serialize)]
+struct BackRow {
+    #[serde(flatten)]
+    backend: Back,
+    services: Vec<String>,
+    connections: u64,
+}
+
+pub(crate) fn run(context: &Context, options: &Options) -> Outcome {
+    let wanted = options.name.clone().unwrap_or_default();
+    let services = services(context, &wanted)?;
+    if services.is_empty() && !wanted.is_empty() {
+        return Err(format!(
+            "no Service {wanted} is served here; `millrace services` shows all, and headless ones are not served by anybody"
+        )
+        .into());
+    }
+    let connections = connections(&context.pins())?;
+    if context.json {
+        let rows = services.into_iter().map(|service| Row {
+            connections: of_service(&service, &connections),
+            service,
+        });
+        print_json(&rows.collect::<Vec<_>>())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let rows: Vec<Vec<String>> = services
+        .iter()
+        .flat_map(|service| service.frontends.iter().map(|front| cells(service, front, &connections)))
+        .collect();
+    let header = [
+        "SERVICE", "FRONTEND", "PROTOCOL", "CLIENTS", "ANSWER", "BACKENDS", "HINTS", "AFFINITY", "CONNECTIONS",
+    ];
+    let mut out = io::stdout();
+    out.write_all(table::text(&header, &rows).as_bytes())?;
+    for problem in services.iter().flat_map(|service| &service.problems) {
+        writeln!(out, "{problem}")?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) fn run_backends(context: &Context) -> Outcome {
+    let connections = connections(&context.pins())?;
+    let mut rows: BTreeMap<u32, BackRow> = BTreeMap::new();
+    for service in services(context, "")? {
+        for backend in service.backends {
+            rows.entry(backend.number)
+                .or_insert_with(|| BackRow {
+                    backend,
+                    services: Vec::new(),
+                    connections: connections.of_backend.get(&backend.number).copied().unwrap_or(0),
+                })
+                .services
+                .push(service.name.to_string());
+        }
+    }
+    let rows: Vec<BackRow> = rows.into_values().collect();
+    if context.json {
+        print_json(&rows)?;
+    } else {
+        let cells: Vec<Vec<String>> = rows.iter().map(back_cells).collect();
+        let header = ["NUMBER", "BACKEND", "PROTOCOL", "STATE", "WHERE", "CONNECTIONS", "SERVICES"];
+        io::stdout().write_all(table::text(&header, &cells).as_bytes())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Names are the agent's knowledge; `millrace dump services` shows the kernel's part without one.
+fn services(context: &Context, name: &str) -> Result<Vec<Description>, Failure> {
+    let mut conversation = ask::Conversation::begin(&context.config.paths.admin_socket)?;
+    conversation.ask(Request::Services { name: name.to_owned() })?;
+    let mut services = Vec::new();
+    loop {
+        match conversation.answer()? {
+            Some(Response::Service { service }) => services.push(*service),
+            Some(Response::End) => return Ok(services),
+            Some(_) => return Err("the agent answered something else; use the command line of its release".into()),
+            None => return Err("the agent ended the connection; see its log".into()),
+        }
+    }
+}
+
+fn connections(pins: &Pins) -> Result<Connections, Failure> {
+    let mut connections = Connections::default();
+    for map in ["conntrack", "conntrack_new"] {
+        maps::open_existing(pins, map)?.for_each(|key, value| {
+            let flow = abi::from_bytes::<FlowKey>(key).and_then(|_| abi::from_bytes::<Flow>(value));
+            if let Some(flow) = flow.filter(|flow| flow.service != 0) {
+                *connections.of_service.entry(flow.service).or_default() += 1;
+                *connections.of_backend.entry(flow.backend).or_default() += 1;
+            }
+        })?;
+    }
+    Ok(connections)
+}
+
+fn of_service(service: &Description, connections: &Connections) -> u64 {
+    let mut numbers: Vec<u32> = service.frontends.iter().map(|front| front.number).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    numbers.iter().filter_map(|number| connections.of_service.get(number)).sum()
+}
+
+fn cells(service: &Description, front: &Front, connections: &Connections) -> Vec<String> {
+    vec![
+        service.name.to_string(),
+        SocketAddr::new(front.address, front.port).to_string(),
+        front.protocol.to_string(),
+        match front.clients {
+            Clients::Inside => "inside",
+            Clients::Outside => "outside",
+        }
+        .to_owned(),
+        match front.answer {
+            Answer::Forward => "forward",
+            Answer::Refuse => "refuse",
+            Answer::Drop => "drop",
+        }
+        .to_owned(),
+        front.backends.len().to_string(),
+        match front.hints {
+            HintsUsed::Anywhere => "-",
+            HintsUsed::SameZone => "zone",
+            HintsUsed::SameNode => "node",
+        }
+        .to_owned(),
+        front.affinity_seconds.map_or_else(|| "-".to_owned(), |seconds| format!("{seconds}s")),
+        connections.of_service.get(&front.number).copied().unwrap_or(0).to_string(),
+    ]
+}
+
+fn back_cells(row: &BackRow) -> Vec<String> {
+    let backend = &row.backend;
+    vec![
+        backend.number.to_string(),
+        SocketAddr::new(backend.address, backend.port).to_string(),
+        backend.protocol.to_string(),
+        if backend.terminating { "terminating" } else { "ready" }.to_owned(),
+        if backend.local { "here" } else { "elsewhere" }.to_owned(),
+        row.connections.to_string(),
+        row.services.join(","),
+    ]
+}

@@ -1,0 +1,281 @@
+//! Health check node ports: what load balancers ask a node about a Service that is only served where its endpoints are; and
+//! the health of the proxy itself.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use http_body_util::Full;
+use hyper::{
+    Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header::{CONTENT_TYPE, HeaderValue},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::json;
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+    task::JoinHandle,
+};
+
+use crate::model::NamespacedName;
+
+/// A client must have sent its request after this.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Connections at one time and port.
+const CONNECTIONS: usize = 16;
+/// Between attempts to listen where somebody else does.
+const PAUSE: Duration = Duration::from_secs(5);
+/// The proxy does not keep up if something that it knows is not in the kernel for so long.
+const STALE: Duration = Duration::from_secs(60);
+
+/// What there is to answer.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Health {
+    /// Where questions are answered: those of NodePorts.
+    pub addresses: Vec<IpAddr>,
+    pub services: BTreeMap<u16, ServiceHealth>,
+    /// Since when something that is known is not in the kernel. `None`: everything is.
+    pub behind_since: Option<SystemTime>,
+    /// Services are served here at all, and have been written once.
+    pub begun: bool,
+    /// This node is being deleted: new connections had better go elsewhere.
+    pub leaving: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceHealth {
+    pub name: NamespacedName,
+    pub local_ready: usize,
+}
+
+impl Health {
+    /// What is known is in the kernel, or has not been outside of it for long.
+    pub fn is_alive(&self, now: SystemTime) -> bool {
+        let behind = self.behind_since.and_then(|since| now.duration_since(since).ok());
+        self.begun && behind.is_none_or(|behind| behind < STALE)
+    }
+
+    /// The same, and it is worth while to send anything here.
+    pub fn is_healthy(&self, now: SystemTime) -> bool {
+        self.is_alive(now) && !self.leaving
+    }
+}
+
+/// Serves all ports that there are to serve, as they come and go, until nobody tells any more.
+pub async fn serve(mut health: watch::Receiver<Arc<Health>>) {
+    let mut listeners: BTreeMap<SocketAddr, JoinHandle<()>> = BTreeMap::new();
+    loop {
+        let wanted: Vec<SocketAddr> = {
+            let now = health.borrow_and_update();
+            let ports = now.services.keys();
+            ports
+                .flat_map(|port| now.addresses.iter().map(|ip| SocketAddr::new(*ip, *port)))
+                .collect()
+        };
+        listeners.retain(|address, task| {
+            let keep = wanted.contains(address);
+            if !keep {
+                task.abort();
+            }
+            keep
+        });
+        for address in wanted {
+            listeners
+                .entry(address)
+                .or_insert_with(|| tokio::spawn(listen(address, health.clone())));
+        }
+        if health.changed().await.is_err() {
+            listeners.values().for_each(JoinHandle::abort);
+            return;
+        }
+    }
+}
+
+async fn listen(address: SocketAddr, health: watch::Receiver<Arc<Health>>) {
+    answer_all(bind(address).await, move |_| {
+        service_page(&health.borrow(), address.port(), SystemTime::now())
+    })
+    .await;
+}
+
+/// Waits for an address that somebody else has: what is written into maps does not depend on it.
+async fn bind(address: SocketAddr) -> TcpListener {
+    loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => return listener,
+            Err(error) => {
+                tracing::warn!(%address, %error, "a port for health checks cannot be listened on; free it");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// The proxy's own health, at `/healthz` and `/livez`.
+pub async fn serve_proxy(address: SocketAddr, health: watch::Receiver<Arc<Health>>) {
+    answer_all(bind(address).await, move |request| {
+        proxy_page(&health.borrow(), request.uri().path(), SystemTime::now())
+    })
+    .await;
+}
+
+async fn answer_all(
+    listener: TcpListener,
+    page: impl Fn(&Request<Incoming>) -> Response<Full<Bytes>> + Clone + Send + Sync + 'static,
+) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    // Connections end with the port.
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+            return;
+        };
+        while connections.try_join_next().is_some() {}
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let page = page.clone();
+        connections.spawn(async move {
+            let service = service_fn(|request| {
+                let response = page(&request);
+                async move { Ok::<_, Infallible>(response) }
+            });
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(PATIENCE)
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(stream), service);
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a health check ended early");
+            }
+            drop(slot);
+        });
+    }
+}
+
+fn service_page(health: &Health, port: u16, now: SystemTime) -> Response<Full<Bytes>> {
+    let Some(service) = health.services.get(&port) else {
+        return page(StatusCode::SERVICE_UNAVAILABLE, &json!({}));
+    };
+    let healthy = health.is_healthy(now);
+    let status = if service.local_ready > 0 && healthy {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    let mut response = page(
+        status,
+        &json!({
+            "service": { "namespace": service.name.namespace, "name": service.name.name },
+            "localEndpoints": service.local_ready,
+            "serviceProxyHealthy": healthy,
+        }),
+    );
+    let weight = HeaderValue::from(service.local_ready);
+    response.headers_mut().insert("x-load-balancing-endpoint-weight", weight);
+    response
+}
+
+fn proxy_page(health: &Health, path: &str, now: SystemTime) -> Response<Full<Bytes>> {
+    let good = match path {
+        "/healthz" => health.is_healthy(now),
+        "/livez" => health.is_alive(now),
+        _ => return page(StatusCode::NOT_FOUND, &json!({ "paths": ["/healthz", "/livez"] })),
+    };
+    let status = if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    page(status, &json!({ "healthy": good, "nodeEligible": !health.leaving }))
+}
+
+fn page(status: StatusCode, body: &serde_json::Value) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    const PORT: u16 = 31000;
+
+    fn health(local_ready: usize) -> Health {
+        let service = ServiceHealth {
+            name: NamespacedName {
+                namespace: "a".into(),
+                name: "web".into(),
+            },
+            local_ready,
+        };
+        Health {
+            services: BTreeMap::from([(PORT, service)]),
+            begun: true,
+            ..Health::default()
+        }
+    }
+
+    fn status(health: &Health) -> u16 {
+        service_page(health, PORT, SystemTime::now()).status().as_u16()
+    }
+
+    fn behind(seconds: u64) -> Health {
+        Health {
+            behind_since: Some(SystemTime::now() - Duration::from_secs(seconds)),
+            ..health(1)
+        }
+    }
+
+    #[test]
+    fn svc_45_good_is_who_has_ready_endpoints_and_a_healthy_proxy() {
+        assert_eq!(status(&health(2)), 200);
+        assert_eq!(status(&health(0)), 503);
+        assert_eq!(status(&behind(600)), 503);
+        assert_eq!(status(&behind(1)), 200);
+    }
+
+    #[tokio::test]
+    async fn svc_46_the_body_and_the_headers_are_those_that_load_balancers_know() {
+        let response = service_page(&health(3), PORT, SystemTime::now());
+        assert_eq!(response.headers()["x-content-type-options"], "nosniff");
+        assert_eq!(response.headers()["x-load-balancing-endpoint-weight"], "3");
+        assert_eq!(response.headers()["content-type"], "application/json");
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        let wanted = json!({
+            "service": { "namespace": "a", "name": "web" }, "localEndpoints": 3, "serviceProxyHealthy": true,
+        });
+        assert_eq!(body, wanted);
+    }
+
+    #[test]
+    fn svc_48_healthz_fails_on_a_stale_proxy_and_a_leaving_node_and_livez_on_the_first_alone() {
+        let leaving = Health {
+            leaving: true,
+            ..health(1)
+        };
+        for (health, path, code) in [
+            (&health(1), "/healthz", 200),
+            (&health(1), "/livez", 200),
+            (&behind(600), "/healthz", 503),
+            (&behind(600), "/livez", 503),
+            (&leaving, "/healthz", 503),
+            (&leaving, "/livez", 200),
+            (&Health::default(), "/livez", 503),
+            (&health(1), "/else", 404),
+        ] {
+            assert_eq!(proxy_page(health, path, SystemTime::now()).status().as_u16(), code, "{path}");
+        }
+    }
+}

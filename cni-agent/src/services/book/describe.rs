@@ -1,0 +1,142 @@
+//! What people are shown of a Service.
+
+use std::net::IpAddr;
+
+use cni_ebpf::abi::{Service, ServiceKey, backend_flags, service_flags, service_scope};
+use serde::{Deserialize, Serialize};
+
+use super::{Book, Entry, Set};
+use crate::{
+    compile::service::HintsUsed,
+    model::{NamespacedName, Protocol},
+};
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Description {
+    pub name: NamespacedName,
+    pub frontends: Vec<Front>,
+    /// Every endpoint that answers, whether it gets new connections or not.
+    pub backends: Vec<Back>,
+    /// Where load balancers ask, and what they are told.
+    pub health_check_node_port: Option<u16>,
+    pub local_ready: Option<usize>,
+    pub problems: Vec<String>,
+}
+
+/// One address and port.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Front {
+    pub address: IpAddr,
+    pub port: u16,
+    pub protocol: Protocol,
+    pub clients: Clients,
+    pub answer: Answer,
+    /// The set's number, which connections bear.
+    pub number: u32,
+    /// By their numbers.
+    pub backends: Vec<u32>,
+    pub hints: HintsUsed,
+    pub affinity_seconds: Option<u32>,
+    /// The client's address is translated.
+    pub masquerade: bool,
+    /// Only clients of the source ranges may use it.
+    pub restricted: bool,
+}
+
+/// Whom a frontend is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Clients {
+    /// Pods and this node.
+    Inside,
+    Outside,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    Forward,
+    /// There is nobody anywhere.
+    Refuse,
+    /// There is nobody on this node.
+    Drop,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Back {
+    pub number: u32,
+    pub address: IpAddr,
+    pub port: u16,
+    pub protocol: Protocol,
+    pub local: bool,
+    pub terminating: bool,
+}
+
+impl Book {
+    /// Those that `wanted` names; all if it is empty. A name without a namespace is of any.
+    pub fn describe(&self, wanted: &str) -> Vec<Description> {
+        let is_wanted = |name: &NamespacedName| {
+            wanted.is_empty() || name.name == wanted || name.to_string() == wanted
+        };
+        let found = self.entries.iter().filter(|(name, _)| is_wanted(name));
+        found.map(|(name, entry)| self.describe_one(name, entry)).collect()
+    }
+
+    fn describe_one(&self, name: &NamespacedName, entry: &Entry) -> Description {
+        let health = self.health.get(name);
+        let frontends = entry.frontends.iter();
+        Description {
+            name: name.clone(),
+            frontends: frontends.filter_map(|(key, service)| front(entry, key, service)).collect(),
+            backends: entry
+                .serving
+                .iter()
+                .filter_map(|target| {
+                    let known = self.backends.get(target)?;
+                    Some(Back {
+                        number: known.number,
+                        address: target.addr.into(),
+                        port: target.port.get(),
+                        protocol: Protocol::from_number(target.proto)?,
+                        local: known.flags & backend_flags::LOCAL != 0,
+                        terminating: known.flags & backend_flags::TERMINATING != 0,
+                    })
+                })
+                .collect(),
+            health_check_node_port: health.map(|health| health.port),
+            local_ready: health.map(|health| health.local_ready),
+            problems: entry.problems.clone(),
+        }
+    }
+}
+
+/// `None` for the row that stands for all other ports.
+fn front(entry: &Entry, key: &ServiceKey, service: &Service) -> Option<Front> {
+    let has = |flag| service.flags & flag != 0;
+    let set = entry.sets.iter().find(|set| set.number == service.id);
+    Some(Front {
+        address: key.addr.into(),
+        port: key.port.get(),
+        protocol: Protocol::from_number(key.proto)?,
+        clients: if key.scope == service_scope::EXTERNAL { Clients::Outside } else { Clients::Inside },
+        answer: if has(service_flags::REJECT) {
+            Answer::Refuse
+        } else if has(service_flags::DROP) {
+            Answer::Drop
+        } else {
+            Answer::Forward
+        },
+        number: service.id,
+        backends: set.map(Set::backends).unwrap_or_default(),
+        hints: set.map(|set| set.hints).unwrap_or_default(),
+        affinity_seconds: has(service_flags::AFFINITY).then_some(service.affinity_seconds),
+        masquerade: has(service_flags::MASQUERADE),
+        restricted: service.ranges != 0,
+    })
+}
+
+impl Set {
+    fn backends(&self) -> Vec<u32> {
+        self.slots.clone()
+    }
+}
