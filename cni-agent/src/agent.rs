@@ -133,7 +133,8 @@ impl<K: Kernel> Agent<K> {
         }
         let recollection = Recollection::open(state_dir);
         let numbers = state_dir.join("service-numbers");
-        let numbers = Numbers::open(numbers.clone()).map_err(|cause| AgentError::Io { path: numbers, cause })?;
+        let numbers =
+            Numbers::open(numbers.clone()).map_err(|cause| AgentError::Io { path: numbers, cause })?;
         let services = ServiceWork::new(numbers);
         let events = mpsc::channel(BATCH);
         let inquiries = mpsc::channel(8);

@@ -9,11 +9,13 @@ pub mod audit;
 mod book;
 mod numbers;
 mod pending;
+mod progress;
 pub mod recovered;
 mod rows;
 
 pub use book::{Answer, Back, Book, Clients, Description, Front, Summary};
 pub use numbers::Numbers;
 pub use pending::Pending;
+pub use progress::Progress;
 pub use recovered::Recovered;
 pub use rows::{Edits, Keys, Rows};

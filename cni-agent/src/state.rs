@@ -143,11 +143,13 @@ impl State {
             Kind::ServiceCidr => known(&self.service_cidrs, ObjectKey::ServiceCidr),
             Kind::Settings => known(&self.settings, ObjectKey::Settings),
             Kind::Service => {
-                self.services.retain(|name| keys.contains(&ObjectKey::Service(name.clone())));
+                self.services
+                    .retain(|name| keys.contains(&ObjectKey::Service(name.clone())));
                 return false;
             }
             Kind::EndpointSlice => {
-                self.services.retain_slices(|name| keys.contains(&ObjectKey::EndpointSlice(name.clone())));
+                self.services
+                    .retain_slices(|name| keys.contains(&ObjectKey::EndpointSlice(name.clone())));
                 return false;
             }
         };

@@ -18,6 +18,7 @@ mod object;
 mod oci;
 mod process;
 mod setup;
+mod statements;
 mod test;
 mod tidy;
 mod toolchain;
@@ -53,6 +54,7 @@ enum Cli {
     Tidy(tidy::Tidy),
     Abi(abi::Abi),
     Crds(crds::Crds),
+    Statements(statements::Statements),
 }
 
 fn main() -> ExitCode {
@@ -72,6 +74,7 @@ fn main() -> ExitCode {
         Cli::Tidy(tidy) => tidy.run().map(|()| ExitCode::SUCCESS),
         Cli::Abi(abi) => abi.run().map(|()| ExitCode::SUCCESS),
         Cli::Crds(crds) => crds.run().map(|()| ExitCode::SUCCESS),
+        Cli::Statements(statements) => statements.run().map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

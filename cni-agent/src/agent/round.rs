@@ -100,7 +100,7 @@ impl<K: Kernel> Agent<K> {
 
     async fn round(&mut self) {
         let mut compiled = self.compile();
-        let observed = match self.reconciler.observe(&compiled.desired, Scope::Whole).await {
+        let mut observed = match self.reconciler.observe(&compiled.desired, Scope::Whole).await {
             Ok(observed) => observed,
             Err(error) => {
                 tracing::error!(%error, "the kernel could not be read");
@@ -111,6 +111,7 @@ impl<K: Kernel> Agent<K> {
             }
         };
         self.rounds.blind = false;
+        let loads_anew = observed.config != compiled.desired.config;
         let settled = self.state.unsynced().is_empty();
         let endpoints = self.state.endpoints.len();
         self.collect(&observed).await;
@@ -120,6 +121,7 @@ impl<K: Kernel> Agent<K> {
         if self.state.endpoints.len() != endpoints {
             compiled = self.compile();
         }
+        self.fill_new_maps(&compiled.desired, &mut observed).await;
         let removals = if compiled.complete && settled {
             Removals::Allowed
         } else {
@@ -132,7 +134,7 @@ impl<K: Kernel> Agent<K> {
         self.rounds.add(&outcome);
         // Maps that were replaced with the programs are settled by the next look, which must not wait: until then what old
         // programs wrote last is unknown to the new ones.
-        if observed.config != compiled.desired.config {
+        if loads_anew {
             self.rounds.mark_dirty();
         }
         let failed = outcome
@@ -146,6 +148,30 @@ impl<K: Kernel> Agent<K> {
             self.rounds.error = Some(failure.error.clone());
         } else if loads {
             self.rounds.error = None;
+        }
+    }
+
+    /// Loads the programs, and writes the Services that they are to find, before they are put in front of anybody: what
+    /// is sent to a Service address that they do not know is lost.
+    async fn fill_new_maps(&mut self, desired: &Desired, observed: &mut Observed) {
+        if desired.config.is_none() || observed.config == desired.config || !self.waits_for_maps() {
+            return;
+        }
+        let base = Desired {
+            config: desired.config,
+            vxlan: desired.vxlan.clone(),
+            ..Desired::default()
+        };
+        let outcome = self.reconciler.converge(&base, observed, Removals::Held).await;
+        self.rounds.add(&outcome);
+        if let Some(failure) = outcome.failures.first() {
+            // The round that follows leaves out what has just failed.
+            self.rounds.error = Some(failure.error.clone());
+        }
+        if outcome.is_complete() {
+            observed.config = base.config;
+            observed.vxlan = base.vxlan;
+            self.begin_services().await;
         }
     }
 

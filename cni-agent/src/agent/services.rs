@@ -2,10 +2,10 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::watch;
 
 use super::Agent;
@@ -21,7 +21,7 @@ use crate::{
         admin::Inquiry,
         health::{Health, ServiceHealth},
     },
-    services::{Book, Edits, Keys, Numbers, Pending, Rows, audit, recovered},
+    services::{Book, Edits, Keys, Numbers, Pending, Progress, Rows, audit, recovered},
     status::ServicesStatus,
 };
 
@@ -41,13 +41,9 @@ pub(super) struct ServiceWork {
     audit: Option<Instant>,
     failures: u32,
     error: Option<String>,
-    changes: u64,
-    /// When everything that was known was last in the kernel.
-    synced: Option<SystemTime>,
-    behind_since: Option<SystemTime>,
+    progress: Progress,
     leaving: bool,
     health: watch::Sender<Arc<Health>>,
-    latency: Histogram,
 }
 
 impl ServiceWork {
@@ -60,13 +56,9 @@ impl ServiceWork {
             audit: None,
             failures: 0,
             error: None,
-            changes: 0,
-            synced: None,
-            behind_since: None,
+            progress: Progress::default(),
             leaving: false,
             health: watch::Sender::default(),
-            // A millisecond to two minutes.
-            latency: Histogram::new(exponential_buckets(0.001, 2.0, 18)),
         }
     }
 
@@ -75,7 +67,7 @@ impl ServiceWork {
     }
 
     pub(super) fn latency(&self) -> Histogram {
-        self.latency.clone()
+        self.progress.latency().clone()
     }
 
     fn tell_health(&self) {
@@ -87,9 +79,15 @@ impl ServiceWork {
             (health.port, service)
         });
         let health = Health {
-            addresses: self.place.node_ports.iter().copied().filter(|ip| !ip.is_loopback()).collect(),
+            addresses: self
+                .place
+                .node_ports
+                .iter()
+                .copied()
+                .filter(|ip| !ip.is_loopback())
+                .collect(),
             services: services.collect(),
-            behind_since: self.behind_since,
+            behind_since: self.progress.behind_since(),
             begun: self.begun,
             leaving: self.leaving,
         };
@@ -105,7 +103,7 @@ impl ServiceWork {
     pub(super) fn status(&self) -> Option<ServicesStatus> {
         self.begun.then(|| ServicesStatus {
             summary: self.book.summary(),
-            synced: self.synced,
+            synced: self.progress.synced(),
         })
     }
 
@@ -125,8 +123,10 @@ impl ServiceWork {
             tracing::warn!(%error, "Services could not be written and will be tried again");
         }
         self.failures += 1;
-        self.behind_since.get_or_insert_with(SystemTime::now);
-        let wait = FIRST_RETRY.saturating_mul(1 << (self.failures - 1).min(10)).min(LONGEST_RETRY);
+        self.progress.failed();
+        let wait = FIRST_RETRY
+            .saturating_mul(1 << (self.failures - 1).min(10))
+            .min(LONGEST_RETRY);
         self.audit = Some(Instant::now() + wait);
         self.error = Some(error);
     }
@@ -134,9 +134,8 @@ impl ServiceWork {
     fn succeeded(&mut self) {
         self.failures = 0;
         self.error = None;
-        self.behind_since = None;
+        self.progress.succeeded();
         self.audit = Some(Instant::now() + AUDIT);
-        self.synced = Some(SystemTime::now());
     }
 }
 
@@ -144,9 +143,17 @@ impl<K: Kernel> Agent<K> {
     /// Whoever is asked for Services needs maps to write to, and must know all of them: what is not known would be taken
     /// away.
     fn may_serve(&self) -> bool {
+        self.knows_services() && self.rounds.loaded
+    }
+
+    fn knows_services(&self) -> bool {
         let objects = [Source::Kubernetes, Source::Files];
-        let heard = objects.iter().any(|source| self.state.is_synced(*source));
-        heard && self.rounds.loaded
+        objects.iter().any(|source| self.state.is_synced(*source))
+    }
+
+    /// As soon as there are maps, Services can be written.
+    pub(super) fn waits_for_maps(&self) -> bool {
+        self.knows_services() && !self.services.begun
     }
 
     /// Every Service is looked at anew if this node is another place than before.
@@ -188,7 +195,7 @@ impl<K: Kernel> Agent<K> {
     }
 
     /// Takes over what an earlier agent has left: its numbers, so that rows stay as they are, and then the differences.
-    async fn begin_services(&mut self) {
+    pub(super) async fn begin_services(&mut self) {
         match recovered::read(&mut self.reconciler).await {
             Ok(recovered) => self.services.book.recover(recovered),
             Err(error) => return self.services.failed(error.to_string()),
@@ -220,7 +227,7 @@ impl<K: Kernel> Agent<K> {
 
     async fn change_services(&mut self) {
         let mut changed = self.state.services.take_changed();
-        let triggered: Vec<SystemTime> = changed.values().copied().flatten().collect();
+        let causes: Vec<_> = changed.values().copied().flatten().collect();
         let mut edits = Edits::default();
         while !changed.is_empty() {
             for name in std::mem::take(&mut changed).into_keys() {
@@ -234,9 +241,7 @@ impl<K: Kernel> Agent<K> {
         // One that another Service has taken over is not gone.
         edits.gone.services.retain(|key| !self.services.book.has(key));
         if self.write(edits).await {
-            let now = SystemTime::now();
-            let waited = triggered.iter().filter_map(|then| now.duration_since(*then).ok());
-            waited.for_each(|waited| self.services.latency.observe(waited.as_secs_f64()));
+            self.services.progress.written(&causes);
         }
         self.services.tell_health();
     }
@@ -254,7 +259,6 @@ impl<K: Kernel> Agent<K> {
             return false;
         }
         self.services.pending.add(gone, Instant::now());
-        self.services.synced = Some(SystemTime::now());
         true
     }
 
@@ -263,10 +267,13 @@ impl<K: Kernel> Agent<K> {
         changes.extend(gone.changes());
         match self.reconciler.carry_out(changes).await {
             Ok(applied) => {
-                self.services.changes += applied;
+                self.rounds.changes += applied;
                 Ok(())
             }
-            Err(failure) => Err(failure.error),
+            Err(failure) => {
+                self.rounds.failures += 1;
+                Err(failure.error)
+            }
         }
     }
 
@@ -306,9 +313,16 @@ impl<K: Kernel> Agent<K> {
         let mut problems: Vec<String> = all.by_ref().take(SHOWN).cloned().collect();
         let more = all.count();
         if more > 0 {
-            problems.push(format!("{more} more problems of Services; see `millrace services`"));
+            problems.push(format!(
+                "{more} more problems of Services; see `millrace services`"
+            ));
         }
-        problems.extend(self.services.error.iter().map(|error| format!("Services: {error}")));
+        problems.extend(
+            self.services
+                .error
+                .iter()
+                .map(|error| format!("Services: {error}")),
+        );
         problems
     }
 }

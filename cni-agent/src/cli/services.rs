@@ -69,10 +69,23 @@ pub(crate) fn run(context: &Context, options: &Options) -> Outcome {
     }
     let rows: Vec<Vec<String>> = services
         .iter()
-        .flat_map(|service| service.frontends.iter().map(|front| cells(service, front, &connections)))
+        .flat_map(|service| {
+            service
+                .frontends
+                .iter()
+                .map(|front| cells(service, front, &connections))
+        })
         .collect();
     let header = [
-        "SERVICE", "FRONTEND", "PROTOCOL", "CLIENTS", "ANSWER", "BACKENDS", "HINTS", "AFFINITY", "CONNECTIONS",
+        "SERVICE",
+        "FRONTEND",
+        "PROTOCOL",
+        "CLIENTS",
+        "ANSWER",
+        "BACKENDS",
+        "HINTS",
+        "AFFINITY",
+        "CONNECTIONS",
     ];
     let mut out = io::stdout();
     out.write_all(table::text(&header, &rows).as_bytes())?;
@@ -102,7 +115,15 @@ pub(crate) fn run_backends(context: &Context) -> Outcome {
         print_json(&rows)?;
     } else {
         let cells: Vec<Vec<String>> = rows.iter().map(back_cells).collect();
-        let header = ["NUMBER", "BACKEND", "PROTOCOL", "STATE", "WHERE", "CONNECTIONS", "SERVICES"];
+        let header = [
+            "NUMBER",
+            "BACKEND",
+            "PROTOCOL",
+            "STATE",
+            "WHERE",
+            "CONNECTIONS",
+            "SERVICES",
+        ];
         io::stdout().write_all(table::text(&header, &cells).as_bytes())?;
     }
     Ok(ExitCode::SUCCESS)
@@ -111,13 +132,17 @@ pub(crate) fn run_backends(context: &Context) -> Outcome {
 /// Names are the agent's knowledge; `millrace dump services` shows the kernel's part without one.
 fn services(context: &Context, name: &str) -> Result<Vec<Description>, Failure> {
     let mut conversation = ask::Conversation::begin(&context.config.paths.admin_socket)?;
-    conversation.ask(Request::Services { name: name.to_owned() })?;
+    conversation.ask(Request::Services {
+        name: name.to_owned(),
+    })?;
     let mut services = Vec::new();
     loop {
         match conversation.answer()? {
             Some(Response::Service { service }) => services.push(*service),
             Some(Response::End) => return Ok(services),
-            Some(_) => return Err("the agent answered something else; use the command line of its release".into()),
+            Some(_) => {
+                return Err("the agent answered something else; use the command line of its release".into());
+            }
             None => return Err("the agent ended the connection; see its log".into()),
         }
     }
@@ -141,7 +166,10 @@ fn of_service(service: &Description, connections: &Connections) -> u64 {
     let mut numbers: Vec<u32> = service.frontends.iter().map(|front| front.number).collect();
     numbers.sort_unstable();
     numbers.dedup();
-    numbers.iter().filter_map(|number| connections.of_service.get(number)).sum()
+    numbers
+        .iter()
+        .filter_map(|number| connections.of_service.get(number))
+        .sum()
 }
 
 fn cells(service: &Description, front: &Front, connections: &Connections) -> Vec<String> {
@@ -167,8 +195,15 @@ fn cells(service: &Description, front: &Front, connections: &Connections) -> Vec
             HintsUsed::SameNode => "node",
         }
         .to_owned(),
-        front.affinity_seconds.map_or_else(|| "-".to_owned(), |seconds| format!("{seconds}s")),
-        connections.of_service.get(&front.number).copied().unwrap_or(0).to_string(),
+        front
+            .affinity_seconds
+            .map_or_else(|| "-".to_owned(), |seconds| format!("{seconds}s")),
+        connections
+            .of_service
+            .get(&front.number)
+            .copied()
+            .unwrap_or(0)
+            .to_string(),
     ]
 }
 
@@ -178,7 +213,12 @@ fn back_cells(row: &BackRow) -> Vec<String> {
         backend.number.to_string(),
         SocketAddr::new(backend.address, backend.port).to_string(),
         backend.protocol.to_string(),
-        if backend.terminating { "terminating" } else { "ready" }.to_owned(),
+        if backend.terminating {
+            "terminating"
+        } else {
+            "ready"
+        }
+        .to_owned(),
         if backend.local { "here" } else { "elsewhere" }.to_owned(),
         row.connections.to_string(),
         row.services.join(","),

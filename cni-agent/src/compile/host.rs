@@ -34,7 +34,11 @@ pub(super) fn constants(topology: &Topology<'_>) -> Option<abi::Config> {
 
 /// The numbers that change while programs stay.
 pub(super) fn settings(topology: &Topology<'_>, desired: &mut Desired) {
-    let address = |v4| topology.node_address(v4).map_or(abi::Addr::UNSPECIFIED, abi::Addr::from);
+    let address = |v4| {
+        topology
+            .node_address(v4)
+            .map_or(abi::Addr::UNSPECIFIED, abi::Addr::from)
+    };
     let settings = abi::Settings {
         node_v4: address(true),
         node_v6: address(false),

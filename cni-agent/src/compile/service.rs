@@ -1,6 +1,8 @@
 //! One Service: from the objects to its frontends, and to the endpoints behind each of them. Numbers come later.
 
 mod choice;
+#[cfg(test)]
+mod oracle;
 mod place;
 #[cfg(test)]
 mod tests;
@@ -11,8 +13,8 @@ use cni_ebpf::abi::{Addr, Port, ServiceKey, backend_flags, service_flags, servic
 use ipnetwork::IpNetwork;
 
 use crate::model::{EndpointSlice, Service, ServicePort, TrafficPolicy};
-use choice::{Candidate, Choice, Standing, candidates};
 pub use choice::Topology as HintsUsed;
+use choice::{Candidate, Choice, Standing, candidates};
 pub use place::Place;
 
 /// What a backend is, wherever it is named.
@@ -57,7 +59,8 @@ pub struct Frontend {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Health {
     pub port: u16,
-    pub local_ready: usize,
+    /// Of each family that the Service has: `[IPv4, IPv6]`.
+    pub local_ready: [Option<usize>; 2],
 }
 
 /// What one Service needs.
@@ -86,21 +89,31 @@ pub fn compile(place: &Place, service: &Service, slices: &[&EndpointSlice]) -> C
         return compiled;
     }
     let mut serving = BTreeSet::new();
-    let mut local_ready = BTreeSet::new();
-    for v4 in [true, false] {
-        if !place.families.has(family(v4)) {
+    let mut local_ready = [None; 2];
+    for (family_ready, v4) in local_ready.iter_mut().zip([true, false]) {
+        // Without an address of its own in a family a Service has nothing there, wherever else it has one.
+        if !place.families.has(family(v4)) || !service.cluster_ips.iter().any(|ip| ip.is_ipv4() == v4) {
             continue;
         }
         let fronts = addresses(place, service, v4, &mut compiled.problems);
-        if fronts.is_empty() && !service.ports.iter().any(|port| port.node_port.is_some()) {
-            continue;
-        }
+        let mut ready = BTreeSet::new();
         for port in &service.ports {
             let mut candidates = candidates(slices, port, v4, place);
             refuse_itself(service, &mut candidates, &mut compiled.problems);
             let choice = Choice::new(candidates, place);
-            serving.extend(choice.serving.iter().map(|candidate| (target(port, candidate), flags_of(candidate))));
-            local_ready.extend(choice.local.iter().filter(|one| one.state == Standing::Ready).map(|one| one.address));
+            serving.extend(
+                choice
+                    .serving
+                    .iter()
+                    .map(|candidate| (target(port, candidate), flags_of(candidate))),
+            );
+            ready.extend(
+                choice
+                    .local
+                    .iter()
+                    .filter(|one| one.state == Standing::Ready)
+                    .map(|one| one.address),
+            );
             PortAt {
                 place,
                 service,
@@ -110,6 +123,7 @@ pub fn compile(place: &Place, service: &Service, slices: &[&EndpointSlice]) -> C
             }
             .compile(&fronts, &mut compiled);
         }
+        *family_ready = Some(ready.len());
         for (ip, kind) in &fronts {
             if *kind == Kind::Cluster {
                 compiled.frontends.push(every_other_port(*ip));
@@ -122,10 +136,10 @@ pub fn compile(place: &Place, service: &Service, slices: &[&EndpointSlice]) -> C
         admit_the_node(place, &mut compiled.ranges);
     }
     compiled.serving = serving.into_iter().collect();
-    compiled.health = service.health_check_node_port.map(|port| Health {
-        port,
-        local_ready: local_ready.len(),
-    });
+    let asked = service
+        .health_check_node_port
+        .filter(|_| service.external_policy == TrafficPolicy::Local);
+    compiled.health = asked.map(|port| Health { port, local_ready });
     for slice in slices {
         if let Some(refused) = &slice.refused {
             let (count, reason) = &**refused;
@@ -152,11 +166,17 @@ fn addresses(place: &Place, service: &Service, v4: bool, problems: &mut Vec<Stri
         }
     };
     service.cluster_ips.iter().for_each(|ip| add(*ip, Kind::Cluster));
-    service.load_balancer_ips.iter().for_each(|ip| add(*ip, Kind::LoadBalancer));
+    service
+        .load_balancer_ips
+        .iter()
+        .for_each(|ip| add(*ip, Kind::LoadBalancer));
     for ip in service.external_ips.iter().filter(|ip| ip.is_ipv4() == v4) {
         match refused_external(place, *ip) {
             None => add(*ip, Kind::External),
-            Some(reason) => problems.push(format!("Service {}: spec.externalIPs has {ip}, {reason}", service.name)),
+            Some(reason) => problems.push(format!(
+                "Service {}: spec.externalIPs has {ip}, {reason}",
+                service.name
+            )),
         }
     }
     fronts
@@ -197,7 +217,11 @@ fn refuse_itself(service: &Service, candidates: &mut Vec<Candidate<'_>>, problem
 
 /// Load balancers that ask a node by its own address must not be shut out by it, if a range has the node at all.
 fn admit_the_node(place: &Place, ranges: &mut Vec<IpNetwork>) {
-    let own = place.own.iter().copied().filter(|ip| ranges.iter().any(|range| range.contains(*ip)));
+    let own = place
+        .own
+        .iter()
+        .copied()
+        .filter(|ip| ranges.iter().any(|range| range.contains(*ip)));
     let own: Vec<IpNetwork> = own.map(IpNetwork::from).collect();
     if !own.is_empty() {
         // Whatever address the node sends from.
@@ -271,13 +295,28 @@ impl PortAt<'_> {
         }
         for local in [false, true] {
             let name = self.set(local);
-            if compiled.frontends.iter().any(|frontend| frontend.set == Some(name)) {
-                let chosen = if local { &self.choice.local } else { &self.choice.cluster };
+            if compiled
+                .frontends
+                .iter()
+                .any(|frontend| frontend.set == Some(name))
+            {
+                let chosen = if local {
+                    &self.choice.local
+                } else {
+                    &self.choice.cluster
+                };
                 compiled.sets.push(SlotSet {
                     name,
-                    targets: chosen.iter().map(|candidate| target(self.port, candidate)).collect(),
+                    targets: chosen
+                        .iter()
+                        .map(|candidate| target(self.port, candidate))
+                        .collect(),
                     affinity: self.service.affinity_seconds.is_some(),
-                    hints: if local { HintsUsed::Anywhere } else { self.choice.topology },
+                    hints: if local {
+                        HintsUsed::Anywhere
+                    } else {
+                        self.choice.topology
+                    },
                 });
             }
         }
@@ -315,12 +354,19 @@ impl PortAt<'_> {
         frontends.push(Frontend { restricted, ..inside });
         if !ip.is_loopback() {
             let outside = self.frontend(ip, number, service_scope::EXTERNAL, local, outside);
-            frontends.push(Frontend { restricted, ..outside });
+            frontends.push(Frontend {
+                restricted,
+                ..outside
+            });
         }
     }
 
     fn frontend(&self, ip: IpAddr, number: u16, scope: u8, local: bool, flags: u32) -> Frontend {
-        let chosen = if local { &self.choice.local } else { &self.choice.cluster };
+        let chosen = if local {
+            &self.choice.local
+        } else {
+            &self.choice.cluster
+        };
         let nothing = match (chosen.is_empty(), self.choice.serving.is_empty()) {
             (false, _) => 0,
             (true, true) => service_flags::REJECT,

@@ -207,13 +207,12 @@ fn via_stack(config: &Config, state: &State) -> Vec<IpNetwork> {
 
 fn service_ranges(config: &Config, state: &State) -> Vec<IpNetwork> {
     let ranges = all_service_ranges(config, state);
-    ranges.filter(|_| config.services.proxy == Proxy::Millrace).collect()
+    ranges
+        .filter(|_| config.services.proxy == Proxy::Millrace)
+        .collect()
 }
 
-fn all_service_ranges<'a>(
-    config: &'a Config,
-    state: &'a State,
-) -> impl Iterator<Item = IpNetwork> + use<'a> {
+fn all_service_ranges<'a>(config: &'a Config, state: &'a State) -> impl Iterator<Item = IpNetwork> + use<'a> {
     let named = state.service_cidrs.values().flat_map(|object| &object.ranges);
     config.services.cidrs.iter().chain(named).copied()
 }

@@ -90,7 +90,11 @@ impl<'de> Deserialize<'de> for NodePortAddresses {
                 ))
             })
         };
-        texts.iter().map(range).collect::<Result<_, _>>().map(Self::Ranges)
+        texts
+            .iter()
+            .map(range)
+            .collect::<Result<_, _>>()
+            .map(Self::Ranges)
     }
 }
 
@@ -108,7 +112,9 @@ impl fmt::Display for NodePortAddresses {
 
 impl ServicesConfig {
     pub(super) fn check(&self, problems: &mut Problems) {
-        if self.proxy == Proxy::Stack && (self.localhost_node_ports || self.external_ips || self.masquerade_all) {
+        if self.proxy == Proxy::Stack
+            && (self.localhost_node_ports || self.external_ips || self.masquerade_all)
+        {
             problems.add(
                 "services.proxy",
                 "it is stack, and something else is set of what only millrace serves",

@@ -220,7 +220,8 @@ impl FakeState {
             }
             Change::DeleteAll { table, keys } => {
                 let spec = crate::kernel::maps::spec(table.name())?;
-                keys.chunks(spec.key).for_each(|key| self.tables.remove(table, key));
+                keys.chunks(spec.key)
+                    .for_each(|key| self.tables.remove(table, key));
             }
             Change::Attach { link, ifindex } => {
                 if self.config.is_none() {

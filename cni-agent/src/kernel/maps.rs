@@ -265,7 +265,9 @@ impl Map {
             let done = match entries.len() {
                 1 => 0,
                 // The rest one by one: either there are no batches here, or the single write names the error.
-                count => bpf::update_batch(self, keys, values, u32::try_from(count).unwrap_or(u32::MAX)).0 as usize,
+                count => {
+                    bpf::update_batch(self, keys, values, u32::try_from(count).unwrap_or(u32::MAX)).0 as usize
+                }
             };
             for (key, value) in entries.skip(done) {
                 self.put(key, value)?;

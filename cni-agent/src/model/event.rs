@@ -5,7 +5,8 @@ use std::{collections::BTreeSet, fmt};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ClusterSettings, Device, EndpointSlice, Namespace, NamespacedName, Node, Pod, PodName, Service, ServiceCidr,
+    ClusterSettings, Device, EndpointSlice, Namespace, NamespacedName, Node, Pod, PodName, Service,
+    ServiceCidr,
 };
 
 /// An input of the agent.

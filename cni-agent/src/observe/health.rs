@@ -6,7 +6,7 @@ use std::{
     convert::Infallible,
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant},
 };
 
 use http_body_util::Full;
@@ -42,7 +42,7 @@ pub struct Health {
     pub addresses: Vec<IpAddr>,
     pub services: BTreeMap<u16, ServiceHealth>,
     /// Since when something that is known is not in the kernel. `None`: everything is.
-    pub behind_since: Option<SystemTime>,
+    pub behind_since: Option<Instant>,
     /// Services are served here at all, and have been written once.
     pub begun: bool,
     /// This node is being deleted: new connections had better go elsewhere.
@@ -52,18 +52,28 @@ pub struct Health {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceHealth {
     pub name: NamespacedName,
-    pub local_ready: usize,
+    /// Of each family that the Service has: `[IPv4, IPv6]`.
+    pub local_ready: [Option<usize>; 2],
+}
+
+impl ServiceHealth {
+    fn ready_by(&self, v4: bool) -> Option<usize> {
+        let [first, second] = self.local_ready;
+        if v4 { first } else { second }
+    }
 }
 
 impl Health {
     /// What is known is in the kernel, or has not been outside of it for long.
-    pub fn is_alive(&self, now: SystemTime) -> bool {
-        let behind = self.behind_since.and_then(|since| now.duration_since(since).ok());
+    pub fn is_alive(&self, now: Instant) -> bool {
+        let behind = self
+            .behind_since
+            .map(|since| now.saturating_duration_since(since));
         self.begun && behind.is_none_or(|behind| behind < STALE)
     }
 
     /// The same, and it is worth while to send anything here.
-    pub fn is_healthy(&self, now: SystemTime) -> bool {
+    pub fn is_healthy(&self, now: Instant) -> bool {
         self.is_alive(now) && !self.leaving
     }
 }
@@ -74,9 +84,13 @@ pub async fn serve(mut health: watch::Receiver<Arc<Health>>) {
     loop {
         let wanted: Vec<SocketAddr> = {
             let now = health.borrow_and_update();
-            let ports = now.services.keys();
+            let ports = now.services.iter();
             ports
-                .flat_map(|port| now.addresses.iter().map(|ip| SocketAddr::new(*ip, *port)))
+                .flat_map(|(port, service)| {
+                    let ips = now.addresses.iter();
+                    ips.filter(|ip| service.ready_by(ip.is_ipv4()).is_some())
+                        .map(|ip| SocketAddr::new(*ip, *port))
+                })
                 .collect()
         };
         listeners.retain(|address, task| {
@@ -100,7 +114,7 @@ pub async fn serve(mut health: watch::Receiver<Arc<Health>>) {
 
 async fn listen(address: SocketAddr, health: watch::Receiver<Arc<Health>>) {
     answer_all(bind(address).await, move |_| {
-        service_page(&health.borrow(), address.port(), SystemTime::now())
+        service_page(&health.borrow(), address, Instant::now())
     })
     .await;
 }
@@ -121,7 +135,7 @@ async fn bind(address: SocketAddr) -> TcpListener {
 /// The proxy's own health, at `/healthz` and `/livez`.
 pub async fn serve_proxy(address: SocketAddr, health: watch::Receiver<Arc<Health>>) {
     answer_all(bind(address).await, move |request| {
-        proxy_page(&health.borrow(), request.uri().path(), SystemTime::now())
+        proxy_page(&health.borrow(), request.uri().path(), Instant::now())
     })
     .await;
 }
@@ -161,12 +175,13 @@ async fn answer_all(
     }
 }
 
-fn service_page(health: &Health, port: u16, now: SystemTime) -> Response<Full<Bytes>> {
-    let Some(service) = health.services.get(&port) else {
+fn service_page(health: &Health, asked: SocketAddr, now: Instant) -> Response<Full<Bytes>> {
+    let Some(service) = health.services.get(&asked.port()) else {
         return page(StatusCode::SERVICE_UNAVAILABLE, &json!({}));
     };
+    let local_ready = service.ready_by(asked.is_ipv4()).unwrap_or(0);
     let healthy = health.is_healthy(now);
-    let status = if service.local_ready > 0 && healthy {
+    let status = if local_ready > 0 && healthy {
         StatusCode::OK
     } else {
         StatusCode::SERVICE_UNAVAILABLE
@@ -175,23 +190,32 @@ fn service_page(health: &Health, port: u16, now: SystemTime) -> Response<Full<By
         status,
         &json!({
             "service": { "namespace": service.name.namespace, "name": service.name.name },
-            "localEndpoints": service.local_ready,
+            "localEndpoints": local_ready,
             "serviceProxyHealthy": healthy,
         }),
     );
-    let weight = HeaderValue::from(service.local_ready);
-    response.headers_mut().insert("x-load-balancing-endpoint-weight", weight);
+    let weight = HeaderValue::from(local_ready);
+    response
+        .headers_mut()
+        .insert("x-load-balancing-endpoint-weight", weight);
     response
 }
 
-fn proxy_page(health: &Health, path: &str, now: SystemTime) -> Response<Full<Bytes>> {
+fn proxy_page(health: &Health, path: &str, now: Instant) -> Response<Full<Bytes>> {
     let good = match path {
         "/healthz" => health.is_healthy(now),
         "/livez" => health.is_alive(now),
         _ => return page(StatusCode::NOT_FOUND, &json!({ "paths": ["/healthz", "/livez"] })),
     };
-    let status = if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    page(status, &json!({ "healthy": good, "nodeEligible": !health.leaving }))
+    let status = if good {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    page(
+        status,
+        &json!({ "healthy": good, "nodeEligible": !health.leaving }),
+    )
 }
 
 fn page(status: StatusCode, body: &serde_json::Value) -> Response<Full<Bytes>> {
@@ -211,13 +235,22 @@ mod tests {
 
     const PORT: u16 = 31000;
 
+    fn asked(v4: bool) -> SocketAddr {
+        let ip: IpAddr = if v4 {
+            [192, 0, 2, 1].into()
+        } else {
+            [0x2001, 0xdb8, 0, 0, 0, 0, 0, 1].into()
+        };
+        SocketAddr::new(ip, PORT)
+    }
+
     fn health(local_ready: usize) -> Health {
         let service = ServiceHealth {
             name: NamespacedName {
                 namespace: "a".into(),
                 name: "web".into(),
             },
-            local_ready,
+            local_ready: [Some(local_ready), Some(0)],
         };
         Health {
             services: BTreeMap::from([(PORT, service)]),
@@ -227,12 +260,14 @@ mod tests {
     }
 
     fn status(health: &Health) -> u16 {
-        service_page(health, PORT, SystemTime::now()).status().as_u16()
+        service_page(health, asked(true), Instant::now())
+            .status()
+            .as_u16()
     }
 
     fn behind(seconds: u64) -> Health {
         Health {
-            behind_since: Some(SystemTime::now() - Duration::from_secs(seconds)),
+            behind_since: Instant::now().checked_sub(Duration::from_secs(seconds)),
             ..health(1)
         }
     }
@@ -243,11 +278,13 @@ mod tests {
         assert_eq!(status(&health(0)), 503);
         assert_eq!(status(&behind(600)), 503);
         assert_eq!(status(&behind(1)), 200);
+        let by_v6 = service_page(&health(2), asked(false), Instant::now());
+        assert_eq!(by_v6.status().as_u16(), 503, "none of that family");
     }
 
     #[tokio::test]
     async fn svc_46_the_body_and_the_headers_are_those_that_load_balancers_know() {
-        let response = service_page(&health(3), PORT, SystemTime::now());
+        let response = service_page(&health(3), asked(true), Instant::now());
         assert_eq!(response.headers()["x-content-type-options"], "nosniff");
         assert_eq!(response.headers()["x-load-balancing-endpoint-weight"], "3");
         assert_eq!(response.headers()["content-type"], "application/json");
@@ -275,7 +312,11 @@ mod tests {
             (&Health::default(), "/livez", 503),
             (&health(1), "/else", 404),
         ] {
-            assert_eq!(proxy_page(health, path, SystemTime::now()).status().as_u16(), code, "{path}");
+            assert_eq!(
+                proxy_page(health, path, Instant::now()).status().as_u16(),
+                code,
+                "{path}"
+            );
         }
     }
 }

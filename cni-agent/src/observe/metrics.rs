@@ -157,9 +157,17 @@ fn services(registry: &mut Registry, status: &ServicesStatus, latency: &Histogra
     let summary = &status.summary;
     for (name, help, value) in [
         ("services", "Services in the kernel", summary.services),
-        ("service_frontends", "Addresses and ports of Services", summary.frontends),
+        (
+            "service_frontends",
+            "Addresses and ports of Services",
+            summary.frontends,
+        ),
         ("service_backends", "Endpoints that answer", summary.backends),
-        ("service_slots", "Rows that lead from Services to endpoints", summary.slots),
+        (
+            "service_slots",
+            "Rows that lead from Services to endpoints",
+            summary.slots,
+        ),
     ] {
         gauge(registry, name, help, number(value));
     }

@@ -23,7 +23,10 @@ pub struct Findings {
 }
 
 /// Compares. A table that lacks a row is written as a whole: that costs less than to remember which ones were seen.
-pub async fn compare<K: Kernel>(book: &Book, reconciler: &mut Reconciler<K>) -> Result<Findings, KernelError> {
+pub async fn compare<K: Kernel>(
+    book: &Book,
+    reconciler: &mut Reconciler<K>,
+) -> Result<Findings, KernelError> {
     let view = book.view();
     let mut findings = Findings::default();
     for table in TABLES {
@@ -40,7 +43,9 @@ pub async fn compare<K: Kernel>(book: &Book, reconciler: &mut Reconciler<K>) -> 
         };
         reconciler.scan(table, &mut each).await?;
         let whole = found < view.expected(table);
-        findings.missing.append(if whole { view.rows(table) } else { stale });
+        findings
+            .missing
+            .append(if whole { view.rows(table) } else { stale });
     }
     Ok(findings)
 }

@@ -91,12 +91,18 @@ impl Book {
 
     /// Services that come now get the numbers that they have in the maps.
     pub fn recover(&mut self, recovered: Recovered) {
-        recovered.backends.values().for_each(|number| self.numbers.claim(*number));
+        recovered
+            .backends
+            .values()
+            .for_each(|number| self.numbers.claim(*number));
         for service in recovered.sets.values() {
             self.numbers.claim(service.id);
             self.numbers.claim(service.ranges);
         }
-        recovered.slots.keys().for_each(|key| self.numbers.claim(key.service));
+        recovered
+            .slots
+            .keys()
+            .for_each(|key| self.numbers.claim(key.service));
         self.recovered = recovered;
     }
 
@@ -104,7 +110,10 @@ impl Book {
     pub fn recovery_is_over(&mut self) {
         let recovered = std::mem::take(&mut self.recovered);
         let used: BTreeSet<u32> = self.numbers_in_use().collect();
-        let sets = recovered.sets.values().flat_map(|service| [service.id, service.ranges]);
+        let sets = recovered
+            .sets
+            .values()
+            .flat_map(|service| [service.id, service.ranges]);
         let all = sets.chain(recovered.backends.values().copied());
         for number in all.chain(recovered.slots.keys().map(|key| key.service)) {
             if !used.contains(&number) {
@@ -141,7 +150,10 @@ impl Book {
         }
         let mut old_sets: BTreeMap<SetName, Set> = old.sets.into_iter().map(|set| (set.name, set)).collect();
         for set in compiled.sets {
-            let keys = compiled.frontends.iter().filter(|frontend| frontend.set == Some(set.name));
+            let keys = compiled
+                .frontends
+                .iter()
+                .filter(|frontend| frontend.set == Some(set.name));
             let old = old_sets
                 .remove(&set.name)
                 .or_else(|| self.recovered_set(set.name, keys.map(|frontend| frontend.key)));
@@ -161,7 +173,10 @@ impl Book {
             match self.owners.get(&frontend.key) {
                 Some(owner) if **owner != *name => {
                     entry.problems.push(collision(&name, owner, &frontend.key));
-                    self.contenders.entry(frontend.key).or_default().insert(Arc::clone(&name));
+                    self.contenders
+                        .entry(frontend.key)
+                        .or_default()
+                        .insert(Arc::clone(&name));
                     continue;
                 }
                 _ => {}
@@ -172,10 +187,16 @@ impl Book {
                 slots: set.map_or(0, |set| u32::try_from(set.slots.len()).unwrap_or(u32::MAX)),
                 flags: frontend.flags,
                 affinity_seconds: frontend.affinity_seconds,
-                ranges: if frontend.restricted { entry.ranges_number } else { 0 },
+                ranges: if frontend.restricted {
+                    entry.ranges_number
+                } else {
+                    0
+                },
                 ..Service::default()
             };
-            self.owners.entry(frontend.key).or_insert_with(|| Arc::clone(&name));
+            self.owners
+                .entry(frontend.key)
+                .or_insert_with(|| Arc::clone(&name));
             if old_frontends.get(&frontend.key) != Some(&service) {
                 edits.put.services.push((frontend.key, service));
             }
@@ -209,7 +230,10 @@ impl Book {
 
     /// Who waits for these frontends, which nobody has any more.
     pub fn heirs(&mut self, freed: &[ServiceKey]) -> Vec<NamespacedName> {
-        let heirs = freed.iter().filter_map(|key| self.contenders.remove(key)).flatten();
+        let heirs = freed
+            .iter()
+            .filter_map(|key| self.contenders.remove(key))
+            .flatten();
         heirs.map(|name| (*name).clone()).collect()
     }
 
@@ -246,7 +270,11 @@ impl Book {
         let known = self.backends.entry(target).or_insert_with(|| {
             is_new = true;
             Known {
-                number: recovered.backends.get(&target).copied().unwrap_or_else(|| numbers.next()),
+                number: recovered
+                    .backends
+                    .get(&target)
+                    .copied()
+                    .unwrap_or_else(|| numbers.give()),
                 users: 0,
                 flags,
             }
@@ -286,7 +314,7 @@ impl Book {
     fn fill(&mut self, set: SlotSet, old: Option<Set>, edits: &mut Edits) -> Set {
         let (number, before, had_members) = match old {
             Some(old) => (old.number, old.slots, old.members),
-            None => (self.numbers.next(), Vec::new(), false),
+            None => (self.numbers.give(), Vec::new(), false),
         };
         let wanted: BTreeSet<u32> = set
             .targets
@@ -299,12 +327,26 @@ impl Book {
                 edits.put.slots.push((slot_key(number, slot), *backend));
             }
         }
-        edits.gone.slots.extend((slots.len()..before.len()).map(|slot| slot_key(number, slot)));
-        let old_members: BTreeSet<u32> = if had_members { before.iter().copied().collect() } else { BTreeSet::new() };
+        edits
+            .gone
+            .slots
+            .extend((slots.len()..before.len()).map(|slot| slot_key(number, slot)));
+        let old_members: BTreeSet<u32> = if had_members {
+            before.iter().copied().collect()
+        } else {
+            BTreeSet::new()
+        };
         let members = if set.affinity { wanted } else { BTreeSet::new() };
         let member = |backend: &u32| SlotKey::member(number, *backend);
-        edits.put.slots.extend(members.difference(&old_members).map(|backend| (member(backend), *backend)));
-        edits.gone.slots.extend(old_members.difference(&members).map(member));
+        edits.put.slots.extend(
+            members
+                .difference(&old_members)
+                .map(|backend| (member(backend), *backend)),
+        );
+        edits
+            .gone
+            .slots
+            .extend(old_members.difference(&members).map(member));
         Set {
             name: set.name,
             number,
@@ -315,9 +357,16 @@ impl Book {
     }
 
     fn empty(&mut self, set: &Set, edits: &mut Edits) {
-        edits.gone.slots.extend((0..set.slots.len()).map(|slot| slot_key(set.number, slot)));
+        edits
+            .gone
+            .slots
+            .extend((0..set.slots.len()).map(|slot| slot_key(set.number, slot)));
         if set.members {
-            edits.gone.slots.extend(set.slots.iter().map(|backend| SlotKey::member(set.number, *backend)));
+            edits.gone.slots.extend(
+                set.slots
+                    .iter()
+                    .map(|backend| SlotKey::member(set.number, *backend)),
+            );
         }
         self.numbers.release(set.number);
     }
@@ -330,7 +379,11 @@ impl Book {
         edits: &mut Edits,
     ) {
         if !ranges.is_empty() {
-            entry.ranges_number = if old_number == 0 { self.numbers.next() } else { old_number };
+            entry.ranges_number = if old_number == 0 {
+                self.numbers.give()
+            } else {
+                old_number
+            };
         } else if old_number != 0 {
             self.numbers.release(old_number);
         }
@@ -346,7 +399,10 @@ impl Book {
             .collect();
         let new = entry.ranges.iter().filter(|range| !old.contains(range));
         edits.put.ranges.extend(new.map(|range| (*range, 1)));
-        edits.gone.ranges.extend(old.iter().filter(|range| !entry.ranges.contains(range)));
+        edits
+            .gone
+            .ranges
+            .extend(old.iter().filter(|range| !entry.ranges.contains(range)));
     }
 }
 

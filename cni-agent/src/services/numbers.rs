@@ -49,7 +49,7 @@ impl Numbers {
         self.in_use.remove(&number);
     }
 
-    pub fn next(&mut self) -> u32 {
+    pub fn give(&mut self) -> u32 {
         loop {
             if self.left == 0 {
                 self.set_aside();
@@ -83,16 +83,20 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("numbers");
         let mut numbers = Numbers::open(file.clone()).unwrap();
-        let first: Vec<u32> = (0..3).map(|_| numbers.next()).collect();
+        let first: Vec<u32> = (0..3).map(|_| numbers.give()).collect();
         assert_eq!(first, [1, 2, 3]);
         numbers.release(2);
-        assert_eq!(numbers.next(), 4, "not the one that was just given back");
+        assert_eq!(numbers.give(), 4, "not the one that was just given back");
         let mut again = Numbers::open(file.clone()).unwrap();
-        assert!(again.next() > 4);
+        assert!(again.give() > 4);
         fs::write(&file, (LAST - 1).to_string()).unwrap();
         let mut last = Numbers::open(file.clone()).unwrap();
         last.claim(1);
-        assert_eq!([last.next(), last.next()], [LAST, 2], "round, and past what is in use");
+        assert_eq!(
+            [last.give(), last.give()],
+            [LAST, 2],
+            "round, and past what is in use"
+        );
         fs::write(&file, "x").unwrap();
         assert!(Numbers::open(file).is_err());
     }

@@ -29,7 +29,8 @@ impl Pending {
         let at = now + GRACE;
         self.slots.extend(keys.slots.into_iter().map(|key| (key, at)));
         self.ranges.extend(keys.ranges.into_iter().map(|key| (key, at)));
-        self.backends.extend(keys.backends.into_iter().map(|key| (key, at)));
+        self.backends
+            .extend(keys.backends.into_iter().map(|key| (key, at)));
         self.settle_due();
     }
 
@@ -39,8 +40,12 @@ impl Pending {
             return;
         }
         rows.slots.iter().for_each(|(key, _)| _ = self.slots.remove(key));
-        rows.ranges.iter().for_each(|(key, _)| _ = self.ranges.remove(key));
-        rows.backends.iter().for_each(|(key, _)| _ = self.backends.remove(key));
+        rows.ranges
+            .iter()
+            .for_each(|(key, _)| _ = self.ranges.remove(key));
+        rows.backends
+            .iter()
+            .for_each(|(key, _)| _ = self.backends.remove(key));
         self.settle_due();
     }
 
@@ -68,7 +73,11 @@ impl Pending {
     }
 
     fn settle_due(&mut self) {
-        let all = self.slots.values().chain(self.ranges.values()).chain(self.backends.values());
+        let all = self
+            .slots
+            .values()
+            .chain(self.ranges.values())
+            .chain(self.backends.values());
         self.due = all.min().copied();
     }
 }
@@ -92,7 +101,10 @@ mod tests {
             ..Keys::default()
         };
         pending.add(keys, now);
-        assert!(pending.take_due(now).is_empty(), "a reader may still be on its way");
+        assert!(
+            pending.take_due(now).is_empty(),
+            "a reader may still be on its way"
+        );
         let rows = Rows {
             slots: vec![(slot(1), 3)],
             ..Rows::default()

@@ -34,7 +34,9 @@ impl Recovered {
                 }
             }
             Table::Backends => {
-                if let (Some(id), Some(backend)) = (abi::from_bytes::<u32>(key), abi::from_bytes::<Backend>(value)) {
+                if let (Some(id), Some(backend)) =
+                    (abi::from_bytes::<u32>(key), abi::from_bytes::<Backend>(value))
+                {
                     let target = Target {
                         addr: backend.addr,
                         port: backend.port,

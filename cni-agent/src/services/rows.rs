@@ -31,7 +31,10 @@ pub struct Edits {
 
 impl Rows {
     pub fn is_empty(&self) -> bool {
-        self.backends.is_empty() && self.slots.is_empty() && self.ranges.is_empty() && self.services.is_empty()
+        self.backends.is_empty()
+            && self.slots.is_empty()
+            && self.ranges.is_empty()
+            && self.services.is_empty()
     }
 
     pub fn len(&self) -> usize {
@@ -60,7 +63,10 @@ impl Rows {
 
 impl Keys {
     pub fn is_empty(&self) -> bool {
-        self.services.is_empty() && self.ranges.is_empty() && self.slots.is_empty() && self.backends.is_empty()
+        self.services.is_empty()
+            && self.ranges.is_empty()
+            && self.slots.is_empty()
+            && self.backends.is_empty()
     }
 
     pub fn append(&mut self, mut other: Self) {

@@ -201,7 +201,11 @@ mod tests {
     }
 
     fn changed(services: &mut Services) -> Vec<String> {
-        services.take_changed().into_keys().map(|name| name.name).collect()
+        services
+            .take_changed()
+            .into_keys()
+            .map(|name| name.name)
+            .collect()
     }
 
     #[test]
@@ -227,7 +231,11 @@ mod tests {
         let mut services = Services::default();
         services.set_slice(slice("a", "a", "x"));
         services.set_slice(slice("b", "b", "x"));
-        let all: Vec<_> = services.slices.values().map(|slice| slice.endpoints[0].node.clone().unwrap()).collect();
+        let all: Vec<_> = services
+            .slices
+            .values()
+            .map(|slice| slice.endpoints[0].node.clone().unwrap())
+            .collect();
         assert!(Arc::ptr_eq(&all[0], &all[1]));
         services.retain_slices(|_| false);
         drop(all);

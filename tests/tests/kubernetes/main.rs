@@ -10,6 +10,7 @@ mod control_plane;
 mod endpoints;
 mod own_node;
 mod rbac;
+mod services;
 mod settings;
 mod sync;
 

@@ -7,14 +7,15 @@ use anyhow::Result;
 use super::report::Tally;
 use crate::process::{self, cargo, step};
 use crate::toolchain::Toolchain;
-use crate::{abi, advisory, licence, tidy};
+use crate::{abi, advisory, licence, statements, tidy};
 
 type Check = (&'static str, fn() -> Result<()>);
 
-const CHECKS: [Check; 7] = [
+const CHECKS: [Check; 8] = [
     ("rustfmt", formatting),
     ("tidy", tidy::check),
     ("map layout", abi::check),
+    ("statements", statements::check),
     ("licences", licence::check),
     ("clippy on the host", host_clippy),
     ("clippy on BPF", bpf_clippy),

@@ -100,12 +100,19 @@ pub(super) fn candidates<'a>(
 
 impl<'a> Choice<'a> {
     pub(super) fn new(candidates: Vec<Candidate<'a>>, place: &Place) -> Self {
-        let of = |state: Standing| candidates.iter().copied().filter(move |candidate| candidate.state == state);
+        let of = |state: Standing| {
+            candidates
+                .iter()
+                .copied()
+                .filter(move |candidate| candidate.state == state)
+        };
         let topology = topology(&candidates, place);
         let usable = |candidate: &Candidate<'_>| candidate.is_for(topology, place);
         let or_leaving = |ready: Vec<Candidate<'a>>, local: bool| {
             if ready.is_empty() {
-                of(Standing::Leaving).filter(|candidate| !local || candidate.local).collect()
+                of(Standing::Leaving)
+                    .filter(|candidate| !local || candidate.local)
+                    .collect()
             } else {
                 ready
             }
@@ -125,11 +132,13 @@ impl<'a> Choice<'a> {
 
 impl Candidate<'_> {
     fn has_node(&self, node: &str) -> bool {
-        self.hints.is_some_and(|hints| hints.nodes.iter().any(|name| **name == *node))
+        self.hints
+            .is_some_and(|hints| hints.nodes.iter().any(|name| **name == *node))
     }
 
     fn has_zone(&self, zone: &str) -> bool {
-        self.hints.is_some_and(|hints| hints.zones.iter().any(|name| **name == *zone))
+        self.hints
+            .is_some_and(|hints| hints.zones.iter().any(|name| **name == *zone))
     }
 
     fn is_for(&self, topology: Topology, place: &Place) -> bool {
@@ -144,7 +153,11 @@ impl Candidate<'_> {
 /// Hints count only if all ready endpoints have them and one is meant for here: half of them would send everybody to the
 /// other half.
 fn topology(candidates: &[Candidate<'_>], place: &Place) -> Topology {
-    let ready = || candidates.iter().filter(|candidate| candidate.state == Standing::Ready);
+    let ready = || {
+        candidates
+            .iter()
+            .filter(|candidate| candidate.state == Standing::Ready)
+    };
     let all_have = |has: fn(&Hints) -> bool| ready().all(|candidate| candidate.hints.is_some_and(has));
     if all_have(|hints| !hints.nodes.is_empty()) && ready().any(|candidate| candidate.has_node(&place.node)) {
         return Topology::SameNode;

@@ -43,7 +43,10 @@ impl Place {
                 .collect(),
         };
         if config.localhost_node_ports {
-            node_ports.extend([IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1u16])]);
+            node_ports.extend([
+                IpAddr::from([127, 0, 0, 1]),
+                IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1u16]),
+            ]);
         } else {
             node_ports.retain(|ip| !ip.is_loopback());
         }

@@ -2,11 +2,15 @@
 
 use std::{fmt::Write, net::IpAddr};
 
-use cni_ebpf::abi::{Addr, Route, device_flags, peer_flags, route_action, route_flags};
+use cni_ebpf::abi::{
+    Addr, Route, backend_flags, device_flags, peer_flags, route_action, route_flags, service_flags,
+    service_scope,
+};
 
 use crate::{
-    compile::Compiled,
+    compile::{Compiled, service},
     desired::{Desired, HostRoute, Tables},
+    model::NamespacedName,
 };
 
 pub(super) fn compiled(compiled: &Compiled) -> String {
@@ -19,6 +23,81 @@ pub(super) fn compiled(compiled: &Compiled) -> String {
         let _ = writeln!(out, "problem {problem}");
     }
     out
+}
+
+pub(super) fn service(name: &NamespacedName, compiled: &service::Compiled, out: &mut String) {
+    let _ = writeln!(out, "service {name}");
+    for frontend in &compiled.frontends {
+        let key = frontend.key;
+        let names = [
+            (service_flags::REJECT, "refuse"),
+            (service_flags::DROP, "drop"),
+            (service_flags::MASQUERADE, "masquerade"),
+            (service_flags::MASQUERADE_NODE, "masquerade-node"),
+        ];
+        let mut words: Vec<String> = flags(&names, |flag| frontend.flags & flag != 0);
+        if frontend.affinity_seconds != 0 {
+            words.push(format!("affinity {}", frontend.affinity_seconds));
+        }
+        if frontend.restricted {
+            words.push("restricted".to_owned());
+        }
+        let set = compiled.sets.iter().find(|set| Some(set.name) == frontend.set);
+        if let Some(set) = set {
+            let targets = set
+                .targets
+                .iter()
+                .map(|target| format!("{}:{}", target.addr, target.port));
+            words.push(format!(
+                "to [{}] by {:?}",
+                targets.collect::<Vec<_>>().join(" "),
+                set.hints
+            ));
+        }
+        let scope = if key.scope == service_scope::EXTERNAL {
+            "outside"
+        } else {
+            "inside"
+        };
+        let _ = writeln!(
+            out,
+            "  {} {}/{} {scope} {}",
+            key.addr,
+            key.port,
+            key.proto,
+            words.join(" ")
+        );
+    }
+    for (target, flags_of) in &compiled.serving {
+        let names = [
+            (backend_flags::LOCAL, "local"),
+            (backend_flags::TERMINATING, "terminating"),
+        ];
+        let words = flags(&names, |flag| flags_of & flag != 0).join(" ");
+        let _ = writeln!(
+            out,
+            "  serving {}:{}/{} {words}",
+            target.addr, target.port, target.proto
+        );
+    }
+    if !compiled.ranges.is_empty() {
+        let ranges: Vec<String> = compiled.ranges.iter().map(ToString::to_string).collect();
+        let _ = writeln!(out, "  ranges {}", ranges.join(" "));
+    }
+    if let Some(health) = compiled.health {
+        let _ = writeln!(out, "  health {} local {:?}", health.port, health.local_ready);
+    }
+    for problem in &compiled.problems {
+        let _ = writeln!(out, "  problem {problem}");
+    }
+}
+
+fn flags(names: &[(u32, &str)], has: impl Fn(u32) -> bool) -> Vec<String> {
+    names
+        .iter()
+        .filter(|(flag, _)| has(*flag))
+        .map(|(_, name)| (*name).to_owned())
+        .collect()
 }
 
 fn desired(desired: &Desired, out: &mut String) {

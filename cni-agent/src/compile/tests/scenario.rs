@@ -10,8 +10,11 @@ use cni_plugin::{Attachment, Mac};
 
 use super::dump;
 use crate::{
-    compile::compile,
-    config::Config,
+    compile::{
+        Topology, compile,
+        service::{self, Place},
+    },
+    config::{Config, Proxy},
     desired::Desired,
     kernel::{Scope, fake::FakeKernel},
     model::{Device, DeviceAddress, DeviceKind, Endpoint, Event, Phase, Rates},
@@ -145,6 +148,21 @@ fn endpoint(line: &str) -> Endpoint {
     }
 }
 
+/// What Services come to, if they are served here.
+fn services(scenario: &Scenario, out: &mut String) {
+    if scenario.config.services.proxy != Proxy::Millrace {
+        return;
+    }
+    let (topology, _) = Topology::new(&scenario.config, &scenario.state);
+    let place = Place::new(&topology, &scenario.state);
+    let known = &scenario.state.services;
+    for name in known.names() {
+        let slices: Vec<_> = known.slices_of(name).collect();
+        let compiled = service::compile(&place, known.get(name).unwrap(), &slices);
+        dump::service(name, &compiled, out);
+    }
+}
+
 async fn round(reconciler: &mut Reconciler<FakeKernel>, desired: &Desired) {
     let observed = reconciler.observe(desired, Scope::Whole).await.unwrap();
     let outcome = reconciler.converge(desired, &observed, Removals::Allowed).await;
@@ -183,7 +201,8 @@ async fn scenarios() {
         let path = entry.unwrap().path();
         let text = fs::read_to_string(&path).unwrap();
         let scenario = read(&text);
-        let found = dump::compiled(&compile(&scenario.config, &scenario.state));
+        let mut found = dump::compiled(&compile(&scenario.config, &scenario.state));
+        services(&scenario, &mut found);
         if std::env::var_os("BLESS").is_some() {
             let (before, _) = text.split_once("=== expect\n").unwrap();
             fs::write(&path, format!("{before}=== expect\n{found}")).unwrap();

@@ -1,8 +1,6 @@
 use std::collections::BTreeMap;
 
-use cni_ebpf::abi::{
-    Addr, ClassBits, ClassKey, Config, Peer, Prefix, Route, RuleSet, route_action,
-};
+use cni_ebpf::abi::{Addr, ClassBits, ClassKey, Config, Peer, Prefix, Route, RuleSet, route_action};
 use proptest::prelude::*;
 
 use super::*;

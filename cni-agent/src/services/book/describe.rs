@@ -17,9 +17,9 @@ pub struct Description {
     pub frontends: Vec<Front>,
     /// Every endpoint that answers, whether it gets new connections or not.
     pub backends: Vec<Back>,
-    /// Where load balancers ask, and what they are told.
+    /// Where load balancers ask, and what they are told by way of each family.
     pub health_check_node_port: Option<u16>,
-    pub local_ready: Option<usize>,
+    pub local_ready: Option<[Option<usize>; 2]>,
     pub problems: Vec<String>,
 }
 
@@ -75,11 +75,12 @@ pub struct Back {
 impl Book {
     /// Those that `wanted` names; all if it is empty. A name without a namespace is of any.
     pub fn describe(&self, wanted: &str) -> Vec<Description> {
-        let is_wanted = |name: &NamespacedName| {
-            wanted.is_empty() || name.name == wanted || name.to_string() == wanted
-        };
+        let is_wanted =
+            |name: &NamespacedName| wanted.is_empty() || name.name == wanted || name.to_string() == wanted;
         let found = self.entries.iter().filter(|(name, _)| is_wanted(name));
-        found.map(|(name, entry)| self.describe_one(name, entry)).collect()
+        found
+            .map(|(name, entry)| self.describe_one(name, entry))
+            .collect()
     }
 
     fn describe_one(&self, name: &NamespacedName, entry: &Entry) -> Description {
@@ -87,7 +88,9 @@ impl Book {
         let frontends = entry.frontends.iter();
         Description {
             name: name.clone(),
-            frontends: frontends.filter_map(|(key, service)| front(entry, key, service)).collect(),
+            frontends: frontends
+                .filter_map(|(key, service)| front(entry, key, service))
+                .collect(),
             backends: entry
                 .serving
                 .iter()
@@ -118,7 +121,11 @@ fn front(entry: &Entry, key: &ServiceKey, service: &Service) -> Option<Front> {
         address: key.addr.into(),
         port: key.port.get(),
         protocol: Protocol::from_number(key.proto)?,
-        clients: if key.scope == service_scope::EXTERNAL { Clients::Outside } else { Clients::Inside },
+        clients: if key.scope == service_scope::EXTERNAL {
+            Clients::Outside
+        } else {
+            Clients::Inside
+        },
         answer: if has(service_flags::REJECT) {
             Answer::Refuse
         } else if has(service_flags::DROP) {

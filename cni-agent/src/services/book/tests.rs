@@ -54,17 +54,31 @@ impl Maps {
     fn check(&self) {
         for service in self.services.values() {
             for slot in 0..service.slots {
-                let key = SlotKey { service: service.id, slot };
-                let backend = self.slots.get(&key).unwrap_or_else(|| panic!("{service:?} has no slot {slot}"));
-                assert!(self.backends.contains_key(backend), "{service:?}: slot {slot} has no backend");
+                let key = SlotKey {
+                    service: service.id,
+                    slot,
+                };
+                let backend = self
+                    .slots
+                    .get(&key)
+                    .unwrap_or_else(|| panic!("{service:?} has no slot {slot}"));
+                assert!(
+                    self.backends.contains_key(backend),
+                    "{service:?}: slot {slot} has no backend"
+                );
             }
         }
     }
 
     fn targets(&self, key: &ServiceKey) -> Vec<u8> {
         let service = self.services[key];
-        let slots = (0..service.slots).map(|slot| SlotKey { service: service.id, slot });
-        let mut targets: Vec<u8> = slots.map(|key| self.backends[&self.slots[&key]].addr.octets()[15]).collect();
+        let slots = (0..service.slots).map(|slot| SlotKey {
+            service: service.id,
+            slot,
+        });
+        let mut targets: Vec<u8> = slots
+            .map(|key| self.backends[&self.slots[&key]].addr.octets()[15])
+            .collect();
         targets.sort_unstable();
         targets
     }
@@ -189,25 +203,60 @@ fn the_next_agent_gives_the_same_numbers_and_changes_no_row() {
         recovered.take(Table::Services, &bytes(key), &bytes(value));
     }
     for (key, value) in &maps.slots {
-        recovered.take(Table::ServiceSlots, cni_ebpf::abi::as_bytes(key), cni_ebpf::abi::as_bytes(value));
+        recovered.take(
+            Table::ServiceSlots,
+            cni_ebpf::abi::as_bytes(key),
+            cni_ebpf::abi::as_bytes(value),
+        );
     }
     for (key, value) in &maps.backends {
-        recovered.take(Table::Backends, cni_ebpf::abi::as_bytes(key), cni_ebpf::abi::as_bytes(value));
+        recovered.take(
+            Table::Backends,
+            cni_ebpf::abi::as_bytes(key),
+            cni_ebpf::abi::as_bytes(value),
+        );
     }
     let mut next = tests::book(&folder);
     next.recover(recovered);
     for number in (0..3).rev() {
-        let endpoints = if number == 0 { BTreeSet::from([1, 3, 8, 7]) } else { (0..9).collect() };
+        let endpoints = if number == 0 {
+            BTreeSet::from([1, 3, 8, 7])
+        } else {
+            (0..9).collect()
+        };
         next.set(&name(number), compiled(number, &endpoints, number == 1));
     }
     next.recovery_is_over();
     let view = next.view();
     let rows = |table| view.rows(table);
-    assert_eq!(rows(Table::Services).services.into_iter().collect::<BTreeMap<_, _>>(), maps.services);
-    assert_eq!(rows(Table::ServiceSlots).slots.into_iter().collect::<BTreeMap<_, _>>(), maps.slots);
-    assert_eq!(rows(Table::Backends).backends.into_iter().collect::<BTreeMap<_, _>>(), maps.backends);
+    assert_eq!(
+        rows(Table::Services)
+            .services
+            .into_iter()
+            .collect::<BTreeMap<_, _>>(),
+        maps.services
+    );
+    assert_eq!(
+        rows(Table::ServiceSlots)
+            .slots
+            .into_iter()
+            .collect::<BTreeMap<_, _>>(),
+        maps.slots
+    );
+    assert_eq!(
+        rows(Table::Backends)
+            .backends
+            .into_iter()
+            .collect::<BTreeMap<_, _>>(),
+        maps.backends
+    );
     // What is new gets a number that nobody has had.
-    let highest = maps.backends.keys().chain(maps.services.values().map(|service| &service.id)).max().copied();
+    let highest = maps
+        .backends
+        .keys()
+        .chain(maps.services.values().map(|service| &service.id))
+        .max()
+        .copied();
     let edits = next.set(&name(3), compiled(3, &BTreeSet::from([100]), false));
     assert!(Some(edits.put.backends[0].0) > highest);
 }
@@ -222,7 +271,10 @@ fn a_frontend_that_another_service_has_is_said_and_inherited() {
     let edits = second(&mut book);
     assert_eq!(edits.put.services, []);
     let problems: Vec<&String> = book.problems().collect();
-    assert!(problems[0].contains("n/s2") && problems[0].contains("n/s1"), "{problems:?}");
+    assert!(
+        problems[0].contains("n/s2") && problems[0].contains("n/s1"),
+        "{problems:?}"
+    );
     let edits = book.set(&name(1), Compiled::default());
     assert_eq!(edits.gone.services, [key(1)]);
     assert_eq!(book.heirs(&edits.gone.services), [name(2)]);
@@ -237,10 +289,18 @@ fn a_change_of_one_endpoint_costs_one_row_of_each_kind() {
     book.set(&name(1), compiled(1, &(0..200).collect(), false));
     book.set(&name(2), compiled(2, &(0..200).collect(), false));
     let edits = book.set(&name(1), compiled(1, &(0..201).collect(), false));
-    let put = (edits.put.backends.len(), edits.put.slots.len(), edits.put.services.len());
+    let put = (
+        edits.put.backends.len(),
+        edits.put.slots.len(),
+        edits.put.services.len(),
+    );
     assert_eq!((put, edits.gone), ((1, 1, 1), Keys::default()));
     let edits = book.set(&name(1), compiled(1, &(0..200).collect(), false));
-    let put = (edits.put.backends.len(), edits.put.slots.len(), edits.put.services.len());
+    let put = (
+        edits.put.backends.len(),
+        edits.put.slots.len(),
+        edits.put.services.len(),
+    );
     assert_eq!(put, (0, 0, 1), "the last one went: the count is all that changes");
     assert_eq!((edits.gone.slots.len(), edits.gone.backends.len()), (1, 1));
 }

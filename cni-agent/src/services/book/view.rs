@@ -13,7 +13,7 @@ use crate::{
 
 /// What a row of the kernel is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(in crate::services) enum Verdict {
     Right,
     /// Its key is right, and its value should be this one.
     Stale(Vec<u8>),
@@ -37,14 +37,20 @@ impl Book {
             book: self,
             sets: sets().map(|set| (set.number, set)).collect(),
             members: members.collect(),
-            ranges: self.entries.values().flat_map(|entry| entry.ranges.iter().copied()).collect(),
+            ranges: self
+                .entries
+                .values()
+                .flat_map(|entry| entry.ranges.iter().copied())
+                .collect(),
         }
     }
 }
 
 impl Set {
     fn member_keys(&self) -> impl Iterator<Item = SlotKey> {
-        self.slots.iter().map(|backend| SlotKey::member(self.number, *backend))
+        self.slots
+            .iter()
+            .map(|backend| SlotKey::member(self.number, *backend))
     }
 }
 
@@ -68,7 +74,9 @@ impl View<'_> {
                 let known = abi::from_bytes(key).is_some_and(|key| self.ranges.contains(&key));
                 known.then(|| bytes(1u32))
             }
-            Table::Backends => self.backend(abi::from_bytes(key), abi::from_bytes(value)).map(bytes),
+            Table::Backends => self
+                .backend(abi::from_bytes(key), abi::from_bytes(value))
+                .map(bytes),
             _ => None,
         };
         match wanted {
@@ -115,15 +123,18 @@ impl View<'_> {
             Table::ServiceSlots => {
                 for set in self.sets.values() {
                     let slots = set.slots.iter().enumerate();
-                    rows.slots.extend(slots.map(|(slot, backend)| (slot_key(set.number, slot), *backend)));
+                    rows.slots
+                        .extend(slots.map(|(slot, backend)| (slot_key(set.number, slot), *backend)));
                 }
                 let members = self.members.iter();
-                rows.slots.extend(members.map(|key| (*key, key.slot & !SlotKey::MEMBER)));
+                rows.slots
+                    .extend(members.map(|key| (*key, key.slot & !SlotKey::MEMBER)));
             }
             Table::ServiceRanges => rows.ranges.extend(self.ranges.iter().map(|range| (*range, 1))),
             Table::Backends => {
                 let all = self.book.backends.iter();
-                rows.backends.extend(all.map(|(target, known)| (known.number, row(target, known))));
+                rows.backends
+                    .extend(all.map(|(target, known)| (known.number, row(target, known))));
             }
             _ => {}
         }

@@ -168,7 +168,11 @@ impl Shared {
             terminating: conditions.terminating.unwrap_or(false),
             node: (!endpoint.node_name.is_empty()).then(|| {
                 let name = endpoint.node_name;
-                Arc::clone(self.nodes.entry(name).or_insert_with_key(|name| name.as_str().into()))
+                Arc::clone(
+                    self.nodes
+                        .entry(name)
+                        .or_insert_with_key(|name| name.as_str().into()),
+                )
             }),
             hints: self.hints(endpoint.hints),
         })
@@ -183,7 +187,10 @@ impl Shared {
             zones: names(hints.for_zones),
             nodes: names(hints.for_nodes),
         };
-        let shared = self.hints.entry(hints).or_insert_with_key(|hints| Arc::new(hints.clone()));
+        let shared = self
+            .hints
+            .entry(hints)
+            .or_insert_with_key(|hints| Arc::new(hints.clone()));
         Some(Arc::clone(shared))
     }
 }

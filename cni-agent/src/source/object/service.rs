@@ -158,6 +158,7 @@ impl Spec {
             cluster_ips.insert(0, first);
         }
         let ports = self.ports.into_iter().enumerate();
+        let balanced = self.r#type == "LoadBalancer";
         let affinity = || {
             let asked = self.session_affinity_config.client_ip.timeout_seconds;
             asked.unwrap_or(AFFINITY_SECONDS).clamp(1, LONGEST_AFFINITY)
@@ -170,7 +171,8 @@ impl Spec {
             external_policy: policy("spec.externalTrafficPolicy", &self.external_traffic_policy)?,
             internal_policy: policy("spec.internalTrafficPolicy", &self.internal_traffic_policy)?,
             affinity_seconds: (self.session_affinity == "ClientIP").then(affinity),
-            health_check_node_port: (self.health_check_node_port != 0).then_some(self.health_check_node_port),
+            health_check_node_port: (balanced && self.health_check_node_port != 0)
+                .then_some(self.health_check_node_port),
             ..Service::default()
         })
     }
@@ -197,7 +199,10 @@ fn policy(field: &str, text: &str) -> Result<TrafficPolicy, FieldError> {
     match text {
         "" | "Cluster" => Ok(TrafficPolicy::Cluster),
         "Local" => Ok(TrafficPolicy::Local),
-        other => Err(FieldError::new(field, format!("`{other}` is not Cluster or Local"))),
+        other => Err(FieldError::new(
+            field,
+            format!("`{other}` is not Cluster or Local"),
+        )),
     }
 }
 

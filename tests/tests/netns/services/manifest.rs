@@ -19,7 +19,8 @@ pub(crate) fn cluster_ip(number: u8, v4: bool) -> IpAddr {
 pub(crate) struct ServiceManifest {
     pub(crate) number: u8,
     spec: Value,
-    endpoints: Vec<([IpAddr; 2], u16, Value)>,
+    endpoints: Vec<Value>,
+    addresses: Vec<IpAddr>,
 }
 
 impl ServiceManifest {
@@ -28,6 +29,7 @@ impl ServiceManifest {
             number,
             spec: json!({}),
             endpoints: Vec::new(),
+            addresses: Vec::new(),
         }
     }
 
@@ -38,12 +40,16 @@ impl ServiceManifest {
     }
 
     pub(crate) fn endpoint(self, pod: &Pod, port: u16) -> Self {
-        self.endpoint_with(pod, port, json!({}))
+        self.endpoint_at(pod, port, "elsewhere", json!({}))
     }
 
-    /// With these conditions.
-    pub(crate) fn endpoint_with(mut self, pod: &Pod, port: u16, conditions: Value) -> Self {
-        self.endpoints.push(([pod.ip(true), pod.ip(false)], port, conditions));
+    /// On this node, with these conditions.
+    pub(crate) fn endpoint_at(mut self, pod: &Pod, port: u16, node: &str, conditions: Value) -> Self {
+        let addresses = [pod.ip(true), pod.ip(false)];
+        self.addresses.extend(addresses);
+        self.endpoints.push(json!({
+            "addresses": addresses, "port": port, "node": node, "conditions": conditions,
+        }));
         self
     }
 
@@ -52,7 +58,7 @@ impl ServiceManifest {
     }
 
     pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
-        self.endpoints.iter().flat_map(|(addresses, ..)| *addresses)
+        self.addresses.iter().copied()
     }
 
     pub(crate) fn objects(&self) -> Value {
@@ -71,7 +77,8 @@ impl ServiceManifest {
             "apiVersion": "v1", "kind": "Service", "metadata": { "name": name, "namespace": "lab" }, "spec": spec,
         })];
         for (place, family) in ["IPv4", "IPv6"].iter().enumerate() {
-            for (number, (addresses, port, conditions)) in self.endpoints.iter().enumerate() {
+            for (number, endpoint) in self.endpoints.iter().enumerate() {
+                let port = &endpoint["port"];
                 items.push(json!({
                     "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": family,
                     "metadata": {
@@ -82,7 +89,10 @@ impl ServiceManifest {
                         { "name": "t", "port": port, "protocol": "TCP" },
                         { "name": "u", "port": port, "protocol": "UDP" },
                     ],
-                    "endpoints": [{ "addresses": [addresses[place]], "conditions": conditions }],
+                    "endpoints": [{
+                        "addresses": [endpoint["addresses"][place]], "conditions": endpoint["conditions"],
+                        "nodeName": endpoint["node"],
+                    }],
                 }));
             }
         }

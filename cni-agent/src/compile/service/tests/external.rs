@@ -1,0 +1,122 @@
+//! Addresses that clients outside of the cluster use.
+
+use super::*;
+
+#[test]
+fn svc_39_an_address_is_captured_unless_the_load_balancer_is_a_proxy() {
+    let mut object = service(json!({ "type": "LoadBalancer" }));
+    object["status"] = json!({ "loadBalancer": { "ingress": [
+        { "ip": "203.0.113.1" }, { "ip": "203.0.113.2", "ipMode": "VIP" }, { "ip": "203.0.113.3", "ipMode": "Proxy" },
+        { "hostname": "example.org" },
+    ] } });
+    let compiled = compiled(&[object, slice("s-1", endpoints(&["10.1.0.1"]))]);
+    let at = |ip| behind(&compiled, ip, 80, service_scope::EXTERNAL);
+    assert_eq!(
+        ["203.0.113.1", "203.0.113.2", "203.0.113.3"].map(at),
+        [["10.1.0.1:8080"], ["10.1.0.1:8080"], ["unknown"]]
+    );
+}
+
+fn restricted(ranges: &[&str]) -> Compiled {
+    let mut object = service(json!({
+        "type": "LoadBalancer", "loadBalancerSourceRanges": ranges, "externalIPs": ["203.0.113.7"],
+        "ports": [{ "name": "web", "port": 80, "nodePort": 30080 }],
+    }));
+    object["status"] = json!({ "loadBalancer": { "ingress": [{ "ip": "203.0.113.1" }] } });
+    compiled(&[object, slice("s-1", endpoints(&["10.1.0.1"]))])
+}
+
+#[test]
+fn svc_40_source_ranges_restrict_the_load_balancers_addresses_alone() {
+    let compiled = restricted(&[" 198.51.100.0/24 ", "198.51.200.1/32\n"]);
+    let texts: Vec<String> = compiled.ranges.iter().map(ToString::to_string).collect();
+    assert_eq!(texts, ["198.51.100.0/24", "198.51.200.1/32"]);
+    let is_restricted = |ip, port, scope| frontend(&compiled, ip, port, 6, scope).unwrap().restricted;
+    for scope in [service_scope::CLUSTER, service_scope::EXTERNAL] {
+        assert!(is_restricted("203.0.113.1", 80, scope));
+        assert!(!is_restricted("203.0.113.7", 80, scope));
+        assert!(!is_restricted("192.0.2.1", 30080, scope));
+    }
+    assert!(!is_restricted(VIP, 80, service_scope::CLUSTER));
+}
+
+#[test]
+fn svc_41_a_node_in_one_of_the_ranges_reaches_its_own_load_balancer() {
+    let has = |ranges: &[&str], ip: &str| {
+        let ip: IpAddr = ip.parse().unwrap();
+        restricted(ranges).ranges.iter().any(|range| range.contains(ip))
+    };
+    assert!(has(&["192.0.2.0/24"], "192.0.2.1"));
+    assert!(!has(&["198.51.100.0/24"], "192.0.2.1"));
+    assert!(
+        has(&["192.0.2.0/24"], "2001:db8::1"),
+        "by whichever of its addresses"
+    );
+}
+
+#[test]
+fn svc_42_external_ips_are_served_if_they_are_nobodys_and_somebody_wants_it() {
+    let object = |ip: &str| service(json!({ "externalIPs": [ip] }));
+    let at = |place: &Place, ip: &str| {
+        let compiled = compiled_at(place, &[object(ip), slice("s-1", endpoints(&["10.1.0.1"]))]);
+        (
+            behind(&compiled, ip, 80, service_scope::EXTERNAL).remove(0),
+            compiled.problems,
+        )
+    };
+    assert_eq!(
+        at(&place(), "203.0.113.7"),
+        ("10.1.0.1:8080".to_owned(), Vec::new())
+    );
+    let off = Place {
+        external_ips: false,
+        ..place()
+    };
+    for (place, ip, word) in [
+        (&off, "203.0.113.7", "services.externalIPs"),
+        (&place(), "192.0.2.2", "node's own"),
+        (&place(), "10.96.0.53", "range of Service addresses"),
+        (&place(), "169.254.20.10", "every machine"),
+    ] {
+        let (found, problems) = at(place, ip);
+        assert_eq!(found, "unknown", "{ip}");
+        assert!(
+            problems[0].contains(word) && problems[0].contains("n/s"),
+            "{problems:?}"
+        );
+    }
+}
+
+#[test]
+fn svc_43_a_load_balancer_without_node_ports_works() {
+    let mut object = service(json!({ "type": "LoadBalancer", "allocateLoadBalancerNodePorts": false }));
+    object["status"] = json!({ "loadBalancer": { "ingress": [{ "ip": "203.0.113.1" }] } });
+    let compiled = compiled(&[object, slice("s-1", endpoints(&["10.1.0.1"]))]);
+    assert_eq!(
+        behind(&compiled, "203.0.113.1", 80, service_scope::EXTERNAL),
+        ["10.1.0.1:8080"]
+    );
+    assert!(
+        compiled
+            .frontends
+            .iter()
+            .all(|frontend| frontend.key.port.get() != 30080)
+    );
+}
+
+#[test]
+fn svc_44_only_a_load_balancer_with_the_local_policy_has_a_health_check_node_port() {
+    let health = |policy: &str, kind: &str| {
+        let object =
+            service(json!({ "type": kind, "externalTrafficPolicy": policy, "healthCheckNodePort": 31000 }));
+        let lines = ["10.1.0.1@one", "10.1.0.2@one not-ready terminating", "10.1.0.3"];
+        compiled(&[object, slice("s-1", endpoints(&lines))]).health
+    };
+    let local = Health {
+        port: 31000,
+        local_ready: [Some(1), Some(0)],
+    };
+    assert_eq!(health("Local", "LoadBalancer"), Some(local));
+    assert_eq!(health("Cluster", "LoadBalancer"), None);
+    assert_eq!(health("Local", "NodePort"), None);
+}

@@ -1,0 +1,119 @@
+//! What load balancers are told.
+
+use std::{
+    io::{Read, Write},
+    net::SocketAddr,
+};
+
+use cni_tests::{
+    lab::{Lab, Pod, Routing, Signal},
+    netns::Namespace,
+    traffic::{connect, tcp},
+};
+use serde_json::json;
+
+use super::{ServiceManifest, plan, publish, serve};
+use crate::{eventually, needs_root};
+
+const CHECK: u16 = 31007;
+const NODE_PORT: u16 = 30007;
+/// Of `services.health`.
+const PROXY: u16 = 10256;
+
+/// GET, head and body; `None` if nobody listens.
+fn get(from: &Namespace, to: SocketAddr, path: &str) -> Option<String> {
+    let mut stream = connect(from, to).ok()?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    Some(answer)
+}
+
+#[track_caller]
+fn says(from: &Namespace, to: SocketAddr, path: &str, wanted: &[&str]) {
+    eventually(|| {
+        let answer = get(from, to, path).unwrap_or_default();
+        let good = wanted.iter().all(|word| answer.contains(word));
+        (!good).then(|| format!("{to}{path} says {answer:?}, not {wanted:?}"))
+    });
+}
+
+fn service(pod: &Pod, conditions: serde_json::Value, policy: &str) -> ServiceManifest {
+    let spec = json!({
+        "type": "LoadBalancer", "externalTrafficPolicy": policy, "healthCheckNodePort": CHECK,
+        "ports": [{ "name": "t", "port": 80, "protocol": "TCP", "nodePort": NODE_PORT }],
+    });
+    ServiceManifest::new(7)
+        .spec(spec)
+        .endpoint_at(pod, 8080, "node0", conditions)
+}
+
+#[test]
+fn svc_44_svc_45_health_check_node_ports_answer_on_node_port_addresses_alone() {
+    needs_root!();
+    let lab = Lab::start(plan(Routing::Direct)).unwrap();
+    let [here, there] = [&lab.nodes[0], &lab.nodes[1]];
+    let pod = here.add_pod("a").unwrap();
+    let _echoes = serve(&pod, 8080);
+    publish(&lab, &service(&pod, json!({}), "Local"));
+    let at = |node: &cni_tests::lab::Node, v4| SocketAddr::new(node.address(v4), CHECK);
+    for v4 in [true, false] {
+        says(
+            &lab.outside,
+            at(here, v4),
+            "/",
+            &["200 OK", "\"localEndpoints\":1", "nosniff"],
+        );
+        says(&lab.outside, at(there, v4), "/", &["503", "\"localEndpoints\":0"]);
+        let second = SocketAddr::new(here.second_address(v4), CHECK);
+        assert_eq!(
+            get(&here.namespace, second, "/"),
+            None,
+            "not an address of NodePorts"
+        );
+    }
+    // With the policy goes the port.
+    publish(&lab, &service(&pod, json!({}), "Cluster"));
+    eventually(|| get(&lab.outside, at(here, true), "/"));
+}
+
+#[test]
+fn svc_47_only_terminating_endpoints_are_no_health_but_still_serve() {
+    needs_root!();
+    let lab = Lab::start(plan(Routing::Direct)).unwrap();
+    let node = &lab.nodes[0];
+    let pod = node.add_pod("a").unwrap();
+    let client = node.add_pod("client").unwrap();
+    let _echoes = serve(&pod, 8080);
+    let leaving = json!({ "ready": false, "serving": true, "terminating": true });
+    publish(&lab, &service(&pod, leaving, "Local"));
+    says(
+        &lab.outside,
+        SocketAddr::new(node.address(true), CHECK),
+        "/",
+        &["503"],
+    );
+    let vip = SocketAddr::new(super::cluster_ip(7, true), 80);
+    tcp(&client.namespace, vip, 100).unwrap();
+}
+
+#[test]
+fn svc_48_the_proxy_says_how_it_is() {
+    needs_root!();
+    let lab = Lab::start(plan(Routing::Direct).nodes(1)).unwrap();
+    let node = &lab.nodes[0];
+    let proxy = SocketAddr::new(node.address(true), PROXY);
+    says(&lab.outside, proxy, "/healthz", &["200 OK"]);
+    says(&lab.outside, proxy, "/livez", &["200 OK"]);
+    let mut leaving = cni_tests::lab::control_plane::node(&lab.plan, 0);
+    leaving["spec"]["taints"] = json!([{ "key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule" }]);
+    node.write_manifest("nodes.yaml", &leaving).unwrap();
+    says(&lab.outside, proxy, "/healthz", &["503"]);
+    says(&lab.outside, proxy, "/livez", &["200 OK"]);
+    node.end_agent(Signal::SIGKILL).unwrap();
+    assert_eq!(get(&lab.outside, proxy, "/livez"), None);
+}
