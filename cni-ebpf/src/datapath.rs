@@ -10,27 +10,31 @@
 //! to_netdev    parse, fragments, tunnel key, masquerade of what the stack sends
 //! ```
 
+mod balance;
 mod connection;
 pub mod conntrack;
 mod deliver;
+mod external;
 mod fragments;
 pub mod headers;
 mod limit;
 pub mod nat;
 pub mod policy;
+mod refuse;
 mod related;
 mod report;
 pub mod rewrite;
 mod route;
+mod sctp;
 mod sender;
-mod service;
+pub mod service;
 mod stack;
 pub mod stage;
 mod tables;
-mod too_big;
 mod verdict;
 pub mod work;
 
+pub use refuse::answer;
 pub use report::finish;
 pub use tables::{Fib, NotInserted, NotRewritten, Packet, Table, Tables};
 pub use verdict::{Outcome, Verdict, way};
@@ -38,7 +42,7 @@ pub use work::{Headers, Work};
 
 use crate::abi::{
     Config, Endpoint, Reason, direction, endpoint_flags, flow_flags, hook, put, route_action, route_flags,
-    via,
+    service_scope, via,
 };
 use connection::{advance_known, enter, known};
 use deliver::{deliver, forward, send, translate};
@@ -59,6 +63,9 @@ fn start(work: &mut Work, at: u8, towards: u8) {
     put(&mut work.unmasked, 0);
     put(&mut work.departure, 0);
     put(&mut work.entered, 0);
+    put(&mut work.answered, 0);
+    work.event.dnat.clear();
+    put(&mut work.event.dnat_port, crate::abi::Port::ZERO);
     put(&mut work.way, way::PASS);
 }
 
@@ -116,7 +123,9 @@ fn connection_from_pod<T: Tables, P: Packet>(
     work: &mut Work,
     sender: &Endpoint,
 ) -> Outcome {
-    if let Some(known) = known(tables, packet, work, Some(sender), false) {
+    if let Some(known) = known(tables, packet, work, Some(sender), false)
+        && !balance::moves(tables, packet, work, known.found.flow, service_scope::CLUSTER)
+    {
         advance_known(tables, packet, work, &known)?;
         let receiver = if work.reply == 0 {
             known.destination
@@ -128,35 +137,51 @@ fn connection_from_pod<T: Tables, P: Packet>(
     conntrack::may_begin(work)?;
     // A Service is looked for on a miss only: an established connection outlives its Service.
     work.out = work.tuple;
-    let chosen = service::choose(tables, work)?;
-    if let Some(chosen) = &chosen {
-        work.out.dst = chosen.target.addr;
-        work.out.dst_port = chosen.target.port;
-        work.service = chosen.service;
+    balance::ask(tables, packet, work, service_scope::CLUSTER, false)?;
+    let served = work.choice.found != 0;
+    if served {
+        work.out.dst = work.choice.addr;
+        work.out.dst_port = work.choice.port;
+        work.service = work.choice.service;
     }
     let receiver = tables.endpoint(&work.out.dst);
+    if !served && receiver.is_none() && tables.config().has_services() != 0 {
+        let destination = work.tuple.dst;
+        if route::lookup(tables, work, &destination)?.action == route_action::SERVICE {
+            return balance::vacant(tables, packet, work, false);
+        }
+    }
     conntrack::begin(packet, work);
     policy::admit(tables, packet, work, Some(sender), receiver, false)?;
-    if let Some(chosen) = &chosen {
-        work.flow.service = chosen.service;
-        work.flow.backend = chosen.backend;
-        nat::enter_dialled(tables, work)?;
+    if served {
+        stage::call(Stage::Dial, tables, packet, work)?;
     }
     work.flow.via_reply = via::PEER;
     if let Some(receiver) = receiver {
+        // A pod that meets itself behind a Service would take its own address for a forged one.
+        if served && (balance::hides_source(work) || receiver.id == sender.id) {
+            balance::hide_source(tables, packet, work, 0)?;
+        }
         work.flow.via_forward = route::via_to(receiver);
         work.flow.via_reply = work.flow.via_forward;
         limit::check_leaving(tables, packet, work, sender)?;
         enter(tables, work)?;
+        balance::show_source(work);
         work.stack_reply = 0;
         return deliver(tables, packet, work, receiver);
     }
     let destination = work.out.dst;
     let route = route::lookup(tables, work, &destination)?;
-    masquerade_new(tables, packet, work, route)?;
+    if served && balance::hides_source(work) && route.action != route_action::HOST {
+        route::leave(tables, packet, work, route)?;
+        balance::hide_source(tables, packet, work, 0)?;
+    } else {
+        masquerade_new(tables, packet, work, route)?;
+    }
     work.flow.via_forward = via_of(work.way);
     limit::check_leaving(tables, packet, work, sender)?;
     enter(tables, work)?;
+    balance::show_source(work);
     send(tables, packet, work)
 }
 
@@ -193,8 +218,6 @@ fn masquerade_new<T: Tables, P: Packet>(
     if work.headers.ttl <= 1 || route::exceeds(packet, work, route.mtu) {
         return work.pass();
     }
-    work.out.src = work.flow.snat;
-    work.out.src_port = work.flow.snat_port;
     Ok(())
 }
 
@@ -297,13 +320,13 @@ fn arrived<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) ->
     if tunnel {
         let destination = work.tuple.dst;
         let route = route::lookup(tables, work, &destination)?;
-        return match route.action {
-            route_action::HOST => work.pass(),
-            route_action::ENDPOINTS => Err(Reason::NoEndpoint),
-            _ => Err(Reason::HostAddress),
-        };
+        match route.action {
+            route_action::HOST => {}
+            route_action::ENDPOINTS => return Err(Reason::NoEndpoint),
+            _ => return Err(Reason::HostAddress),
+        }
     }
-    stack::arriving(tables, packet, work)
+    external::arriving(tables, packet, work, tunnel)
 }
 
 /// The node that sent a tunnelled packet must own the address inside. It may send from any of its addresses, whichever its

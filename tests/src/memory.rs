@@ -43,6 +43,9 @@ pub struct Memory {
     pub services: Slab<ServiceKey, Service>,
     pub slots: Slab<SlotKey, u32>,
     pub backends: Slab<u32, Backend>,
+    /// By the number of the ranges.
+    pub source_ranges: HashMap<u32, Lpm<u32>>,
+    pub affinity: Slab<AffinityKey, Affinity>,
     pub buckets: Slab<u32, Bucket>,
     pub counts: RefCell<HashMap<(u8, u8), u64>>,
     pub events: RefCell<Vec<Event>>,
@@ -58,6 +61,7 @@ impl Memory {
             table.clear();
         }
         self.fragments.clear();
+        self.affinity.clear();
         self.counts.get_mut().clear();
         self.events.get_mut().clear();
     }
@@ -71,6 +75,10 @@ impl Memory {
             table.settle();
         }
         self.fragments.settle();
+        self.affinity.settle();
+        self.services.settle();
+        self.slots.settle();
+        self.backends.settle();
         self.events.get_mut().clear();
     }
 }
@@ -207,6 +215,22 @@ impl Tables for Memory {
 
     fn backend(&self, id: &u32) -> Option<&Backend> {
         self.backends.get(id)
+    }
+
+    fn source_range(&self, source: &SourceRange) -> Option<&u32> {
+        let host = Prefix {
+            len: 128,
+            words: source.words,
+        };
+        self.source_ranges.get(&source.ranges)?.get(&host)
+    }
+
+    fn affinity(&self, client: &AffinityKey) -> Option<&Affinity> {
+        self.affinity.get(client)
+    }
+
+    fn remember_client(&self, client: &AffinityKey, last: &Affinity) {
+        self.affinity.insert(*client, last.clone());
     }
 
     fn bucket(&self, key: u32) -> Option<&Bucket> {

@@ -11,7 +11,8 @@ use cni_ebpf::datapath::{self, Outcome, Verdict, Work};
 
 use crate::memory::{Frame, Memory};
 
-use content::{device, endpoints, fib, routes, rules, services};
+pub use content::{backend, port, service_id};
+use content::{device, endpoints, fib, ranges, routes, rules, services, settings};
 pub use kernel::{Bytes, Kernel};
 
 /// Indices of the devices; the kernel's namespace is made so that they are these.
@@ -69,6 +70,18 @@ pub fn memory() -> Memory {
         memory.routes.put(prefix, route);
     }
     memory.devices.put(ifindex::NETDEV, device());
+    memory.settings = settings();
+    for (source, value) in ranges() {
+        let prefix = Prefix {
+            len: source.len - 32,
+            words: source.words,
+        };
+        memory
+            .source_ranges
+            .entry(source.ranges)
+            .or_default()
+            .put(prefix, value);
+    }
     let rules = rules();
     rules
         .sets

@@ -67,6 +67,10 @@ reasons! {
     Rewrite = 31, "rewrite", "the kernel refused to change the packet";
     HostAddress = 32, "host_address", "a tunnelled packet to an address that is not the tunnel's business";
     TooBig = 33, "too_big", "larger than the tunnel carries, to a node whose address the host's stack would send past the tunnel";
+    ServiceSource = 34, "service_source", "a client outside of the Service's source ranges";
+    ServiceUnknown = 35, "service_unknown", "an address of the Service range that no Service has";
+    ServiceTuple = 36, "service_tuple", "a client's port that already leads to this backend through another Service";
+    TtlExceeded = 37, "ttl_exceeded", "an expired TTL on the way to a Service's backend on another node";
 }
 
 /// The number of counters: a reason's number times two, plus the direction. Reason 0 counts what passed.

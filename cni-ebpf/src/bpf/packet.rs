@@ -3,6 +3,7 @@
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
 
+use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::bindings::{
     __sk_buff, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, BPF_F_TUNINFO_IPV6, bpf_adj_room_mode,
     bpf_fib_lookup as FibParams, bpf_redir_neigh, bpf_sock_tuple, bpf_tunnel_key,
@@ -297,6 +298,21 @@ impl Packet for Skb {
             ifindex: params.ifindex,
             gateway,
         }
+    }
+
+    #[inline(always)]
+    fn cut(&mut self, length: u32) -> Result<(), NotRewritten> {
+        if length >= self.length() {
+            return Ok(());
+        }
+        // SAFETY: the context is valid. Every use of the packet's memory asks for its place anew.
+        done(unsafe { helper::bpf_skb_change_tail(self.skb, length, 0) })
+    }
+
+    #[inline(always)]
+    fn widen(&mut self, bytes: u32) -> Result<(), NotRewritten> {
+        // SAFETY: as in `cut`.
+        done(unsafe { helper::bpf_skb_adjust_room(self.skb, bytes as i32, BPF_ADJ_ROOM_MAC, 0) })
     }
 
     #[inline(always)]

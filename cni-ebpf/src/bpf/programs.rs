@@ -41,6 +41,7 @@ pub(super) fn run(context: &TcContext, hook: impl FnOnce(&Maps, &mut Skb, &mut W
     );
     match outcome {
         Ok(()) => carry_out(&packet, work),
+        Err(_) if work.answered != 0 => carry_out(&packet, work),
         Err(_) => TC_ACT_SHOT,
     }
 }
@@ -53,7 +54,7 @@ fn carry_out(packet: &Skb, work: &Work) -> i32 {
     {
         return lost();
     }
-    if matches!(work.way, way::HANDLED | way::NEIGHBOUR | way::TUNNEL) {
+    if matches!(work.way, way::HANDLED | way::NEIGHBOUR | way::TUNNEL | way::BACK) {
         packet.set_mark(config.own_mark(), config.own_mark_mask());
     }
     if work.way == way::ARRIVED {
@@ -67,6 +68,8 @@ fn carry_out(packet: &Skb, work: &Work) -> i32 {
         // SAFETY: the helper takes any index; one that is gone drops the packet.
         way::PEER => unsafe { helper::bpf_redirect_peer(work.to_ifindex, 0) as i32 },
         way::NEIGHBOUR => neighbour(work.to_ifindex, &work.gateway),
+        // SAFETY: as for `redirect_peer`.
+        way::BACK => unsafe { helper::bpf_redirect(work.to_ifindex, 0) as i32 },
         // SAFETY: as for `redirect_peer`.
         way::TUNNEL => unsafe { helper::bpf_redirect(config.tunnel_device(), 0) as i32 },
         _ => TC_ACT_UNSPEC,

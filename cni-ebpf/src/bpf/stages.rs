@@ -44,7 +44,9 @@ stages! {
     Allocate => stage_allocate;
     LookAfter => stage_look_after;
     Limit => stage_limit;
+    Choose => stage_choose;
+    Dial => stage_dial;
+    Answer => stage_answer;
     Promote => stage_promote;
-    TooBig => stage_too_big;
     Withdraw => stage_withdraw;
 }

@@ -184,6 +184,21 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn source_range(&self, source: &SourceRange) -> Option<&u32> {
+        SERVICE_RANGES.get(lpm::<_, 24, _>(source))
+    }
+
+    #[inline(always)]
+    fn affinity(&self, client: &AffinityKey) -> Option<&Affinity> {
+        get!(AFFINITY, client)
+    }
+
+    #[inline(always)]
+    fn remember_client(&self, client: &AffinityKey, last: &Affinity) {
+        let _ = AFFINITY.insert(client, last, ANY);
+    }
+
+    #[inline(always)]
     fn bucket(&self, key: u32) -> Option<&Bucket> {
         get!(BUCKETS, &key)
     }

@@ -84,6 +84,10 @@ pub(super) fn advance_known<T: Tables, P: Packet>(
     policy::revalidate(tables, packet, work, found.flow, *source, *destination)?;
     conntrack::advance(packet, work, found.flow);
     work.service = found.flow.service;
+    if found.flow.flags.get() & flow_flags::DNAT != 0 {
+        work.event.dnat = found.flow.dnat;
+        work.event.dnat_port = found.flow.dnat_port;
+    }
     nat::leaving(work, found.flow);
     work.stack_reply = u8::from(work.reply != 0 && found.flow.via_reply == via::STACK);
     let translated = found.flow.flags.get() & flow_flags::SNAT != 0;

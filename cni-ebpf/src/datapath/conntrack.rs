@@ -182,7 +182,7 @@ pub(super) fn begins(work: &Work) -> bool {
 
 /// Whether a side has ended the flow. One that this node knows by its last packets only is new, and over all the same.
 #[inline(always)]
-fn ended(flow: &Flow) -> bool {
+pub(super) fn ended(flow: &Flow) -> bool {
     let flags = flow.tcp_forward.get() | flow.tcp_reply.get();
     flow.state.get() >= tcp_state::FIN_WAIT || flags & (tcp::FIN | tcp::RST) != 0
 }

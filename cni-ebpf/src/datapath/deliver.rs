@@ -1,7 +1,7 @@
 //! The last steps: into a pod, through the one choke point, or off this node.
 
 use super::stage::{self, Stage};
-use super::{Outcome, Packet, Tables, Work, limit, rewrite, route, way};
+use super::{Outcome, Packet, Tables, Work, balance, limit, rewrite, route, way};
 use crate::abi::{Config, Endpoint, direction, endpoint_flags, route_flags};
 
 /// Hands on a packet whose way is known: to the local `receiver`, or off this node. Replies go back the way the
@@ -57,6 +57,12 @@ pub(super) fn deliver<T: Tables, P: Packet>(
     // An answer to a translated source is the node's own as it came: the stack would refuse it in the pod's name.
     let seems_the_nodes = work.reply != 0 && work.tuple.dst != work.out.dst;
     if stack_answers && !seems_the_nodes {
+        // To a Service's address the stack is no router.
+        if work.tuple.dst != work.out.dst {
+            let tunnel = packet.ifindex() == tables.config().tunnel_device();
+            work.answer_mtu = receiver.mtu;
+            return balance::undeliverable(tables, packet, work, tunnel);
+        }
         return work.pass();
     }
     limit::check(tables, packet, work, receiver, direction::INGRESS)?;
@@ -90,9 +96,11 @@ pub(super) fn send<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut 
         translate(tables, packet, work)?;
         rewrite::hop(packet, &work.headers, &Config::TUNNEL_MAC, &Config::TUNNEL_SENDER)?;
     } else if work.way == way::TOO_BIG {
-        stage::call(Stage::TooBig, tables, packet, work)?;
+        return balance::told_size(tables, packet, work);
     } else if work.way == way::LOCAL && work.tuple.src == work.out.src {
         translate(tables, packet, work)?;
+    } else if work.way == way::PASS && work.reply == 0 && work.tuple.dst != work.out.dst {
+        return balance::undeliverable(tables, packet, work, false);
     }
     Ok(())
 }

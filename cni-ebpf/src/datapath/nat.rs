@@ -109,6 +109,8 @@ pub(super) fn enter_dialled<T: Tables>(tables: &T, work: &mut Work) -> Result<()
     work.flow.dnat = work.tuple.dst;
     work.flow.dnat_port = work.tuple.dst_port;
     work.flow.flags.set(work.flow.flags.get() | flow_flags::DNAT);
+    work.event.dnat = work.tuple.dst;
+    work.event.dnat_port = work.tuple.dst_port;
     // It is the sender's own tuple: a flow that had it before is over, or this packet would have found it.
     tables.remove_alias(Table::Established, &work.alias_tuple);
     tables.remove_alias(Table::New, &work.alias_tuple);

@@ -221,7 +221,7 @@ pub(super) fn admit<T: Tables, P: Packet>(
     destination: Option<&Endpoint>,
     from_host: bool,
 ) -> Result<(), Reason> {
-    let enforced = tables.config().has_policy() != 0;
+    let enforced = tables.config().has_policy() != 0 && !itself(source, destination);
     if let Some(settings) = tables.settings() {
         work.flow.class_epoch.set(settings.class_epoch);
     }
@@ -254,6 +254,15 @@ pub(super) fn admit<T: Tables, P: Packet>(
     Ok(())
 }
 
+/// Whether a pod reaches itself, which no policy can forbid.
+#[inline(always)]
+fn itself(source: Option<&Endpoint>, destination: Option<&Endpoint>) -> bool {
+    match (source, destination) {
+        (Some(source), Some(destination)) => source.id == destination.id,
+        _ => false,
+    }
+}
+
 #[inline(always)]
 fn judge<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Result<(), Reason> {
     let outcome = stage::call(Stage::Decide, tables, packet, work);
@@ -277,7 +286,7 @@ pub(super) fn revalidate<T: Tables, P: Packet>(
     source: Option<&Endpoint>,
     destination: Option<&Endpoint>,
 ) -> Result<(), Reason> {
-    if tables.config().has_policy() == 0 {
+    if tables.config().has_policy() == 0 || itself(source, destination) {
         return Ok(());
     }
     let epoch = tables.settings().map_or(0, |settings| settings.class_epoch);

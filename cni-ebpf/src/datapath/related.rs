@@ -61,10 +61,11 @@ fn find<'t, T: Tables>(tables: &'t T, work: &mut Work) -> Option<Found<'t>> {
     // The packet inside left with a translated source: the alias stands under its answer.
     work.alias_tuple = work.inner.reversed();
     let alias = conntrack::by_alias(tables, &work.alias_tuple)?;
-    if alias.reply == 0 {
-        return None;
-    }
-    through(tables, work, &alias.flow)
+    // Or it is the answer to one who dialled a frontend: the error goes to the backend.
+    let towards_originator = alias.reply != 0;
+    let found = through(tables, work, &alias.flow)?;
+    work.reply = u8::from(towards_originator);
+    Some(found)
 }
 
 #[inline(always)]
@@ -77,7 +78,8 @@ fn through<'t, T: Tables>(tables: &'t T, work: &mut Work, key: &FlowKey) -> Opti
 /// Writes into `work.out` how the packet inside must look for the one who sent it; gives the error's own source.
 ///
 /// The receiver knows its flow by the tuple it sent: what it dialled, from its own address. The error's source is
-/// translated only if it is the flow's other side itself; a router's stays.
+/// translated if it is the flow's other side itself; a router's stays, except where the flow has a source of this node's:
+/// the way to its backend is open to that one only.
 #[inline(always)]
 fn leaving(work: &mut Work, found: &Found<'_>) -> crate::abi::Addr {
     let flow = found.flow;
@@ -96,7 +98,8 @@ fn leaving(work: &mut Work, found: &Found<'_>) -> crate::abi::Addr {
             work.out.dst_port = flow.snat_port;
         }
     }
-    if work.tuple.src == work.inner.dst {
+    let hidden = work.reply == 0 && flags & flow_flags::SNAT != 0;
+    if hidden || work.tuple.src == work.inner.dst {
         work.out.dst
     } else {
         work.tuple.src

@@ -30,14 +30,12 @@ pub fn finish<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work,
     event.time = work.now;
     event.src = tuple.src;
     event.dst = tuple.dst;
-    event.dnat.clear();
     event.endpoint = work.endpoint;
     event.ifindex = packet.ifindex();
     event.rule = work.rule;
     event.length = packet.length();
     event.src_port = tuple.src_port;
     event.dst_port = tuple.dst_port;
-    event.dnat_port = crate::abi::Port::ZERO;
     event.kind = kind;
     event.reason = reason;
     event.direction = work.direction;

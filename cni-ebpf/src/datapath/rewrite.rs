@@ -5,7 +5,7 @@
 
 use super::headers::{L3, proto};
 use super::work::fragment;
-use super::{Headers, NotRewritten, Packet};
+use super::{Headers, NotRewritten, Packet, Tables, sctp};
 use crate::abi::{Addr, Port, Tuple};
 
 /// One's complement difference between two addresses, as `bpf_csum_diff` gives it.
@@ -62,7 +62,8 @@ fn checksum_of(protocol: u8, l4: u32, none: bool) -> Option<Checksum> {
 
 /// Makes the packet's tuple `to` where it is `from`.
 #[inline(always)]
-pub(super) fn translate<P: Packet>(
+pub(super) fn translate<T: Tables, P: Packet>(
+    tables: &T,
     packet: &mut P,
     headers: &Headers,
     from: &Tuple,
@@ -82,6 +83,12 @@ pub(super) fn translate<P: Packet>(
     }
     if headers.fragment == fragment::LATER {
         return Ok(());
+    }
+    if from.proto == proto::SCTP {
+        if from.src_port == to.src_port && from.dst_port == to.dst_port {
+            return Ok(());
+        }
+        return sctp::ports(tables, packet, headers, from, to);
     }
     if from.src_port != to.src_port {
         port(
@@ -154,7 +161,6 @@ fn port<P: Packet>(
     let at = match protocol {
         proto::TCP | proto::UDP => u32::from(destination) * 2,
         proto::ICMP | proto::ICMPV6 => 4,
-        // SCTP's checksum is a CRC over the whole packet.
         _ => return Err(NotRewritten),
     };
     if let Some(sum) = checksum {

@@ -2,7 +2,8 @@
 
 use super::headers::L3;
 use super::stage::{self, Stage};
-use super::{Fib, Outcome, Packet, Tables, Work, too_big, way};
+use super::work::fragment;
+use super::{Fib, Outcome, Packet, Tables, Work, way};
 use crate::abi::{Addr, Endpoint, Prefix, Reason, Route, endpoint_flags, route_action, route_flags, via};
 
 /// The route to an address.
@@ -73,13 +74,17 @@ pub(super) fn leave<T: Tables, P: Packet>(
         return Ok(());
     }
     work.way = way::PASS;
+    work.answer_mtu = 0;
     // What the stack can do and redirection cannot, it does: it answers with "time exceeded" or "too big", it cuts
     // into fragments. What it sends comes by `to_netdev`.
     let oversize = exceeds(packet, work, route.mtu);
     if oversize && route.action == route_action::TUNNEL && route.flags & route_flags::NODE != 0 {
         // The host itself reaches other nodes without the tunnel, and so would this. Pods that began before there was a
         // tunnel send more than it carries.
-        return too_big::found(work, route.mtu);
+        return too_big(work, route.mtu);
+    }
+    if oversize {
+        work.answer_mtu = route.mtu;
     }
     if work.headers.ttl <= 1 || oversize {
         return Ok(());
@@ -94,6 +99,18 @@ pub(super) fn leave<T: Tables, P: Packet>(
         route_action::FIB => return stage::call(Stage::Fib, tables, packet, work),
         _ => return Err(Reason::NoRoute),
     }
+    Ok(())
+}
+
+/// The packet is larger than `mtu`, and the stack, which says so where it would have sent the packet the same way, knows a
+/// way of its own past the tunnel. So its sender is told here, unless it is a packet that nobody answers (RFC 1122, 4443).
+#[inline(always)]
+fn too_big(work: &mut Work, mtu: u32) -> Outcome {
+    if work.headers.icmp_error != 0 || work.headers.fragment == fragment::LATER {
+        return Err(Reason::TooBig);
+    }
+    work.way = way::TOO_BIG;
+    work.answer_mtu = mtu;
     Ok(())
 }
 

@@ -1,52 +1,161 @@
 //! Services: from a frontend to one of its backends.
+//!
+//! Asked once for a new connection, by packets and by sockets alike. What the frontend says of the whole Service
+//! (refuse, drop, whom it serves) comes before any slot is looked at.
 
+use super::conntrack::SECOND;
 use super::headers::proto;
 use super::{Tables, Work};
-use crate::abi::{Backend, Reason, ServiceKey, SlotKey, service_flags, service_scope};
+use crate::abi::{
+    Addr, Affinity, AffinityKey, Flow, Port, Racy, Reason, Service, ServiceKey, SlotKey, SourceRange, Tuple,
+    flow_flags, service_flags, service_scope, tcp_state,
+};
 
-/// A Service that a new connection dialled, and the backend chosen for it.
-pub(super) struct Chosen<'t> {
+/// What a new connection dialled, and the backend that was chosen for it.
+#[derive(Clone, Default, Debug)]
+#[repr(C)]
+pub struct Choice {
+    /// By whom a Service with affinity knows the client: see [`client_kind`](crate::abi::client_kind).
+    pub client: AffinityKey,
+    pub key: ServiceKey,
+    pub addr: Addr,
     pub service: u32,
     pub backend: u32,
-    pub target: &'t Backend,
+    /// The frontend's [`service_flags`].
+    pub flags: u32,
+    pub port: Port,
+    /// 1: a Service, and a backend was chosen.
+    pub found: u8,
+    /// From where it is asked: a [`service_scope`].
+    pub scope: u8,
 }
 
-/// The backend for the destination of `work.tuple`, if it is a Service's frontend.
-#[inline(always)]
-pub(super) fn choose<'t, T: Tables>(tables: &'t T, work: &Work) -> Result<Option<Chosen<'t>>, Reason> {
-    let config = tables.config();
-    let tuple = &work.tuple;
-    if config.has_services() == 0 || !matches!(tuple.proto, proto::TCP | proto::UDP | proto::SCTP) {
-        return Ok(None);
+impl Default for ServiceKey {
+    fn default() -> Self {
+        Self {
+            addr: Addr::UNSPECIFIED,
+            port: Port::ZERO,
+            proto: 0,
+            scope: 0,
+            pad: 0,
+        }
     }
-    let key = ServiceKey {
-        addr: tuple.dst,
-        port: tuple.dst_port,
-        proto: tuple.proto,
-        scope: service_scope::CLUSTER,
-        pad: 0,
+}
+
+/// Whether a protocol has ports by which it could be a Service's.
+#[inline(always)]
+pub(super) fn serves(protocol: u8) -> bool {
+    matches!(protocol, proto::TCP | proto::UDP | proto::SCTP)
+}
+
+/// The frontend of `tuple.dst`, seen from `choice.scope`.
+#[inline(always)]
+fn frontend<'t, T: Tables>(tables: &'t T, choice: &mut Choice, tuple: &Tuple) -> Option<&'t Service> {
+    choice.key.addr = tuple.dst;
+    choice.key.port = tuple.dst_port;
+    choice.key.proto = tuple.proto;
+    choice.key.scope = choice.scope;
+    choice.key.pad = 0;
+    let service = tables.service(&choice.key)?;
+    choice.flags = service.flags;
+    Some(service)
+}
+
+/// Fills `work.choice` for the destination of `work.tuple`; `choice.scope` and `choice.client` say who asks.
+#[inline(always)]
+pub(super) fn choose<T: Tables>(tables: &T, work: &mut Work) -> Result<(), Reason> {
+    let Work {
+        tuple, choice, now, ..
+    } = work;
+    choice.found = 0;
+    let Some(service) = frontend(tables, choice, tuple) else {
+        return Ok(());
     };
-    let Some(service) = tables.service(&key) else {
-        return Ok(None);
-    };
+    choice.service = service.id;
+    if service.ranges != 0 {
+        let source = SourceRange {
+            len: 160,
+            ranges: service.ranges,
+            words: tuple.src.words(),
+        };
+        if tables.source_range(&source).is_none() {
+            return Err(Reason::ServiceSource);
+        }
+    }
+    if service.flags & service_flags::REJECT != 0 {
+        return Err(Reason::ServiceNoBackend);
+    }
     if service.flags & service_flags::DROP != 0 {
         return Err(Reason::ServiceNotLocal);
     }
+    choice.client.service = service.id;
+    choice.backend = pick(tables, service, &choice.client, *now)?;
+    let target = tables.backend(&choice.backend).ok_or(Reason::ServiceNoBackend)?;
+    choice.addr = target.addr;
+    choice.port = target.port;
+    choice.found = 1;
+    Ok(())
+}
+
+/// A slot of the Service: the client's own, if it has one, or any.
+#[inline(always)]
+fn pick<T: Tables>(tables: &T, service: &Service, client: &AffinityKey, now: u64) -> Result<u32, Reason> {
+    if service.flags & service_flags::AFFINITY == 0 {
+        return any(tables, service);
+    }
+    if let Some(last) = tables.affinity(client)
+        && now.saturating_sub(last.seen.get()) <= u64::from(service.affinity_seconds) * SECOND
+        && tables.slot(&SlotKey::member(service.id, last.backend)).is_some()
+    {
+        last.seen.set(now);
+        return Ok(last.backend);
+    }
+    let backend = any(tables, service)?;
+    let last = Affinity {
+        seen: Racy::new(now),
+        backend,
+        pad: 0,
+    };
+    tables.remember_client(client, &last);
+    Ok(backend)
+}
+
+#[inline(always)]
+fn any<T: Tables>(tables: &T, service: &Service) -> Result<u32, Reason> {
     // A slot that is gone between two look-ups was just removed; the frontend's count follows.
     let slot = tables
         .random()
         .checked_rem(service.slots)
         .ok_or(Reason::ServiceNoBackend)?;
-    let backend = *tables
-        .slot(&SlotKey {
-            service: service.id,
-            slot,
-        })
-        .ok_or(Reason::ServiceNoBackend)?;
-    let target = tables.backend(&backend).ok_or(Reason::ServiceNoBackend)?;
-    Ok(Some(Chosen {
+    let key = SlotKey {
         service: service.id,
-        backend,
-        target,
-    }))
+        slot,
+    };
+    tables.slot(&key).copied().ok_or(Reason::ServiceNoBackend)
+}
+
+/// Whether an address of the Service range is one of a Service, so that what is sent to it is answered.
+#[inline(always)]
+pub(super) fn lives<T: Tables>(tables: &T, choice: &mut Choice, addr: &Addr) -> bool {
+    choice.key.addr = *addr;
+    choice.key.port = Port::ZERO;
+    choice.key.proto = 0;
+    choice.key.scope = service_scope::CLUSTER;
+    choice.key.pad = 0;
+    tables.service(&choice.key).is_some()
+}
+
+/// Whether a datagram of a known flow, whose own tuple is `work.out`, may have to go elsewhere: the flow's backend serves no longer, or there was no
+/// Service when it began and nobody has answered. Streams stay where they are.
+#[inline(always)]
+pub(super) fn may_move<T: Tables>(tables: &T, work: &Work, flow: &Flow) -> bool {
+    if work.tuple.proto != proto::UDP || work.reply != 0 || tables.config().has_services() == 0 {
+        return false;
+    }
+    if flow.flags.get() & flow_flags::DNAT == 0 {
+        return flow.state.get() == tcp_state::NEW;
+    }
+    !tables
+        .backend(&flow.backend)
+        .is_some_and(|backend| backend.addr == work.out.dst && backend.port == work.out.dst_port)
 }

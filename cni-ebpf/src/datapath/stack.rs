@@ -6,7 +6,7 @@
 
 use super::headers::{ICMP_ANSWERER, proto};
 use super::stage::{self, Stage};
-use super::{Outcome, Packet, Tables, Work, conntrack, enter, known, nat, route, translate};
+use super::{Outcome, Packet, Tables, Work, conntrack, enter, external, known, nat, route, translate};
 use crate::abi::{Addr, Reason, flow_flags, route_action, route_flags, via};
 
 /// Gives `work.flow` the address of device `ifindex` as its source, with a port that nobody uses.
@@ -31,45 +31,28 @@ pub(super) fn masquerade<T: Tables, P: Packet>(
     stage::call(Stage::Allocate, tables, packet, work)
 }
 
-/// A packet that arrived for the node itself: a pod's masqueraded connection answers, or it is the stack's.
+/// A packet of one of the host's own flows, which are translated where they must be.
 #[inline(always)]
-pub(super) fn arriving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
-    if work.headers.icmp_error != 0 {
-        return related_arriving(tables, packet, work);
-    }
-    if conntrack::by_alias(tables, &work.tuple).is_none() {
-        return work.pass();
-    }
-    // The answer's way leads to the pod that its alias belongs to; whose that is now, the flow says.
-    let Some(mut known) = known(tables, packet, work, None, true) else {
-        return rebuilt(tables, packet, work);
-    };
+pub(super) fn to_host<T: Tables, P: Packet>(
+    tables: &T,
+    packet: &mut P,
+    work: &mut Work,
+    known: &super::connection::Known<'_>,
+) -> Outcome {
     let found = &known.found;
-    conntrack::forward_tuple(&work.key, found.flow, &mut work.out);
-    let origin = work.out.src;
-    if found.flow.flags.get() & flow_flags::HOST != 0 {
-        conntrack::advance(packet, work, found.flow);
-        work.tell = 0;
-        nat::leaving(work, found.flow);
-        if conntrack::ripe(work, found.table) {
-            super::connection::promote(tables, packet, work)?;
-        }
-        translate(tables, packet, work)?;
-        return work.pass();
+    conntrack::advance(packet, work, found.flow);
+    work.tell = 0;
+    nat::leaving(work, found.flow);
+    if conntrack::ripe(work, found.table) {
+        super::connection::promote(tables, packet, work)?;
     }
-    let receiver = tables.endpoint(&origin).ok_or(Reason::NoEndpoint)?;
-    if !conntrack::is_of(found.flow.source_endpoint, Some(receiver)) {
-        return work.pass();
-    }
-    work.endpoint = receiver.id;
-    known.source = Some(receiver);
-    super::advance_known(tables, packet, work, &known)?;
-    super::deliver(tables, packet, work, receiver)
+    translate(tables, packet, work)?;
+    work.pass()
 }
 
 /// The alias stands and the flow is gone: it is built again, under the policy of this moment.
 #[inline(always)]
-fn rebuilt<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
+pub(super) fn rebuilt<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
     if !nat::rebuild(tables, packet, work) || work.reply == 0 {
         return work.pass();
     }
@@ -91,24 +74,12 @@ fn rebuilt<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) ->
     super::deliver(tables, packet, work, receiver)
 }
 
-/// An ICMP error for the node: about a pod's translated flow, or the stack's own.
-#[inline(always)]
-fn related_arriving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
-    // Nothing is changed unless the flow is found.
-    if stage::call(Stage::Related, tables, packet, work).is_err() {
-        return work.pass();
-    }
-    let Some(receiver) = tables.endpoint(&work.out.dst) else {
-        return work.pass();
-    };
-    work.endpoint = receiver.id;
-    work.stack_reply = 0;
-    super::deliver(tables, packet, work, receiver)
-}
-
 /// A packet that the stack sends through a device of the node.
 #[inline(always)]
 pub(super) fn leaving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
+    if external::leaving(tables, packet, work)? {
+        return work.pass();
+    }
     let destination = work.tuple.dst;
     let Ok(route) = route::lookup(tables, work, &destination) else {
         return work.pass();

@@ -4,7 +4,10 @@
 //! global functions instead: verified once, alone, their result an unknown number. A call costs one or two nanoseconds,
 //! so only what is rare, or has to be done anyway (parsing), is a stage.
 
-use super::{Outcome, Packet, Tables, Work, headers, limit, nat, policy, related, rewrite, route, too_big};
+use super::{
+    Outcome, Packet, Tables, Work, balance, headers, limit, nat, policy, refuse, related, rewrite, route,
+    service,
+};
 use crate::abi::Reason;
 
 /// What [`Packet::apart`] can be asked to run.
@@ -26,10 +29,14 @@ pub enum Stage {
     LookAfter,
     /// The packet's length out of the bucket `work.limit_key`.
     Limit,
+    /// The backend for `work.tuple` into `work.choice`.
+    Choose,
+    /// What was dialled, into `work.flow` and its alias.
+    Dial,
+    /// The packet into its own answer, `work.answer_kind`.
+    Answer,
     /// `work.key`'s flow into the table of established ones.
     Promote,
-    /// An ICMP error for the sender instead of the packet.
-    TooBig,
     /// Back out of the tables what this run entered for a connection that is refused.
     Withdraw,
 }
@@ -41,15 +48,17 @@ pub fn run<T: Tables, P: Packet>(stage: Stage, tables: &T, packet: &mut P, work:
         Stage::Parse => headers::parse(tables, packet, work),
         Stage::Decide => policy::decide_stage(tables, work),
         Stage::Translate => {
-            rewrite::translate(packet, &work.headers, &work.tuple, &work.out).map_err(Reason::from)
+            rewrite::translate(tables, packet, &work.headers, &work.tuple, &work.out).map_err(Reason::from)
         }
         Stage::Related => related::stage(tables, packet, work),
         Stage::Fib => route::by_fib(packet, work),
         Stage::Allocate => nat::allocate(tables, packet, work),
         Stage::LookAfter => nat::look_after(tables, work),
         Stage::Limit => limit::take(tables, packet, work),
+        Stage::Choose => service::choose(tables, work),
+        Stage::Dial => balance::dial(tables, work),
+        Stage::Answer => refuse::stage(tables, packet, work),
         Stage::Promote => nat::promote(tables, work),
-        Stage::TooBig => too_big::answer(packet, work),
         Stage::Withdraw => {
             nat::withdraw(tables, work);
             Ok(())

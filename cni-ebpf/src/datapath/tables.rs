@@ -57,6 +57,10 @@ pub trait Tables {
     fn service(&self, key: &ServiceKey) -> Option<&Service>;
     fn slot(&self, key: &SlotKey) -> Option<&u32>;
     fn backend(&self, id: &u32) -> Option<&Backend>;
+    fn source_range(&self, source: &SourceRange) -> Option<&u32>;
+    fn affinity(&self, client: &AffinityKey) -> Option<&Affinity>;
+    /// Inserts or replaces. Where there is no room, the client is a new one next time.
+    fn remember_client(&self, client: &AffinityKey, last: &Affinity);
 
     fn bucket(&self, key: u32) -> Option<&Bucket>;
 
@@ -112,8 +116,6 @@ pub trait Packet {
     fn load<T: Plain + Copy>(&self, offset: u32) -> Option<T>;
     /// Writes; with `checksum`, a checksum that the device computed over the packet is corrected.
     fn store<T: Plain>(&mut self, offset: u32, value: &T, checksum: bool) -> Result<(), NotRewritten>;
-    /// Cuts the packet off behind `bytes` and makes room for `head` bytes, of any content, behind its link header.
-    fn quote(&mut self, bytes: u32, head: u32) -> Result<(), NotRewritten>;
     /// Corrects the 16-bit checksum at `offset` for a changed header word of `size` bytes (2 or 4).
     fn replace_l3_checksum(&mut self, offset: u32, from: u32, to: u32, size: u32)
     -> Result<(), NotRewritten>;
@@ -135,6 +137,11 @@ pub trait Packet {
         pseudo: bool,
         zero_is_none: bool,
     ) -> Result<(), NotRewritten>;
+
+    /// Makes the packet so many bytes long, which is at most what it is.
+    fn cut(&mut self, length: u32) -> Result<(), NotRewritten>;
+    /// Makes room behind the link header. What stands there is for the caller to write.
+    fn widen(&mut self, bytes: u32) -> Result<(), NotRewritten>;
 
     /// The kernel's route from `src` to `dst` for packets of `length` bytes.
     fn fib(&self, src: &Addr, dst: &Addr, length: u32) -> Fib;

@@ -18,6 +18,8 @@ pub mod way {
     pub const ARRIVED: u8 = 7;
     /// Back to the pod that sent it, as an error; never a run's end.
     pub const TOO_BIG: u8 = 8;
+    /// An answer: out by the device by which the packet came.
+    pub const BACK: u8 = 9;
 }
 
 /// What becomes of a packet that is not dropped.
@@ -33,6 +35,8 @@ pub enum Verdict {
     Peer { ifindex: u32 },
     /// Out through a device, to a neighbour.
     Neighbour { ifindex: u32, gateway: Addr },
+    /// Out by the device by which it came: it is an answer to itself.
+    Back { ifindex: u32 },
     /// Into the tunnel, to the node with this address.
     Tunnel { remote: Addr },
     /// On, with this tunnel key: the packet is already on the tunnel device.
@@ -58,6 +62,9 @@ impl Work {
             way::TUNNEL => Verdict::Tunnel { remote: self.gateway },
             way::TUNNEL_KEY => Verdict::TunnelKey { remote: self.gateway },
             way::ARRIVED => Verdict::Arrived,
+            way::BACK => Verdict::Back {
+                ifindex: self.to_ifindex,
+            },
             _ => Verdict::Pass,
         }
     }

@@ -2,6 +2,7 @@
 
 use super::nat::Search;
 use super::policy::{Admission, Question};
+use super::service::Choice;
 use crate::abi::*;
 
 /// Facts about the packet's headers.
@@ -80,6 +81,15 @@ pub struct Work {
     /// What policy is asked, and what it answered.
     pub question: Question,
     pub answer: Admission,
+    /// The backend of a new connection to a Service.
+    pub choice: Choice,
+    /// What the packet is to be made: see [`answer`](super::answer), and the largest packet that would pass; 0: it is not
+    /// too large.
+    pub answer_mtu: u32,
+    pub answer_kind: u8,
+    /// The packet was dropped, and what it was made goes to its sender.
+    pub answered: u8,
+    pub pad5: [u8; 2],
     /// The address to translate the source to; `keep_port`: with its own port, if nobody else has it.
     pub snat: Addr,
     /// What a packet that is too big is larger than.

@@ -207,6 +207,22 @@ impl Packet for Frame {
         })
     }
 
+    fn cut(&mut self, length: u32) -> Result<(), NotRewritten> {
+        if self.fixed {
+            return Err(NotRewritten);
+        }
+        self.bytes.truncate(length as usize);
+        Ok(())
+    }
+
+    fn widen(&mut self, bytes: u32) -> Result<(), NotRewritten> {
+        if self.fixed {
+            return Err(NotRewritten);
+        }
+        self.bytes.splice(14..14, std::iter::repeat_n(0, bytes as usize));
+        Ok(())
+    }
+
     fn fib(&self, _: &Addr, dst: &Addr, length: u32) -> Fib {
         (self.fib)(dst, length)
     }

@@ -99,6 +99,8 @@ pub(super) fn routes() -> Vec<(Prefix, Route)> {
             prefix("10.9.0.0/16"),
             route(route_action::UNREACHABLE, 0, "::", 0),
         ),
+        (prefix("10.96.0.0/16"), route(route_action::SERVICE, 0, "::", 0)),
+        (prefix("fd00:96::/112"), route(route_action::SERVICE, 0, "::", 0)),
         (
             prefix("0.0.0.0/0"),
             route(route_action::FIB, route_flags::MASQUERADE, "::", 0),
@@ -249,51 +251,178 @@ pub(super) type Services = (
     Vec<(u32, Backend)>,
 );
 
-/// 10.96.0.1:80 and fd00:96::1:80 lead to pod B's 8080, port 82 of both to the node's own 6443; port 81 has no backend.
+/// Who may use the frontend with ranges.
+pub(super) fn ranges() -> Vec<(SourceRange, u32)> {
+    ["198.51.100.0/24", "2620:fe::/32"]
+        .map(|text| {
+            let prefix = prefix(text);
+            let source = SourceRange {
+                len: 32 + prefix.len,
+                ranges: 1,
+                words: prefix.words,
+            };
+            (source, 1)
+        })
+        .to_vec()
+}
+
+pub(super) fn settings() -> Settings {
+    Settings {
+        node_v4: Addr::from(ip("192.0.2.1")),
+        node_v6: Addr::from(ip("2001:db8::1")),
+        ..Settings::default()
+    }
+}
+
+/// Ports of the frontends, which are the ClusterIP's (10.96.0.1, fd00:96::1) if below 30000 and else the node's.
+pub mod port {
+    /// Pod B's 8080.
+    pub const TO_B: u16 = 80;
+    /// Nobody, and nobody says so.
+    pub const EMPTY: u16 = 81;
+    /// The node's own 6443.
+    pub const TO_HOST: u16 = 82;
+    /// Pod A's 8080.
+    pub const TO_A: u16 = 83;
+    /// Refused: no endpoint anywhere.
+    pub const REFUSED: u16 = 84;
+    /// Dropped: endpoints elsewhere only.
+    pub const ELSEWHERE: u16 = 85;
+    /// Pods A and B, with affinity.
+    pub const AFFINE: u16 = 86;
+    /// Pod B's 8080, with the source of every client translated.
+    pub const HIDDEN: u16 = 87;
+    /// A pod of another node, behind the tunnel.
+    pub const TUNNELLED: u16 = 88;
+
+    /// Local traffic policy: pod B from outside, pod A from inside.
+    pub const NODE_LOCAL: u16 = 30080;
+    /// Cluster traffic policy: pod B.
+    pub const NODE_CLUSTER: u16 = 30081;
+    /// A pod of another node, behind a router.
+    pub const NODE_REMOTE: u16 = 30082;
+    /// A pod of another node, behind the tunnel.
+    pub const NODE_TUNNELLED: u16 = 30083;
+    pub const NODE_REFUSED: u16 = 30084;
+    pub const NODE_ELSEWHERE: u16 = 30085;
+    /// The node's own 6443.
+    pub const NODE_HOST: u16 = 30086;
+    /// Pod B, for some sources only.
+    pub const NODE_RANGES: u16 = 30087;
+}
+
+/// The backends' numbers.
+pub mod backend {
+    pub const POD_B: u32 = 1;
+    pub const HOST: u32 = 2;
+    pub const POD_A: u32 = 3;
+    pub const ROUTED: u32 = 4;
+    pub const TUNNELLED: u32 = 5;
+    /// What is added for IPv6.
+    pub const V6: u32 = 10;
+}
+
+/// The number of a frontend's slot set.
+pub fn service_id(port: u16, v6: bool, scope: u8) -> u32 {
+    u32::from(port) * 4 + u32::from(v6) * 2 + u32::from(scope)
+}
+
+/// The frontends of [`port`] for TCP, UDP and SCTP.
 pub(super) fn services() -> Services {
-    let key = |addr: &str, port| ServiceKey {
-        addr: Addr::from(ip(addr)),
-        port: Port::new(port),
-        proto: 6,
-        scope: service_scope::CLUSTER,
-        pad: 0,
-    };
-    let service = |id, slots| Service {
-        id,
-        slots,
-        ..Service::default()
-    };
-    let backend = |v6| Backend {
-        addr: Addr::from(pod(3, v6)),
-        port: Port::new(8080),
-        proto: 6,
-        ..Backend::default()
-    };
-    let on_host = |addr: &str| Backend {
-        addr: Addr::from(ip(addr)),
-        port: Port::new(6443),
-        proto: 6,
-        ..Backend::default()
-    };
-    (
-        vec![
-            (key("10.96.0.1", 80), service(1, 1)),
-            (key("fd00:96::1", 80), service(2, 1)),
-            (key("10.96.0.1", 81), service(3, 0)),
-            (key("10.96.0.1", 82), service(4, 1)),
-            (key("fd00:96::1", 82), service(5, 1)),
-        ],
-        vec![
-            (SlotKey { service: 1, slot: 0 }, 1),
-            (SlotKey { service: 2, slot: 0 }, 2),
-            (SlotKey { service: 4, slot: 0 }, 3),
-            (SlotKey { service: 5, slot: 0 }, 4),
-        ],
-        vec![
-            (1, backend(false)),
-            (2, backend(true)),
-            (3, on_host("192.0.2.1")),
-            (4, on_host("2001:db8::1")),
-        ],
-    )
+    let mut services = (Vec::new(), Vec::new(), Vec::new());
+    for v6 in [false, true] {
+        let offset = if v6 { backend::V6 } else { 0 };
+        for (number, addr, port) in [
+            (backend::POD_B, pod(3, v6), 8080),
+            (
+                backend::HOST,
+                ip(if v6 { "2001:db8::1" } else { "192.0.2.1" }),
+                6443,
+            ),
+            (backend::POD_A, pod(2, v6), 8080),
+            (
+                backend::ROUTED,
+                ip(if v6 { "fd00:2::9" } else { "10.2.0.9" }),
+                8080,
+            ),
+            (
+                backend::TUNNELLED,
+                ip(if v6 { "fd00:3::9" } else { "10.3.0.9" }),
+                8080,
+            ),
+        ] {
+            let backend = Backend {
+                addr: Addr::from(addr),
+                port: Port::new(port),
+                ..Backend::default()
+            };
+            services.2.push((number + offset, backend));
+        }
+        let cluster_ip = ip(if v6 { "fd00:96::1" } else { "10.96.0.1" });
+        let node = ip(if v6 { "2001:db8::1" } else { "192.0.2.1" });
+        let wildcard = ServiceKey {
+            addr: Addr::from(cluster_ip),
+            port: Port::ZERO,
+            proto: 0,
+            scope: service_scope::CLUSTER,
+            pad: 0,
+        };
+        let refused = Service {
+            flags: service_flags::REJECT,
+            ..Service::default()
+        };
+        services.0.push((wildcard, refused));
+        let (b, a, host) = (backend::POD_B, backend::POD_A, backend::HOST);
+        let (routed, tunnelled) = (backend::ROUTED, backend::TUNNELLED);
+        let masquerade = service_flags::MASQUERADE;
+        let (cluster, external) = (service_scope::CLUSTER, service_scope::EXTERNAL);
+        let all: &[(u16, u8, u32, &[u32])] = &[
+            (port::TO_B, cluster, 0, &[b]),
+            (port::EMPTY, cluster, 0, &[]),
+            (port::TO_HOST, cluster, 0, &[host]),
+            (port::TO_A, cluster, 0, &[a]),
+            (port::REFUSED, cluster, service_flags::REJECT, &[]),
+            (port::ELSEWHERE, cluster, service_flags::DROP, &[]),
+            (port::AFFINE, cluster, service_flags::AFFINITY, &[a, b]),
+            (port::HIDDEN, cluster, masquerade, &[b]),
+            (port::TUNNELLED, cluster, 0, &[tunnelled]),
+            (port::NODE_LOCAL, cluster, 0, &[a]),
+            (port::NODE_LOCAL, external, 0, &[b]),
+            (port::NODE_CLUSTER, cluster, masquerade, &[b]),
+            (port::NODE_CLUSTER, external, masquerade, &[b]),
+            (port::NODE_REMOTE, external, masquerade, &[routed]),
+            (port::NODE_TUNNELLED, external, masquerade, &[tunnelled]),
+            (port::NODE_REFUSED, external, service_flags::REJECT, &[]),
+            (port::NODE_ELSEWHERE, external, service_flags::DROP, &[]),
+            (port::NODE_HOST, external, masquerade, &[host]),
+            (port::NODE_RANGES, external, 0, &[b]),
+        ];
+        for (port, scope, flags, backends) in all {
+            let id = service_id(*port, v6, *scope);
+            for proto in [6, 17, 132] {
+                let key = ServiceKey {
+                    addr: Addr::from(if *port < 30000 { cluster_ip } else { node }),
+                    port: Port::new(*port),
+                    proto,
+                    scope: *scope,
+                    pad: 0,
+                };
+                let service = Service {
+                    id,
+                    slots: u32::try_from(backends.len()).unwrap(),
+                    flags: *flags,
+                    affinity_seconds: 100,
+                    ranges: u32::from(*port == port::NODE_RANGES),
+                    ..Service::default()
+                };
+                services.0.push((key, service));
+            }
+            for (slot, number) in (0..).zip(*backends) {
+                let number = number + offset;
+                services.1.push((SlotKey { service: id, slot }, number));
+                services.1.push((SlotKey::member(id, number), number));
+            }
+        }
+    }
+    services
 }

@@ -10,7 +10,7 @@ use aya::{Ebpf, Pod};
 use cni_ebpf::abi::*;
 use cni_ebpf::datapath::{Verdict, Work};
 
-use super::content::{NARROW, device, endpoints, routes, rules, services};
+use super::content::{NARROW, device, endpoints, ranges, routes, rules, services};
 use super::{CONFIG, Hook, ifindex};
 use crate::memory::Frame;
 use crate::object;
@@ -70,6 +70,11 @@ impl Kernel {
         self.put::<_, _, 24, 32>("services", &frontends)?;
         self.put::<_, _, 8, 4>("service_slots", &slots)?;
         self.put::<_, _, 4, 32>("backends", &backends)?;
+        for (source, value) in ranges() {
+            self.range(&source, value)?;
+        }
+        let mut settings: Array<_, Bytes<64>> = Array::try_from(self.map("settings")?)?;
+        settings.set(0, bytes(&super::content::settings()), 0)?;
         let mut sets: Array<_, Bytes<8>> = Array::try_from(self.map("rule_sets")?)?;
         for (id, set) in &rules.sets {
             sets.set(*id, bytes(set), 0)?;
@@ -122,6 +127,46 @@ impl Kernel {
         self.put::<_, _, 4, 16>("buckets", &[(super::bucket_key(pod), bucket.clone())])
     }
 
+    fn range(&mut self, source: &SourceRange, value: u32) -> Result<()> {
+        let mut map: LpmTrie<_, Bytes<20>, u32> = LpmTrie::try_from(self.map("service_ranges")?)?;
+        let data: Bytes<24> = bytes(source);
+        let mut rest = [0; 20];
+        rest.copy_from_slice(&data.0[4..]);
+        Ok(map.insert(&Key::new(source.len, Bytes(rest)), value, 0)?)
+    }
+
+    /// Writes a frontend.
+    pub fn service(&mut self, key: ServiceKey, service: Service) -> Result<()> {
+        self.put::<_, _, 24, 32>("services", &[(key, service)])
+    }
+
+    /// Writes what a slot leads to.
+    pub fn slot(&mut self, key: SlotKey, backend: u32) -> Result<()> {
+        self.put::<_, _, 8, 4>("service_slots", &[(key, backend)])
+    }
+
+    /// Takes a slot, or a member, away.
+    pub fn remove_slot(&mut self, key: SlotKey) -> Result<()> {
+        let mut map: HashMap<_, Bytes<8>, Bytes<4>> = HashMap::try_from(self.map("service_slots")?)?;
+        Ok(map.remove(&bytes(&key))?)
+    }
+
+    /// Writes a backend.
+    pub fn backend(&mut self, id: u32, backend: Backend) -> Result<()> {
+        self.put::<_, _, 4, 32>("backends", &[(id, backend)])
+    }
+
+    /// Takes a backend away.
+    pub fn remove_backend(&mut self, id: u32) -> Result<()> {
+        let mut map: HashMap<_, Bytes<4>, Bytes<32>> = HashMap::try_from(self.map("backends")?)?;
+        Ok(map.remove(&bytes(&id))?)
+    }
+
+    /// Binds a client to a backend.
+    pub fn affinity(&mut self, key: AffinityKey, last: &Affinity) -> Result<()> {
+        self.put::<_, _, 24, 16>("affinity", &[(key, last.clone())])
+    }
+
     /// Forgets connections and fragments.
     pub fn forget(&mut self) -> Result<()> {
         for name in ["conntrack", "conntrack_new"] {
@@ -130,6 +175,7 @@ impl Kernel {
         for name in ["nat", "nat_new"] {
             self.clear::<40, 56>(name)?;
         }
+        self.clear::<24, 16>("affinity")?;
         self.clear::<40, 16>("fragments")
     }
 
@@ -166,8 +212,9 @@ impl Kernel {
             })
             .with_context(|| format!("{} over {} bytes", hook.name(), frame.bytes.len()))?;
         out.truncate(result.data_size_out as usize);
-        let outcome = self.outcome()?;
+        let (outcome, answered) = self.outcome()?;
         let expected: i32 = match &outcome {
+            Err(_) if answered => 7,
             Err(_) => 2,
             Ok(Verdict::Pass | Verdict::Handled | Verdict::Arrived | Verdict::TunnelKey { .. }) => -1,
             Ok(_) => 7,
@@ -181,7 +228,7 @@ impl Kernel {
     }
 
     /// What the last run left in its scratch.
-    fn outcome(&mut self) -> Result<Result<Verdict, Reason>> {
+    fn outcome(&mut self) -> Result<(Result<Verdict, Reason>, bool)> {
         const WORK: usize = size_of::<Work>();
         let work: PerCpuArray<_, Bytes<WORK>> = PerCpuArray::try_from(self.map("work")?)?;
         let values = work.get(&0, 0)?;
@@ -193,12 +240,14 @@ impl Kernel {
         scratch.to_ifindex = u32::from_ne_bytes([raw[index], raw[index + 1], raw[index + 2], raw[index + 3]]);
         let gateway = core::mem::offset_of!(Work, gateway);
         scratch.gateway = from_bytes(&raw[gateway..gateway + 16]).context("sixteen bytes")?;
-        Ok(
+        let answered = at(core::mem::offset_of!(Work, answered)) != 0;
+        Ok((
             match Reason::from_number(at(core::mem::offset_of!(Work, reason))) {
                 None => Ok(scratch.verdict()),
                 Some(reason) => Err(reason),
             },
-        )
+            answered,
+        ))
     }
 
     pub fn program(&mut self, hook: Hook) -> Result<&mut SchedClassifier> {

@@ -1,0 +1,240 @@
+//! What arrives for an address of this node or of a Service: new connections to frontends, and both directions of
+//! translated ones, whichever node their ends are on.
+
+use super::connection::{advance_known, enter, known};
+use super::stage::{self, Stage};
+use super::{
+    Outcome, Packet, Tables, Work, balance, conntrack, deliver, nat, policy, refuse, route, service, way,
+};
+use crate::abi::{Reason, flow_flags, route_action, service_scope, via};
+
+#[inline(always)]
+fn scope(tunnel: bool) -> u8 {
+    if tunnel {
+        service_scope::CLUSTER
+    } else {
+        service_scope::EXTERNAL
+    }
+}
+
+/// A packet that is not addressed to a pod of this node.
+#[inline(always)]
+pub(super) fn arriving<T: Tables, P: Packet>(
+    tables: &T,
+    packet: &mut P,
+    work: &mut Work,
+    tunnel: bool,
+) -> Outcome {
+    if work.headers.icmp_error != 0 {
+        return related(tables, packet, work, tunnel);
+    }
+    let Some(alias) = conntrack::by_alias(tables, &work.tuple) else {
+        return begin(tables, packet, work, tunnel);
+    };
+    let answers = alias.reply != 0;
+    if let Some(mut known) = known(tables, packet, work, None, true) {
+        if !balance::moves(tables, packet, work, known.found.flow, scope(tunnel)) {
+            return onward(tables, packet, work, &mut known, tunnel);
+        }
+    } else if answers {
+        return super::stack::rebuilt(tables, packet, work);
+    }
+    begin(tables, packet, work, tunnel)
+}
+
+/// A packet of a known connection, in either direction.
+#[inline(always)]
+fn onward<'t, T: Tables, P: Packet>(
+    tables: &'t T,
+    packet: &mut P,
+    work: &mut Work,
+    known: &mut super::connection::Known<'t>,
+    tunnel: bool,
+) -> Outcome {
+    let flow = known.found.flow;
+    if flow.flags.get() & flow_flags::HOST != 0 {
+        return super::stack::to_host(tables, packet, work, known);
+    }
+    conntrack::forward_tuple(&work.key, flow, &mut work.out);
+    // The way leads to whoever the flow belongs to; whose address that is now, the flow says.
+    let reply = work.reply != 0;
+    let (target, recorded) = if reply {
+        (work.out.src, flow.source_endpoint)
+    } else {
+        (work.out.dst, flow.destination_endpoint)
+    };
+    let receiver = tables.endpoint(&target);
+    if !conntrack::is_of(recorded, receiver) {
+        return work.pass();
+    }
+    if reply {
+        known.source = receiver;
+    } else {
+        known.destination = receiver;
+    }
+    work.endpoint = receiver.map_or(0, |receiver| receiver.id);
+    advance_known(tables, packet, work, known)?;
+    if let Some(receiver) = receiver {
+        return deliver(tables, packet, work, receiver);
+    }
+    send_on(tables, packet, work, tunnel)
+}
+
+/// To `work.out.dst`, which is no pod of this node.
+#[inline(always)]
+fn send_on<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunnel: bool) -> Outcome {
+    let destination = work.out.dst;
+    let route = route::lookup(tables, work, &destination)?;
+    if route.action == route_action::HOST {
+        deliver::translate(tables, packet, work)?;
+        return work.pass();
+    }
+    route::leave(tables, packet, work, route)?;
+    if work.way != way::NEIGHBOUR && work.way != way::TUNNEL {
+        return balance::undeliverable(tables, packet, work, tunnel);
+    }
+    super::send(tables, packet, work)
+}
+
+/// A packet of no known connection: a Service's, or the stack's.
+#[inline(always)]
+fn begin<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunnel: bool) -> Outcome {
+    let protocol = work.tuple.proto;
+    // In the middle of a stream there is nothing to choose; the stack refuses what is not its own.
+    let middle = protocol == super::headers::proto::TCP && !conntrack::begins(work);
+    let asks = service::serves(protocol) || refuse::is_echo(work);
+    if tables.config().has_services() == 0 || middle || !asks {
+        return work.pass();
+    }
+    balance::ask(tables, packet, work, scope(tunnel), tunnel)?;
+    if work.choice.found == 0 {
+        let destination = work.tuple.dst;
+        if !route::lookup(tables, work, &destination).is_ok_and(|found| found.action == route_action::SERVICE)
+        {
+            return work.pass();
+        }
+        if !tunnel {
+            balance::ask(tables, packet, work, service_scope::CLUSTER, tunnel)?;
+            work.choice.flags |= crate::abi::service_flags::MASQUERADE;
+        }
+        if work.choice.found == 0 {
+            return balance::vacant(tables, packet, work, tunnel);
+        }
+    }
+    if !tunnel {
+        super::outside_source(tables, work)?;
+    }
+    work.out = work.tuple;
+    work.out.dst = work.choice.addr;
+    work.out.dst_port = work.choice.port;
+    work.service = work.choice.service;
+    conntrack::begin(packet, work);
+    if !tunnel {
+        work.flow.flags.set(work.flow.flags.get() | flow_flags::OUTSIDE);
+    }
+    let receiver = tables.endpoint(&work.out.dst);
+    policy::admit(tables, packet, work, None, receiver, false)?;
+    work.flow.via_reply = if tunnel { via::TUNNEL } else { via::DEVICE };
+    let Some(receiver) = receiver else {
+        return begin_remote(tables, packet, work, tunnel);
+    };
+    work.endpoint = receiver.id;
+    work.flow.via_forward = route::via_to(receiver);
+    let stack = work.flow.via_forward == via::STACK;
+    if stack {
+        work.flow.via_reply = via::STACK;
+    }
+    stage::call(Stage::Dial, tables, packet, work)?;
+    // The stack takes nothing that bears an address of its own from outside.
+    if balance::hides_source(work) && !stack {
+        balance::hide_source(tables, packet, work, 0)?;
+    }
+    enter(tables, work)?;
+    balance::show_source(work);
+    work.stack_reply = 0;
+    deliver(tables, packet, work, receiver)
+}
+
+/// A new connection to a backend that is the node itself, or another node's. From there the answer comes back here only
+/// if the source is this node.
+#[inline(always)]
+fn begin_remote<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunnel: bool) -> Outcome {
+    let destination = work.out.dst;
+    let route = route::lookup(tables, work, &destination)?;
+    if route.action == route_action::HOST {
+        work.flow.via_forward = via::STACK;
+        work.flow.via_reply = via::STACK;
+        stage::call(Stage::Dial, tables, packet, work)?;
+        enter(tables, work)?;
+        deliver::translate(tables, packet, work)?;
+        return work.pass();
+    }
+    route::leave(tables, packet, work, route)?;
+    if work.way != way::NEIGHBOUR && work.way != way::TUNNEL {
+        return balance::undeliverable(tables, packet, work, tunnel);
+    }
+    let ifindex = if work.way == way::NEIGHBOUR {
+        work.to_ifindex
+    } else {
+        0
+    };
+    work.flow.via_forward = super::via_of(work.way);
+    stage::call(Stage::Dial, tables, packet, work)?;
+    balance::hide_source(tables, packet, work, ifindex)?;
+    enter(tables, work)?;
+    balance::show_source(work);
+    super::send(tables, packet, work)
+}
+
+/// An ICMP error: about a translated flow, or the stack's own.
+#[inline(always)]
+fn related<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunnel: bool) -> Outcome {
+    // Nothing is changed unless the flow is found.
+    if stage::call(Stage::Related, tables, packet, work).is_err() {
+        return work.pass();
+    }
+    work.stack_reply = 0;
+    if let Some(receiver) = tables.endpoint(&work.out.dst) {
+        work.endpoint = receiver.id;
+        return deliver(tables, packet, work, receiver);
+    }
+    send_on(tables, packet, work, tunnel)
+}
+
+/// Whether the packet of the host's stack belongs to a connection whose other side dialled a Service: then it bears that
+/// address when it leaves. Nothing is asked of packets that cannot.
+#[inline(always)]
+pub(super) fn leaving<T: Tables, P: Packet>(
+    tables: &T,
+    packet: &mut P,
+    work: &mut Work,
+) -> Result<bool, Reason> {
+    if tables.config().has_services() == 0 {
+        return Ok(false);
+    }
+    if work.headers.icmp_error != 0 {
+        let done = stage::call(Stage::Related, tables, packet, work).is_ok();
+        return Ok(done);
+    }
+    let from_a = conntrack::key_of(&work.tuple, &mut work.key);
+    let Some(found) = conntrack::by_key(tables, &work.key, work.now) else {
+        return Ok(false);
+    };
+    let flags = found.flow.flags.get();
+    let replies = (flags & flow_flags::ORIGIN_A != 0) != from_a;
+    if !replies || flags & flow_flags::DNAT == 0 {
+        return Ok(false);
+    }
+    work.reply = 1;
+    // A pod's answer was counted where the pod sent it.
+    if found.flow.destination_endpoint == 0 {
+        conntrack::advance(packet, work, found.flow);
+        work.service = found.flow.service;
+    }
+    nat::leaving(work, found.flow);
+    if conntrack::ripe(work, found.table) {
+        super::connection::promote(tables, packet, work)?;
+    }
+    deliver::translate(tables, packet, work)?;
+    Ok(true)
+}

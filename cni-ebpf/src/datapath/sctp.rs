@@ -1,0 +1,89 @@
+//! SCTP's checksum, a CRC over the whole packet, after its ports were changed.
+//!
+//! A CRC is linear: what the change of the first four bytes adds depends on them and on how many bytes follow, not on
+//! what those are. Bytes that follow multiply by a power of x, found by its binary digits.
+
+use super::headers::L3;
+use super::work::fragment;
+use super::{Headers, NotRewritten, Packet, Tables};
+use crate::abi::Tuple;
+
+/// Castagnoli's polynomial, reflected: the highest power is the lowest bit.
+const POLYNOMIAL: u32 = 0x82f6_3b78;
+/// The binary digits of a packet's length.
+const DIGITS: usize = 16;
+
+/// The product of two polynomials, modulo the polynomial of the CRC. Without branches: the verifier would follow both ends
+/// of each.
+#[inline(always)]
+const fn multiply(a: u32, mut b: u32) -> u32 {
+    let mut product = 0;
+    let mut bit = 31;
+    loop {
+        product ^= b & 0u32.wrapping_sub(a >> bit & 1);
+        b = b >> 1 ^ POLYNOMIAL & 0u32.wrapping_sub(b & 1);
+        if bit == 0 {
+            return product;
+        }
+        bit -= 1;
+    }
+}
+
+/// x to the power of 8, 16, 32, ...: what 1, 2, 4, ... bytes behind do.
+const SHIFTS: [u32; DIGITS] = {
+    let mut shifts = [0; DIGITS];
+    // x^8, and the highest bit is x^0.
+    let mut power = 1 << 23;
+    let mut i = 0;
+    while i < DIGITS {
+        shifts[i] = power;
+        power = multiply(power, power);
+        i += 1;
+    }
+    shifts
+};
+
+/// What a change of the first four bytes of a packet of `length` bytes, as a little-endian number, adds to its CRC.
+#[inline(always)]
+fn change<T: Tables>(tables: &T, first: u32, length: u32) -> u32 {
+    let mut sum = first;
+    tables.repeat(DIGITS as u32, |digit| {
+        if length >> (digit & 15) & 1 != 0
+            && let Some(shift) = SHIFTS.get(digit as usize)
+        {
+            sum = multiply(sum, *shift);
+        }
+        true
+    });
+    sum
+}
+
+/// Writes the ports of `to` in place of those of `from`.
+#[inline(always)]
+pub(super) fn ports<T: Tables, P: Packet>(
+    tables: &T,
+    packet: &mut P,
+    headers: &Headers,
+    from: &Tuple,
+    to: &Tuple,
+) -> Result<(), NotRewritten> {
+    // The checksum covers the whole datagram, whose length its first part does not know.
+    if headers.fragment != fragment::WHOLE {
+        return Err(NotRewritten);
+    }
+    let l4 = headers.l4;
+    let both = |tuple: &Tuple| {
+        let [a, b] = tuple.src_port.wire().to_ne_bytes();
+        let [c, d] = tuple.dst_port.wire().to_ne_bytes();
+        [a, b, c, d]
+    };
+    let (old, new) = (both(from), both(to));
+    let checksum: u32 = packet.load(l4 + 8).ok_or(NotRewritten)?;
+    // Zero: the device is still to compute it.
+    if checksum != 0 {
+        let first = u32::from_le_bytes(old) ^ u32::from_le_bytes(new);
+        let added = change(tables, first, headers.length - (l4 - L3));
+        packet.store(l4 + 8, &(checksum ^ added.to_le()), true)?;
+    }
+    packet.store(l4, &u32::from_ne_bytes(new), true)
+}

@@ -1,0 +1,157 @@
+//! What the programs answer in a Service's name.
+
+use cni_ebpf::abi::Reason;
+use cni_tests::frames::{self, Ends};
+use cni_tests::world::{self, Hook, ifindex, ip, mac, port};
+
+use crate::Pair;
+use crate::fixtures::{ACK, SYN, TO_A, families, from_a};
+use crate::services::{dial, ends, vip};
+
+const FIN: u8 = 1;
+
+/// Sends it from pod A; gives the answer, which goes back to it.
+fn answer(pair: &mut Pair, bytes: &[u8]) -> Vec<u8> {
+    let (verdict, out) = pair.run(Hook::FromPod, bytes, ifindex::POD_A);
+    assert_eq!(verdict, Err(Reason::ServiceNoBackend));
+    assert_eq!(pair.work.answered, 1);
+    assert_eq!(out[..12], [mac(ifindex::POD_A), world::NODE_MAC].concat());
+    assert!(frames::checksums_hold(&out), "{}", crate::hex(&out));
+    out
+}
+
+fn number(bytes: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap())
+}
+
+#[test]
+fn svc_25_a_service_without_endpoints_refuses_at_once() {
+    families(|pair, v6| {
+        let l4 = if v6 { 54 } else { 34 };
+        for refused in [port::REFUSED, port::EMPTY] {
+            let dialled = dial(v6, refused);
+            // A stream: sequence number 1000 in the fixtures.
+            for (flags, data, sequence, acknowledged, answers) in [
+                (SYN, &b""[..], 0, 1001, 0x14),
+                (SYN, &[7; 33], 0, 1034, 0x14),
+                (SYN | FIN, b"x", 0, 1003, 0x14),
+            ] {
+                let out = answer(pair, &dialled.tcp(flags, data));
+                let back = ends(&dialled.tcp(flags, data));
+                assert_eq!(ends(&out), (back.1, back.0));
+                assert_eq!(out.len(), l4 + 20);
+                assert_eq!(out[l4 + 13], answers);
+                assert_eq!(
+                    (number(&out, l4 + 4), number(&out, l4 + 8)),
+                    (sequence, acknowledged)
+                );
+            }
+            // In the middle of a stream that nobody knows: it is told by its own numbers.
+            let mut middle = dialled.tcp(ACK, b"data");
+            middle[l4 + 8..l4 + 12].copy_from_slice(&77u32.to_be_bytes());
+            let sum = !u32::from(u16::from_be_bytes([middle[l4 + 16], middle[l4 + 17]])) & 0xffff;
+            let sum = sum + 77;
+            let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+            middle[l4 + 16..l4 + 18].copy_from_slice(&sum.to_be_bytes());
+            let out = answer(pair, &middle);
+            assert_eq!((number(&out, l4 + 4), out[l4 + 13]), (77, 4));
+            // A datagram, and SCTP: port unreachable, about what was sent.
+            for (sent, shown) in [
+                (dialled.udp(b""), 8),
+                (dialled.udp(&[7; 1000]), 8),
+                (dialled.sctp(b"chunk"), 12),
+            ] {
+                let out = answer(pair, &sent);
+                assert_eq!(out[l4..l4 + 2], if v6 { [1, 4] } else { [3, 3] });
+                assert_eq!(out[l4 + 8..], sent[14..l4 + shown], "the packet itself");
+                let (kind, at) = if v6 { (58, 20) } else { (1, 23) };
+                assert_eq!(out[at], kind);
+            }
+        }
+        assert_eq!(pair.kernel.flows("conntrack_new").unwrap(), 0);
+    });
+}
+
+#[test]
+fn svc_25_a_reset_of_a_packet_whose_checksum_a_device_is_to_compute_awaits_it_too() {
+    families(|pair, v6| {
+        let l4 = if v6 { 54 } else { 34 };
+        let mut sent = dial(v6, port::REFUSED).tcp(SYN, b"");
+        let whole = answer(pair, &sent);
+        // What the stack leaves there: the sum over the pseudo header.
+        let pseudo = |segment: &[u8]| {
+            let addresses = if v6 { &sent[22..54] } else { &sent[26..34] };
+            let sum = addresses
+                .chunks(2)
+                .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
+                .sum::<u32>()
+                + 6
+                + u32::try_from(segment.len()).unwrap();
+            let sum = (sum & 0xffff) + (sum >> 16);
+            ((sum & 0xffff) + (sum >> 16)) as u16
+        };
+        let sum = pseudo(&sent[l4..]);
+        let expected = pseudo(&whole[l4..]);
+        sent[l4 + 16..l4 + 18].copy_from_slice(&sum.to_be_bytes());
+        let (_, out) = pair.run(Hook::FromPod, &sent, ifindex::POD_A);
+        assert_eq!(out[l4 + 16..l4 + 18], expected.to_be_bytes());
+    });
+}
+
+#[test]
+fn svc_26_endpoints_elsewhere_only_are_a_silent_drop() {
+    families(|pair, v6| {
+        for bytes in [
+            dial(v6, port::ELSEWHERE).tcp(SYN, b""),
+            dial(v6, port::ELSEWHERE).udp(b"x"),
+        ] {
+            let (verdict, out) = pair.run(Hook::FromPod, &bytes, ifindex::POD_A);
+            assert_eq!((verdict, out), (Err(Reason::ServiceNotLocal), bytes));
+            assert_eq!(pair.work.answered, 0);
+        }
+    });
+}
+
+#[test]
+fn svc_28_another_port_of_a_cluster_ip_refuses() {
+    families(|pair, v6| {
+        answer(pair, &dial(v6, 1).tcp(SYN, b""));
+        answer(pair, &dial(v6, 65535).udp(b"x"));
+    });
+}
+
+#[test]
+fn svc_29_an_address_that_no_service_has_is_a_drop_and_leaves_the_node_by_no_way() {
+    families(|pair, v6| {
+        let nobody = from_a(ip(if v6 { "fd00:96::77" } else { "10.96.0.77" }));
+        for bytes in [
+            nobody.tcp(SYN, b""),
+            nobody.udp(b"x"),
+            nobody.echo(false, b"ping"),
+        ] {
+            let (verdict, out) = pair.run(Hook::FromPod, &bytes, ifindex::POD_A);
+            assert_eq!((verdict, out), (Err(Reason::ServiceUnknown), bytes));
+            assert_eq!(pair.work.answered, 0);
+        }
+    });
+}
+
+#[test]
+fn a_cluster_ip_answers_pings_whole_and_in_parts() {
+    families(|pair, v6| {
+        let ping = from_a(vip(v6));
+        let (verdict, out) = pair.run(Hook::FromPod, &ping.echo(false, b"ping"), ifindex::POD_A);
+        assert_eq!(verdict, TO_A);
+        let expected = Ends {
+            src_port: ping.src_port,
+            ..ping.reversed()
+        };
+        assert_eq!(crate::hex(&out), crate::hex(&expected.echo(true, b"ping")));
+        let parts = frames::fragments(&ping.echo(false, &[7; 200]), 96, 5);
+        for part in &parts {
+            let (verdict, out) = pair.run(Hook::FromPod, part, ifindex::POD_A);
+            assert_eq!(verdict, TO_A);
+            assert_eq!(out.len(), part.len());
+        }
+    });
+}
