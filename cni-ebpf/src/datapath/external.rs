@@ -26,7 +26,7 @@ pub(super) fn arriving<T: Tables, P: Packet>(
     tunnel: bool,
 ) -> Outcome {
     if work.headers.icmp_error != 0 {
-        return related(tables, packet, work, tunnel);
+        return related(tables, packet, work);
     }
     let Some(alias) = conntrack::by_alias(tables, &work.tuple) else {
         return begin(tables, packet, work, tunnel);
@@ -188,7 +188,7 @@ fn begin_remote<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Wor
 
 /// An ICMP error: about a translated flow, or the stack's own.
 #[inline(always)]
-fn related<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunnel: bool) -> Outcome {
+fn related<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
     // Nothing is changed unless the flow is found.
     if stage::call(Stage::Related, tables, packet, work).is_err() {
         return work.pass();
@@ -198,7 +198,19 @@ fn related<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tu
         work.endpoint = receiver.id;
         return deliver(tables, packet, work, receiver);
     }
-    send_on(tables, packet, work, tunnel)
+    // It is translated already; where there is no way for it, the stack may find one.
+    let destination = work.out.dst;
+    let leaves = match route::lookup(tables, work, &destination) {
+        Ok(route) if route.action != route_action::HOST => {
+            route::leave(tables, packet, work, route).is_ok()
+                && (work.way == way::NEIGHBOUR || work.way == way::TUNNEL)
+        }
+        _ => false,
+    };
+    if !leaves {
+        return work.pass();
+    }
+    super::send(tables, packet, work)
 }
 
 /// Whether the packet of the host's stack belongs to a connection whose other side dialled a Service: then it bears that
