@@ -5,8 +5,8 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, BPF_F_TUNINFO_IPV6, bpf_adj_room_mode,
-    bpf_fib_lookup as FibParams, bpf_redir_neigh, bpf_sock_tuple, bpf_tunnel_key,
+    __sk_buff, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, BPF_F_TUNINFO_IPV6, bpf_fib_lookup as FibParams,
+    bpf_redir_neigh, bpf_sock_tuple, bpf_tunnel_key,
 };
 use aya_ebpf::helpers::generated as helper;
 use cni_ebpf::abi::{Addr, Plain, Tuple};
@@ -197,20 +197,6 @@ impl Packet for Skb {
         let from = core::ptr::from_ref(value).cast::<c_void>();
         // SAFETY: `value` is `size_of::<T>()` initialised bytes.
         done(unsafe { helper::bpf_skb_store_bytes(self.skb, offset, from, size_of::<T>() as u32, flags) })
-    }
-
-    #[inline(always)]
-    fn quote(&mut self, bytes: u32, head: u32) -> Result<(), NotRewritten> {
-        // SAFETY: the context is valid; whoever reads the packet afterwards asks where it is.
-        unsafe {
-            done(helper::bpf_skb_change_tail(self.skb, bytes, 0))?;
-            done(helper::bpf_skb_adjust_room(
-                self.skb,
-                head as i32,
-                bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
-                0,
-            ))
-        }
     }
 
     #[inline(always)]

@@ -57,6 +57,17 @@ pub(super) fn answered<T: Tables, P: Packet>(
     Err(reason)
 }
 
+/// Tells the packet's sender the largest that its way carries, as the stack would have: no refusal.
+#[inline(always)]
+pub(super) fn told_size<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
+    let outcome = answered(tables, packet, work, answer::TOO_BIG, Reason::TooBig, false);
+    if work.answered == 0 {
+        return outcome.map_err(|_| Reason::TooBig);
+    }
+    work.answered = 0;
+    Ok(())
+}
+
 /// A packet that only the stack could have told its sender about, and that the stack must not see: to it the packet is
 /// addressed otherwise than to its receiver.
 #[inline(always)]

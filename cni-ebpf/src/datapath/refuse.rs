@@ -178,6 +178,9 @@ fn reset<P: Packet>(packet: &mut P, work: &Work) -> Result<(), NotRewritten> {
 /// How much of the packet an error shows: its network header, and of the transport's what holds ports and checksum.
 #[inline(always)]
 fn shown(work: &Work) -> u32 {
+    if work.answer_kind == answer::TOO_BIG {
+        return LARGE;
+    }
     let transport = match work.tuple.proto {
         proto::TCP => 20,
         proto::SCTP => 12,
@@ -186,6 +189,8 @@ fn shown(work: &Work) -> u32 {
     work.headers.l4 - L3 + transport
 }
 
+/// Of a packet that is too large more is shown, behind all options of IPv4 and common headers of IPv6.
+const LARGE: u32 = 96;
 /// More words than a packet with all the headers that parsing accepts shows are not summed up.
 const WORDS: u32 = 64;
 
@@ -250,11 +255,13 @@ fn error<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &Work) -> Resul
     packet.widen(28)?;
     let [l0, l1] = ((20 + length) as u16).to_be_bytes();
     let start = u32::from_ne_bytes([0x45, 0, l0, l1]);
+    // Never cut, so it needs no identification (RFC 6864).
+    let whole = u32::from_ne_bytes([0, 0, 0x40, 0]);
     let (src, dst) = (from.word_v4(), to.word_v4());
     let hops = u32::from_ne_bytes([64, proto::ICMP, 0, 0]);
-    let [c0, c1] = (!Sum(0).add(start).add(hops).add(src).add(dst).fold()).to_ne_bytes();
+    let [c0, c1] = (!Sum(0).add(start).add(whole).add(hops).add(src).add(dst).fold()).to_ne_bytes();
     let hops = u32::from_ne_bytes([64, proto::ICMP, c0, c1]);
-    packet.store(L3, &[start, 0, hops, src, dst, first, mtu.to_be()], false)
+    packet.store(L3, &[start, whole, hops, src, dst, first, mtu.to_be()], false)
 }
 
 /// Where an answer goes: back to the pod that asked, or out by the device on which the packet arrived.

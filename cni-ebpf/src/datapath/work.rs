@@ -92,8 +92,6 @@ pub struct Work {
     pub pad5: [u8; 2],
     /// The address to translate the source to; `keep_port`: with its own port, if nobody else has it.
     pub snat: Addr,
-    /// What a packet that is too big is larger than.
-    pub largest: u32,
     /// What the run has entered for a connection that begins: see [`entered`].
     pub entered: u8,
     pub keep_port: u8,

@@ -157,17 +157,6 @@ impl Packet for Frame {
         Ok(())
     }
 
-    fn quote(&mut self, bytes: u32, head: u32) -> Result<(), NotRewritten> {
-        if self.fixed || self.bytes.len() < bytes as usize {
-            return Err(NotRewritten);
-        }
-        self.bytes.truncate(bytes as usize);
-        self.bytes.splice(14..14, vec![0; head as usize]);
-        self.segment_size = 0;
-        self.complete = None;
-        Ok(())
-    }
-
     fn replace_l3_checksum(
         &mut self,
         offset: u32,
@@ -212,6 +201,8 @@ impl Packet for Frame {
             return Err(NotRewritten);
         }
         self.bytes.truncate(length as usize);
+        self.segment_size = 0;
+        self.complete = None;
         Ok(())
     }
 
