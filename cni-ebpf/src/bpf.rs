@@ -5,5 +5,6 @@ mod bench;
 mod maps;
 mod packet;
 mod programs;
+mod sockets;
 mod stages;
 mod tables;

@@ -28,6 +28,7 @@ mod route;
 mod sctp;
 mod sender;
 pub mod service;
+pub mod socket;
 mod stack;
 pub mod stage;
 mod tables;

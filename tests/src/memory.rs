@@ -46,6 +46,7 @@ pub struct Memory {
     /// By the number of the ranges.
     pub source_ranges: HashMap<u32, Lpm<u32>>,
     pub affinity: Slab<AffinityKey, Affinity>,
+    pub sockets: Slab<SocketKey, Dialled>,
     pub buckets: Slab<u32, Bucket>,
     pub counts: RefCell<HashMap<(u8, u8), u64>>,
     pub events: RefCell<Vec<Event>>,
@@ -231,6 +232,14 @@ impl Tables for Memory {
 
     fn remember_client(&self, client: &AffinityKey, last: &Affinity) {
         self.affinity.insert(*client, last.clone());
+    }
+
+    fn socket(&self, key: &SocketKey) -> Option<&Dialled> {
+        self.sockets.get(key)
+    }
+
+    fn remember_socket(&self, key: &SocketKey, dialled: &Dialled) {
+        self.sockets.insert(*key, *dialled);
     }
 
     fn bucket(&self, key: u32) -> Option<&Bucket> {

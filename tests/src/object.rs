@@ -3,12 +3,24 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use aya::programs::SchedClassifier;
+use aya::programs::{CgroupSockAddr, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use cni_ebpf::abi::{self, Config};
 
 /// The programs of the object.
 pub const PROGRAMS: [&str; 4] = ["from_pod", "to_pod", "from_netdev", "to_netdev"];
+
+/// Those of the cgroup root.
+pub const SOCKET_PROGRAMS: [&str; 8] = [
+    "sock_connect4",
+    "sock_connect6",
+    "sock_sendmsg4",
+    "sock_sendmsg6",
+    "sock_recvmsg4",
+    "sock_recvmsg6",
+    "sock_peername4",
+    "sock_peername6",
+];
 
 /// The object's path: `MILLRACE_BPF_OBJECT`, or where `cargo xtask build` puts it.
 pub fn path() -> PathBuf {
@@ -55,6 +67,16 @@ pub fn open(bytes: &[u8], config: &Config) -> Result<Ebpf> {
 /// Has the kernel verify a program.
 pub fn load<'e>(ebpf: &'e mut Ebpf, program: &str) -> Result<&'e mut SchedClassifier> {
     let program: &mut SchedClassifier = ebpf
+        .program_mut(program)
+        .with_context(|| format!("no program {program}"))?
+        .try_into()?;
+    program.load()?;
+    Ok(program)
+}
+
+/// The same for one of [`SOCKET_PROGRAMS`].
+pub fn load_socket<'e>(ebpf: &'e mut Ebpf, program: &str) -> Result<&'e mut CgroupSockAddr> {
+    let program: &mut CgroupSockAddr = ebpf
         .program_mut(program)
         .with_context(|| format!("no program {program}"))?
         .try_into()?;

@@ -13,7 +13,7 @@ use crate::memory::{Frame, Memory};
 
 pub use content::{backend, port, service_id};
 use content::{device, endpoints, fib, ranges, routes, rules, services, settings};
-pub use kernel::{Bytes, Kernel};
+pub use kernel::{Bytes, Kernel, THIS_NETNS};
 
 /// Indices of the devices; the kernel's namespace is made so that they are these.
 pub mod ifindex {

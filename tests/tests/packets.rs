@@ -32,6 +32,8 @@ mod refusals;
 mod reports;
 #[path = "packets/services.rs"]
 mod services;
+#[path = "packets/sockets.rs"]
+mod sockets;
 #[path = "packets/stack.rs"]
 mod stack;
 #[path = "packets/succession.rs"]

@@ -16,7 +16,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use cni_ebpf::abi::Config;
+use cni_ebpf::abi::{Config, socket_lb};
 use cni_tests::object;
 
 /// What the kernel allows is a million; we promise ourselves a fraction.
@@ -37,6 +37,7 @@ fn configurations() -> Vec<(String, Config)> {
                     services: on,
                     policy: on,
                     bandwidth: on,
+                    socket_lb: if on == 1 { socket_lb::ALL } else { socket_lb::OFF },
                     ..Config::DEFAULT
                 };
                 all.push((format!("{families}-{mode}-{options}"), config));
@@ -117,6 +118,13 @@ fn every_program_verifies_under_every_configuration() {
         let mut ebpf = object::open(&bytes, &config).unwrap();
         for program in object::PROGRAMS {
             let loaded = object::load(&mut ebpf, program)
+                .unwrap_or_else(|error| panic!("{program} under {name} on {kernel}: {error:?}"));
+            let count = loaded.info().unwrap().verified_instruction_count().unwrap_or(0);
+            println!("verified: {kernel} {name} {program} {count}");
+            measured.insert((kernel.clone(), name.clone(), program.to_owned()), count);
+        }
+        for program in object::SOCKET_PROGRAMS {
+            let loaded = object::load_socket(&mut ebpf, program)
                 .unwrap_or_else(|error| panic!("{program} under {name} on {kernel}: {error:?}"));
             let count = loaded.info().unwrap().verified_instruction_count().unwrap_or(0);
             println!("verified: {kernel} {name} {program} {count}");

@@ -199,6 +199,16 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn socket(&self, key: &SocketKey) -> Option<&Dialled> {
+        get!(SOCKETS, key)
+    }
+
+    #[inline(always)]
+    fn remember_socket(&self, key: &SocketKey, dialled: &Dialled) {
+        let _ = SOCKETS.insert(key, dialled, ANY);
+    }
+
+    #[inline(always)]
     fn bucket(&self, key: u32) -> Option<&Bucket> {
         get!(BUCKETS, &key)
     }

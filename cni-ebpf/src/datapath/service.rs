@@ -63,10 +63,20 @@ fn frontend<'t, T: Tables>(tables: &'t T, choice: &mut Choice, tuple: &Tuple) ->
 
 /// Fills `work.choice` for the destination of `work.tuple`; `choice.scope` and `choice.client` say who asks.
 #[inline(always)]
-pub(super) fn choose<T: Tables>(tables: &T, work: &mut Work) -> Result<(), Reason> {
+pub(super) fn stage<T: Tables>(tables: &T, work: &mut Work) -> Result<(), Reason> {
     let Work {
         tuple, choice, now, ..
     } = work;
+    choose(tables, tuple, choice, *now)
+}
+
+#[inline(always)]
+pub(super) fn choose<T: Tables>(
+    tables: &T,
+    tuple: &Tuple,
+    choice: &mut Choice,
+    now: u64,
+) -> Result<(), Reason> {
     choice.found = 0;
     let Some(service) = frontend(tables, choice, tuple) else {
         return Ok(());
@@ -89,7 +99,7 @@ pub(super) fn choose<T: Tables>(tables: &T, work: &mut Work) -> Result<(), Reaso
         return Err(Reason::ServiceNotLocal);
     }
     choice.client.service = service.id;
-    choice.backend = pick(tables, service, &choice.client, *now)?;
+    choice.backend = pick(tables, service, &choice.client, now)?;
     let target = tables.backend(&choice.backend).ok_or(Reason::ServiceNoBackend)?;
     choice.addr = target.addr;
     choice.port = target.port;

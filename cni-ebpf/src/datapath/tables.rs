@@ -61,6 +61,9 @@ pub trait Tables {
     fn affinity(&self, client: &AffinityKey) -> Option<&Affinity>;
     /// Inserts or replaces. Where there is no room, the client is a new one next time.
     fn remember_client(&self, client: &AffinityKey, last: &Affinity);
+    fn socket(&self, key: &SocketKey) -> Option<&Dialled>;
+    /// Inserts or replaces. Where there is no room, the socket sees its backend as its peer.
+    fn remember_socket(&self, key: &SocketKey, dialled: &Dialled);
 
     fn bucket(&self, key: u32) -> Option<&Bucket>;
 

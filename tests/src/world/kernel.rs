@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, PerCpuArray};
-use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
+use aya::programs::{CgroupAttachMode, SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, Pod};
 use cni_ebpf::abi::*;
 use cni_ebpf::datapath::{Verdict, Work};
@@ -34,7 +34,73 @@ pub struct Kernel {
     ebpf: Ebpf,
 }
 
+/// Of [`Config::host_netns`]: the namespace that is made for the world.
+pub const THIS_NETNS: u64 = u64::MAX;
+
+/// The cookie of the calling thread's network namespace.
+fn netns_cookie() -> Result<u64> {
+    const SO_NETNS_COOKIE: i32 = 71;
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    let (mut cookie, mut size) = (0u64, size_of::<u64>() as u32);
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&socket);
+    // SAFETY: the kernel writes at most `size` bytes into `cookie`.
+    let failed = unsafe {
+        nix::libc::getsockopt(
+            fd,
+            nix::libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut size,
+        )
+    };
+    ensure!(
+        failed == 0,
+        "SO_NETNS_COOKIE: {}",
+        std::io::Error::last_os_error()
+    );
+    Ok(cookie)
+}
+
+/// A cgroup of the calling thread, which it leaves again.
+pub struct Cgroup(std::path::PathBuf);
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        if let Some(root) = self.0.parent() {
+            let _ = std::fs::write(root.join("cgroup.threads"), "0");
+        }
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
 impl Kernel {
+    /// Has the programs for sockets run for what this thread opens from now on.
+    pub fn balance_sockets(&mut self) -> Result<Cgroup> {
+        let mounts = std::fs::read_to_string("/proc/self/mounts")?;
+        let root = mounts
+            .lines()
+            .map(|line| line.split(' ').collect::<Vec<_>>())
+            .find(|fields| fields.get(2) == Some(&"cgroup2"))
+            .context("no cgroup2 is mounted")?[1];
+        let name = format!("millrace-test-{}", nix::unistd::gettid());
+        let cgroup = Cgroup(std::path::Path::new(root).join(name));
+        std::fs::create_dir(&cgroup.0)?;
+        std::fs::write(cgroup.0.join("cgroup.type"), "threaded")?;
+        std::fs::write(cgroup.0.join("cgroup.threads"), "0")?;
+        for program in object::SOCKET_PROGRAMS {
+            let folder = std::fs::File::open(&cgroup.0)?;
+            object::load_socket(&mut self.ebpf, program)?.attach(folder, CgroupAttachMode::Single)?;
+        }
+        Ok(cgroup)
+    }
+
+    /// What the sockets of this world dialled.
+    pub fn dialled(&mut self) -> Result<Vec<Dialled>> {
+        let map: HashMap<_, Bytes<32>, Bytes<32>> = HashMap::try_from(self.map("sockets")?)?;
+        let entries = map.iter().flatten();
+        Ok(entries.filter_map(|(_, value)| from_bytes(&value.0)).collect())
+    }
+
     pub fn new() -> Result<Self> {
         Self::with(&CONFIG)
     }
@@ -48,7 +114,11 @@ impl Kernel {
         one.set(0)?;
         nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &one)?;
         devices()?;
-        let mut ebpf = object::open(&object::bytes()?, config)?;
+        let mut config = *config;
+        if config.host_netns == THIS_NETNS {
+            config.host_netns = netns_cookie()?;
+        }
+        let mut ebpf = object::open(&object::bytes()?, &config)?;
         for program in object::PROGRAMS {
             object::load(&mut ebpf, program)?;
         }
