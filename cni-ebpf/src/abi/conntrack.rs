@@ -22,6 +22,18 @@ crate::abi! {
 }
 
 impl Tuple {
+    /// Copies word by word, as [`FlowKey::copy_from`] does.
+    #[inline(always)]
+    pub fn copy_from(&mut self, other: &Self) {
+        self.src = other.src;
+        self.dst = other.dst;
+        self.src_port = other.src_port;
+        self.dst_port = other.dst_port;
+        self.proto = other.proto;
+        self.pad = 0;
+        self.reserved = 0;
+    }
+
     #[inline(always)]
     pub const fn reversed(&self) -> Self {
         Self {

@@ -101,8 +101,11 @@ pub(super) fn advance_known<T: Tables, P: Packet>(
 /// Promotes the flow; `work.out` is needed afterwards.
 #[inline(always)]
 pub(super) fn promote<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
-    let out = work.out;
+    // Aside, where only ICMP errors have something: the stack has no room for it.
+    let Work { out, inner, .. } = work;
+    inner.copy_from(out);
     stage::call(Stage::Promote, tables, packet, work)?;
-    work.out = out;
+    let Work { out, inner, .. } = work;
+    out.copy_from(inner);
     Ok(())
 }

@@ -45,9 +45,9 @@ fn netns_cookie() -> Result<u64> {
     let fd = std::os::fd::AsRawFd::as_raw_fd(&socket);
     // SAFETY: the kernel writes at most `size` bytes into `cookie`.
     let failed = unsafe {
-        nix::libc::getsockopt(
+        libc::getsockopt(
             fd,
-            nix::libc::SOL_SOCKET,
+            libc::SOL_SOCKET,
             SO_NETNS_COOKIE,
             (&raw mut cookie).cast(),
             &raw mut size,
