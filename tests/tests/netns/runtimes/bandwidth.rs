@@ -139,7 +139,8 @@ fn paced(routing: Routing) {
         let output = near
             .namespace
             .command("tc")
-            .args(["qdisc", "show", "dev", "eth0"])
+            // Where there is no tcx the agent has a clsact beside it.
+            .args(["qdisc", "show", "dev", "eth0", "root"])
             .output();
         String::from_utf8(output.unwrap().stdout).unwrap()
     };
