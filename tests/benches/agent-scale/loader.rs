@@ -23,13 +23,13 @@ use super::objects::{Object, PODS};
 const AT_A_TIME: usize = 48;
 
 /// Works inside a namespace that reaches the API server.
-pub struct Loader {
+pub(crate) struct Loader {
     inside: Namespace,
     kubeconfig: PathBuf,
 }
 
 impl Loader {
-    pub fn new(inside: &Namespace, kubeconfig: &Path) -> Result<Self> {
+    pub(crate) fn new(inside: &Namespace, kubeconfig: &Path) -> Result<Self> {
         Ok(Self {
             inside: inside.duplicate()?,
             kubeconfig: kubeconfig.to_owned(),
@@ -37,7 +37,7 @@ impl Loader {
     }
 
     /// Creates objects, with their status.
-    pub fn create(&self, what: &str, objects: Vec<Object>) -> Result<()> {
+    pub(crate) fn create(&self, what: &str, objects: Vec<Object>) -> Result<()> {
         let (begin, number) = (Instant::now(), objects.len());
         self.run(async move |client| {
             stream::iter(objects)
@@ -61,7 +61,7 @@ impl Loader {
     }
 
     /// Changes pods at a steady rate until it is stopped.
-    pub fn churn(self, pods: usize, per_second: u32) -> Churn {
+    pub(crate) fn churn(self, pods: usize, per_second: u32) -> Churn {
         let stop = Arc::<AtomicBool>::default();
         let changed = Arc::<AtomicUsize>::default();
         let (ended, count) = (Arc::clone(&stop), Arc::clone(&changed));
@@ -91,18 +91,18 @@ impl Loader {
 }
 
 /// Pods that change.
-pub struct Churn {
+pub(crate) struct Churn {
     stop: Arc<AtomicBool>,
     changed: Arc<AtomicUsize>,
     thread: JoinHandle<Result<()>>,
 }
 
 impl Churn {
-    pub fn changed(&self) -> usize {
+    pub(crate) fn changed(&self) -> usize {
         self.changed.load(Ordering::Relaxed)
     }
 
-    pub fn stop(self) -> Result<()> {
+    pub(crate) fn stop(self) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread
             .join()

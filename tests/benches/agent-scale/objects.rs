@@ -4,10 +4,10 @@ use serde_json::{Value, json};
 
 /// How many there are of each.
 #[derive(Clone, Copy, Debug)]
-pub struct Scale {
-    pub nodes: usize,
-    pub pods: usize,
-    pub services: usize,
+pub(crate) struct Scale {
+    pub(crate) nodes: usize,
+    pub(crate) pods: usize,
+    pub(crate) services: usize,
 }
 
 /// The clusters that people call big.
@@ -20,7 +20,7 @@ const ENDPOINTS: usize = 10;
 
 impl Scale {
     /// A share of it, for a trial.
-    pub fn share(share: f64) -> Self {
+    pub(crate) fn share(share: f64) -> Self {
         let of = |number: usize| ((number as f64 * share) as usize).max(ENDPOINTS);
         Self {
             nodes: of(FULL.nodes),
@@ -32,27 +32,27 @@ impl Scale {
 
 /// One object: where it is created, and what it is. A status is put after it.
 #[derive(Clone, Debug)]
-pub struct Object {
-    pub collection: &'static str,
-    pub body: Value,
+pub(crate) struct Object {
+    pub(crate) collection: &'static str,
+    pub(crate) body: Value,
 }
 
 impl Object {
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         self.body["metadata"]["name"].as_str().unwrap_or_default()
     }
 }
 
-pub const NODES: &str = "/api/v1/nodes";
-pub const PODS: &str = "/api/v1/namespaces/default/pods";
-pub const SERVICES: &str = "/api/v1/namespaces/default/services";
-pub const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
+pub(crate) const NODES: &str = "/api/v1/nodes";
+pub(crate) const PODS: &str = "/api/v1/namespaces/default/pods";
+pub(crate) const SERVICES: &str = "/api/v1/namespaces/default/services";
+pub(crate) const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
 
 fn range(node: usize) -> String {
     format!("10.{}.{}", 64 + node / 256, node % 256)
 }
 
-pub fn node(number: usize) -> Object {
+pub(crate) fn node(number: usize) -> Object {
     let pods = format!("{}.0/24", range(number));
     let body = json!({
         "apiVersion": "v1", "kind": "Node",
@@ -80,7 +80,7 @@ fn address(pod: usize, scale: &Scale) -> String {
     format!("{}.{}", range(pod % scale.nodes), 2 + pod / scale.nodes)
 }
 
-pub fn pod(number: usize, scale: &Scale) -> Object {
+pub(crate) fn pod(number: usize, scale: &Scale) -> Object {
     let address = address(number, scale);
     let body = json!({
         "apiVersion": "v1", "kind": "Pod",
@@ -106,7 +106,7 @@ pub fn pod(number: usize, scale: &Scale) -> Object {
     }
 }
 
-pub fn service(number: usize) -> Object {
+pub(crate) fn service(number: usize) -> Object {
     let body = json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": {"name": format!("service-{number}"), "labels": {"app": format!("app-{number}")}},
@@ -118,7 +118,7 @@ pub fn service(number: usize) -> Object {
     }
 }
 
-pub fn slice(number: usize, scale: &Scale) -> Object {
+pub(crate) fn slice(number: usize, scale: &Scale) -> Object {
     let endpoints = (0..ENDPOINTS).map(|endpoint| {
         let pod = (number * ENDPOINTS + endpoint) % scale.pods;
         json!({

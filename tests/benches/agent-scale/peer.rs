@@ -13,14 +13,14 @@ use serde_json::json;
 use super::watched::Watched;
 
 /// Ends with this value.
-pub struct KubeProxy<'a> {
+pub(crate) struct KubeProxy<'a> {
     lab: &'a Lab,
     process: Child,
     log: PathBuf,
 }
 
 impl<'a> KubeProxy<'a> {
-    pub fn start(lab: &'a Lab, control: &ControlPlane) -> Result<Self> {
+    pub(crate) fn start(lab: &'a Lab, control: &ControlPlane) -> Result<Self> {
         let folder = control.folder();
         let settings = folder.join("kube-proxy.json");
         let text = json!({
@@ -46,7 +46,7 @@ impl<'a> KubeProxy<'a> {
         Ok(Self { lab, process, log })
     }
 
-    pub fn watched(&self, name: &'static str) -> Watched<'a> {
+    pub(crate) fn watched(&self, name: &'static str) -> Watched<'a> {
         Watched {
             name,
             process: self.process.id(),
@@ -56,13 +56,13 @@ impl<'a> KubeProxy<'a> {
     }
 
     /// Once everything that it knows is in the kernel.
-    pub fn is_healthy(&self) -> bool {
+    pub(crate) fn is_healthy(&self) -> bool {
         let mut curl = self.lab.outside.command("curl");
         curl.args(["--silent", "--fail", "http://127.0.0.1:10256/healthz"]);
         curl.output().is_ok_and(|output| output.status.success())
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 }

@@ -6,27 +6,27 @@ use anyhow::{Context, Result};
 use cni_tests::netns::Namespace;
 
 /// A program that watches the API server from a network of its own.
-pub struct Watched<'a> {
-    pub name: &'static str,
-    pub process: u32,
-    pub inside: &'a Namespace,
+pub(crate) struct Watched<'a> {
+    pub(crate) name: &'static str,
+    pub(crate) process: u32,
+    pub(crate) inside: &'a Namespace,
     /// The device that its traffic comes by.
-    pub device: &'static str,
+    pub(crate) device: &'static str,
 }
 
 /// At one moment.
-pub struct Sample {
+pub(crate) struct Sample {
     at: Instant,
     ticks: u64,
     bytes: u64,
 }
 
 /// Between two.
-pub struct Rates {
+pub(crate) struct Rates {
     /// Percent of one core.
-    pub cpu: f64,
+    pub(crate) cpu: f64,
     /// Megabytes a second.
-    pub bytes: f64,
+    pub(crate) bytes: f64,
 }
 
 const MEGABYTE: f64 = 1e6;
@@ -38,7 +38,7 @@ impl Watched<'_> {
     }
 
     /// Megabytes.
-    pub fn resident(&self) -> Result<f64> {
+    pub(crate) fn resident(&self) -> Result<f64> {
         let status = self.read("status")?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kibibytes = line.and_then(|line| line.split_whitespace().next());
@@ -46,7 +46,7 @@ impl Watched<'_> {
         Ok(kibibytes * 1024.0 / MEGABYTE)
     }
 
-    pub fn sample(&self) -> Result<Sample> {
+    pub(crate) fn sample(&self) -> Result<Sample> {
         let stat = self.read("stat")?;
         // The name in parentheses may hold anything.
         let (_, after) = stat.rsplit_once(')').context("stat")?;
@@ -68,7 +68,7 @@ impl Watched<'_> {
         bytes.context("statistics")
     }
 
-    pub fn rates(&self, since: &Sample) -> Result<Rates> {
+    pub(crate) fn rates(&self, since: &Sample) -> Result<Rates> {
         let now = self.sample()?;
         let seconds = (now.at - since.at).as_secs_f64();
         // USER_HZ, which is a hundred on every architecture that Linux has left.
@@ -79,7 +79,7 @@ impl Watched<'_> {
     }
 
     /// Megabytes that came since then.
-    pub fn megabytes(&self, since: &Sample) -> Result<f64> {
+    pub(crate) fn megabytes(&self, since: &Sample) -> Result<f64> {
         Ok((self.received()? - since.bytes) as f64 / MEGABYTE)
     }
 }

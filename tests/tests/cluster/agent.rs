@@ -45,6 +45,8 @@ fn addresses(pod: &Pod) -> impl Iterator<Item = IpAddr> {
     pod.addresses.iter().map(|address| address.parse().unwrap())
 }
 
+type Begin = fn(&Namespace, SocketAddr) -> anyhow::Result<Steady>;
+
 /// Everything that goes on between two networks.
 struct Load {
     steady: BTreeMap<String, Steady>,
@@ -58,7 +60,7 @@ impl Load {
         for address in addresses {
             let tcp = Echo::tcp(to, address, 0).unwrap();
             let udp = Echo::udp(to, address, 0).unwrap();
-            let kinds: [(_, fn(&Namespace, SocketAddr) -> _, _); 3] = [
+            let kinds: [(_, Begin, _); 3] = [
                 ("a connection", Steady::tcp, tcp.address),
                 ("new connections", Steady::connections, tcp.address),
                 ("datagrams", Steady::udp, udp.address),
