@@ -13,32 +13,42 @@ const POLYNOMIAL: u32 = 0x82f6_3b78;
 /// The binary digits of a packet's length.
 const DIGITS: usize = 16;
 
-/// The product of two polynomials, modulo the polynomial of the CRC. Without branches: the verifier would follow both ends
-/// of each.
-#[inline(always)]
+/// The product of two polynomials, modulo the polynomial of the CRC.
 const fn multiply(a: u32, mut b: u32) -> u32 {
     let mut product = 0;
-    let mut bit = 31;
-    loop {
-        product ^= b & 0u32.wrapping_sub(a >> bit & 1);
-        b = b >> 1 ^ POLYNOMIAL & 0u32.wrapping_sub(b & 1);
-        if bit == 0 {
-            return product;
-        }
+    let mut bit = 32;
+    while bit > 0 {
         bit -= 1;
+        if a >> bit & 1 != 0 {
+            product ^= b;
+        }
+        b = if b & 1 != 0 { b >> 1 ^ POLYNOMIAL } else { b >> 1 };
     }
+    product
 }
 
-/// x to the power of 8, 16, 32, ...: what 1, 2, 4, ... bytes behind do.
-const SHIFTS: [u32; DIGITS] = {
-    let mut shifts = [0; DIGITS];
+/// The products of a power of x with every value of each four bits: what the CRC is multiplied by is looked up, for a
+/// verifier may follow both values of each single bit.
+type Product = [[u32; 16]; 8];
+
+/// Of x to the power of 8, 16, 32, ...: what 1, 2, 4, ... bytes behind do.
+static SHIFTS: [Product; DIGITS] = {
+    let mut shifts = [[[0; 16]; 8]; DIGITS];
     // x^8, and the highest bit is x^0.
     let mut power = 1 << 23;
-    let mut i = 0;
-    while i < DIGITS {
-        shifts[i] = power;
+    let mut digit = 0;
+    while digit < DIGITS {
+        let mut at = 0;
+        while at < 8 {
+            let mut value = 0;
+            while value < 16 {
+                shifts[digit][at][value] = multiply((value as u32) << (4 * at), power);
+                value += 1;
+            }
+            at += 1;
+        }
         power = multiply(power, power);
-        i += 1;
+        digit += 1;
     }
     shifts
 };
@@ -49,9 +59,13 @@ fn change<T: Tables>(tables: &T, first: u32, length: u32) -> u32 {
     let mut sum = first;
     tables.repeat(DIGITS as u32, |digit| {
         if length >> (digit & 15) & 1 != 0
-            && let Some(shift) = SHIFTS.get(digit as usize)
+            && let Some(shift) = SHIFTS.get((digit & 15) as usize)
         {
-            sum = multiply(sum, *shift);
+            let mut product = 0;
+            for (at, values) in shift.iter().enumerate() {
+                product ^= values[(sum >> (4 * at) & 15) as usize];
+            }
+            sum = product;
         }
         true
     });

@@ -221,7 +221,7 @@ fn svc_24_where_everybody_is_masqueraded_the_backend_sees_the_node() {
 }
 
 #[test]
-fn svc_49_and_50_a_client_stays_with_its_backend_until_its_time_is_over() {
+fn svc_49_svc_50_a_client_stays_with_its_backend_until_its_time_is_over() {
     families(|pair, v6| {
         let backend_of = |pair: &mut Pair, src_port| {
             let ends = Ends {

@@ -89,7 +89,7 @@ fn svc_61_the_peer_of_a_socket_is_what_it_dialled() {
 }
 
 #[test]
-fn svc_21_and_61_datagrams_of_the_host_come_back_from_what_was_dialled() {
+fn svc_21_svc_61_datagrams_of_the_host_come_back_from_what_was_dialled() {
     sockets(HOST, |_, v6| {
         let server = UdpSocket::bind(local(v6)).unwrap();
         let to = frontend(v6, port::TO_HOST);
@@ -119,7 +119,7 @@ fn an_ipv6_socket_reaches_an_ipv4_service_by_its_mapped_address() {
 }
 
 #[test]
-fn svc_25_28_and_29_a_socket_of_the_host_is_refused_at_once() {
+fn svc_25_svc_28_svc_29_a_socket_of_the_host_is_refused_at_once() {
     sockets(HOST, |_, v6| {
         let nobody = ip(if v6 { "fd00:96::77" } else { "10.96.0.77" });
         for (to, error) in [
