@@ -36,9 +36,9 @@ fn slice(name: &str, addresses: &[&str]) -> Value {
     })
 }
 
-/// The addresses behind the ClusterIP; `None` if it is not served.
+/// The addresses behind the ClusterIP; `None` if it is not served, or if an agent that begins does not answer yet.
 fn behind(node: &Node) -> Option<Vec<String>> {
-    let services = node.ask(["services"]).unwrap();
+    let services = node.ask(["services"]).ok()?;
     let web = services
         .as_array()
         .unwrap()
