@@ -18,6 +18,7 @@ use cni_tests::lab::{ControlPlane, Families, Lab, Node, Plan, Routing, Signal};
 use loader::Loader;
 use objects::Scale;
 use peer::KubeProxy;
+use serde_json::json;
 use watched::{Sample, Watched};
 
 const MILLRACE: &str = "millrace";
@@ -32,7 +33,9 @@ const PATIENCE: Duration = Duration::from_secs(600);
 fn main() -> Result<()> {
     let command = Command::read()?;
     let scale = Scale::share(command.scale);
-    let plan = Plan::new(Routing::Vxlan, Families::V4).nodes(1);
+    let mut plan = Plan::new(Routing::Vxlan, Families::V4).nodes(1);
+    // Services are not watched otherwise.
+    plan.config = json!({ "services": { "proxy": "millrace" } });
     let (control, lab) = Lab::start_with_control_plane(plan)?;
     let loader = || Loader::new(&lab.fabric, &control.folder().join("admin.kubeconfig"));
     let mut samples = Samples::default();

@@ -74,7 +74,7 @@ pub(super) fn create(folder: &Path, addresses: &[IpAddr]) -> Result<()> {
     let kubeconfig = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "lab",
         "clusters": [{"name": "lab", "cluster": {
-            "certificate-authority": file("ca.crt"),
+            "server": super::ControlPlane::url(addresses[0]), "certificate-authority": file("ca.crt"),
         }}],
         "users": [{"name": "admin", "user": {
             "client-certificate": file("admin.crt"), "client-key": file("admin.key"),
