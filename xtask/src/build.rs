@@ -1,6 +1,7 @@
 //! `cargo xtask build`: the BPF object, then the binaries that embed it.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 
@@ -36,20 +37,26 @@ impl Build {
 
     fn binaries(&self) -> Result<()> {
         step("agent and plugin");
-        let mut cargo = cargo();
-        cargo.args([
-            "build",
-            "--package",
-            "cni-agent",
-            "--package",
-            "cni-plugin",
-            "--bins",
-        ]);
+        let mut cargo = agent_and_plugin();
         if self.release {
             cargo.arg("--release");
         }
         run(&mut cargo)
     }
+}
+
+/// The build of what a user runs, in whichever profile.
+fn agent_and_plugin() -> Command {
+    let mut cargo = cargo();
+    cargo.args([
+        "build",
+        "--package",
+        "cni-agent",
+        "--package",
+        "cni-plugin",
+        "--bins",
+    ]);
+    cargo
 }
 
 /// The binaries of the image, which need nothing of the system that they run on.
@@ -61,9 +68,8 @@ pub(crate) struct StaticBinaries {
 impl StaticBinaries {
     /// Compiles them. The BPF object must be there.
     pub(crate) fn build() -> Result<Self> {
-        let mut cargo = cargo();
-        cargo.args(["build", "--profile", "image", "--target", &static_target()]);
-        cargo.args(["--package", "cni-agent", "--package", "cni-plugin", "--bins"]);
+        let mut cargo = agent_and_plugin();
+        cargo.args(["--profile", "image", "--target", &static_target()]);
         cargo.env("CARGO_ENCODED_RUSTFLAGS", static_flags().join("\x1f"));
         run(&mut cargo)?;
         Ok(Self::built())
@@ -98,15 +104,7 @@ pub(crate) fn next_release() -> Result<()> {
     let object = workspace::bpf_next_object();
     programs(&[FEATURE], &object)?;
     step("agent and plugin of the release to come");
-    let mut cargo = cargo();
-    cargo.args([
-        "build",
-        "--package",
-        "cni-agent",
-        "--package",
-        "cni-plugin",
-        "--bins",
-    ]);
+    let mut cargo = agent_and_plugin();
     cargo.args(["--features", &format!("cni-agent/{FEATURE},cni-plugin/{FEATURE}")]);
     run(cargo.env("MILLRACE_BPF_OBJECT", object))?;
     for name in ["millrace", "millrace-cni"] {
