@@ -3,7 +3,6 @@
 
 use std::{
     collections::BTreeMap,
-    convert::Infallible,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
@@ -14,9 +13,7 @@ use hyper::{
     Request, Response, StatusCode,
     body::{Bytes, Incoming},
     header::{CONTENT_TYPE, HeaderValue},
-    service::service_fn,
 };
-use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
 use tokio::{
     net::TcpListener,
@@ -24,10 +21,9 @@ use tokio::{
     task::JoinHandle,
 };
 
+use super::http::exchange;
 use crate::model::NamespacedName;
 
-/// A client must have sent its request after this.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// Connections at one time and port.
 const CONNECTIONS: usize = 16;
 /// Between attempts to listen where somebody else does.
@@ -158,18 +154,8 @@ async fn answer_all(
         };
         let page = page.clone();
         connections.spawn(async move {
-            let service = service_fn(|request| {
-                let response = page(&request);
-                async move { Ok::<_, Infallible>(response) }
-            });
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(PATIENCE)
-                .keep_alive(false)
-                .serve_connection(TokioIo::new(stream), service);
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a health check ended early");
-            }
+            let page = |request| std::future::ready(page(&request));
+            exchange(stream, "a health check", page).await;
             drop(slot);
         });
     }

@@ -12,7 +12,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::metrics::histogram::Histogram;
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
 };
 
@@ -65,20 +65,33 @@ pub async fn serve(listener: TcpListener, pages: Pages) {
         };
         let pages = pages.clone();
         tokio::spawn(async move {
-            let service = service_fn(|request| {
+            let page = |request| {
                 let pages = pages.clone();
-                async move { Ok::<_, Infallible>(answer(&request, &pages).await) }
-            });
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(PATIENCE)
-                .keep_alive(false)
-                .serve_connection(TokioIo::new(stream), service);
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "an HTTP connection ended early");
-            }
+                async move { answer(&request, &pages).await }
+            };
+            exchange(stream, "an HTTP connection", page).await;
             drop(slot);
         });
+    }
+}
+
+/// One request on a connection and its answer; the logs call it `what`.
+pub(super) async fn exchange<R: Future<Output = Response<Full<Bytes>>>>(
+    stream: TcpStream,
+    what: &str,
+    answer: impl Fn(Request<Incoming>) -> R,
+) {
+    let service = service_fn(|request| {
+        let response = answer(request);
+        async move { Ok::<_, Infallible>(response.await) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = connection.await {
+        tracing::debug!(%error, "{what} ended early");
     }
 }
 
