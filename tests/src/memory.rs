@@ -250,6 +250,10 @@ impl Tables for Memory {
         *self.counts.borrow_mut().entry((reason, direction)).or_default() += 1;
     }
 
+    fn listened(&self) -> bool {
+        true
+    }
+
     fn event(&self, event: &Event) {
         self.events.borrow_mut().push(*event);
     }

@@ -17,7 +17,7 @@ use crate::{
         links::{self, Attachment},
     },
     model::{Event, Source},
-    observe::{admin, health, http, ring, tables::Cache},
+    observe::{admin, health, http, ring::Ring, tables::Cache},
 };
 
 #[derive(Debug, Args)]
@@ -98,7 +98,7 @@ async fn serve(config: Config, kernel: Linux) -> Result<(), Failure> {
     let serves = config.services.proxy == Proxy::Millrace;
     let health_address = config.services.health.filter(|_| serves);
     let (agent, handle) = Agent::new(config, kernel)?;
-    let events = ring::channel();
+    let events = Arc::new(Ring::new(pins.clone()));
     let pages = http::Pages {
         status: handle.status.clone(),
         pins: pins.clone(),
@@ -117,7 +117,7 @@ async fn serve(config: Config, kernel: Linux) -> Result<(), Failure> {
         tokio::spawn(health::serve_proxy(address, handle.health));
     }
     tokio::spawn(admin::serve(admin_listener, desk));
-    tokio::spawn(ring::read(pins, events));
+    tokio::spawn(async move { events.read().await });
     tokio::spawn(watch_links(handle.events.clone()));
     tokio::spawn(conflist.clone().keep(published, handle.events.clone()));
     tokio::spawn(watch_devices(handle.events));

@@ -48,6 +48,7 @@ fn shapes(map: &str) -> Option<(Shape, Shape)> {
         "secrets" => ("u32", "Secrets"),
         "counters" => ("u32", "Counter"),
         "events_lost" => ("u32", "u64"),
+        "listeners" => ("u32", "u32"),
         _ => return None,
     })
 }

@@ -20,7 +20,10 @@ use tokio::{
     sync::{broadcast, mpsc, oneshot, watch},
 };
 
-use super::event::{Filter, Record};
+use super::{
+    event::{Filter, Record},
+    ring::Ring,
+};
 use crate::{services::Description, status::Status};
 use cni_ebpf::abi::Event;
 
@@ -71,7 +74,7 @@ pub enum Response {
 #[derive(Clone, Debug)]
 pub struct Desk {
     pub status: watch::Receiver<Arc<Status>>,
-    pub events: broadcast::Sender<Event>,
+    pub events: Arc<Ring>,
     pub services: mpsc::Sender<Inquiry>,
 }
 
@@ -137,7 +140,7 @@ async fn converse(mut stream: UnixStream, desk: Desk) -> Result<(), cni_plugin::
     while let Some(message) = receive_async::<Message<Request>>(&mut stream).await? {
         match message.accept() {
             Ok(Request::Monitor { filter }) => {
-                return monitor(stream, desk.events.subscribe(), &filter).await;
+                return monitor(stream, desk.events.listen(), &filter).await;
             }
             Ok(Request::Status) => {
                 let status = Box::new(desk.status.borrow().as_ref().clone());

@@ -118,6 +118,7 @@ pub const MAPS: &[MapSpec] = &[
         keep: false,
     },
     spec::<u32, u64>("events_lost", PerCpuArray, 1),
+    spec::<u32, u32>("listeners", Array, 1),
 ];
 
 #[cfg(test)]

@@ -67,6 +67,10 @@ pub(super) static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 #[map(name = "events_lost")]
 pub(super) static EVENTS_LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
+/// Not 0 while somebody reads events.
+#[map(name = "listeners")]
+pub(super) static LISTENERS: Array<u32> = Array::with_max_entries(1, 0);
+
 /// The state of a run; never pinned, one for each object.
 #[map(name = "work")]
 pub(super) static WORK: PerCpuArray<Work> = PerCpuArray::with_max_entries(1, 0);

@@ -2,6 +2,7 @@
 
 use core::ffi::c_void;
 
+use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_loop};
 use aya_ebpf::maps::lpm_trie::Key;
 use cni_ebpf::abi::*;
@@ -226,8 +227,16 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn listened(&self) -> bool {
+        LISTENERS.get(0).is_some_and(|listeners| *listeners != 0)
+    }
+
+    /// Wakes nobody: that would cost a connection more than everything else here. The reader comes by itself.
+    #[inline(always)]
     fn event(&self, event: &Event) {
-        if EVENTS.output::<Event>(event, 0).is_err()
+        if EVENTS
+            .output::<Event>(event, u64::from(BPF_RB_NO_WAKEUP))
+            .is_err()
             && let Some(lost) = EVENTS_LOST.get_ptr_mut(0)
         {
             // SAFETY: as in `count`.

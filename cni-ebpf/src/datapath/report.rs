@@ -18,7 +18,7 @@ pub fn finish<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work,
     }
     tables.count(reason, work.direction, packet.length());
     let kind = if reason != 0 { event_kind::DROP } else { work.tell };
-    if kind == 0 || tables.config().tells_events() == 0 {
+    if kind == 0 || tables.config().tells_events() == 0 || !tables.listened() {
         return;
     }
     let Work {

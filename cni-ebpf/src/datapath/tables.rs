@@ -69,6 +69,8 @@ pub trait Tables {
 
     /// Counts a packet; reason 0 is "passed".
     fn count(&self, reason: u8, direction: u8, bytes: u32);
+    /// Whether somebody reads events.
+    fn listened(&self) -> bool;
     fn event(&self, event: &Event);
 
     /// Calls `step` with 0, 1, ... until it returns false, at most `times` times. The verifier looks at `step` once.
