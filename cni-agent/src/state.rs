@@ -2,9 +2,12 @@
 
 mod services;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    iter,
+};
 
-use cni_ebpf::datapath::policy::FROM_HOST;
+use cni_ebpf::{abi, datapath::policy::FROM_HOST};
 use cni_plugin::Attachment;
 
 use crate::model::{
@@ -208,15 +211,13 @@ impl State {
             .find(|endpoint| endpoint.attachment == *attachment)
     }
 
-    /// A number that no endpoint has, the one behind the last that was given.
-    pub fn free_id(&self, last: u32) -> u32 {
-        let mut id = last;
-        loop {
-            id = id.checked_add(1).filter(|id| *id != FROM_HOST).unwrap_or(1);
-            if !self.endpoints.contains_key(&id) {
-                return id;
-            }
-        }
+    /// The next number behind the last that was given whose place in the kernel is free. `None`: all places are taken.
+    pub fn free_id(&self, last: u32) -> Option<u32> {
+        let taken: BTreeSet<u32> = self.endpoints.keys().map(|id| abi::Endpoint::slot(*id)).collect();
+        let next = |id: &u32| Some(id.checked_add(1).filter(|id| *id != FROM_HOST).unwrap_or(1));
+        iter::successors(next(&last), next)
+            .take(abi::ENDPOINT_SLOTS as usize + 2)
+            .find(|id| !taken.contains(&abi::Endpoint::slot(*id)))
     }
 
     pub fn programmed(&self) -> impl Iterator<Item = &Endpoint> {
@@ -286,8 +287,12 @@ mod tests {
     #[test]
     fn numbers_wrap_and_skip_what_is_in_use() {
         let state = State::new([]);
-        assert_eq!(state.free_id(0), 1);
-        assert_eq!(state.free_id(u32::MAX), 1);
-        assert_eq!(state.free_id(FROM_HOST - 1), 1, "the host's own number in flows");
+        assert_eq!(state.free_id(0), Some(1));
+        assert_eq!(state.free_id(u32::MAX), Some(1));
+        assert_eq!(
+            state.free_id(FROM_HOST - 1),
+            Some(1),
+            "the host's own number in flows"
+        );
     }
 }

@@ -27,7 +27,7 @@ mod service;
 pub use addr::{Addr, Port, Prefix};
 pub use config::{Config, Secrets, Settings, socket_lb};
 pub use conntrack::{Alias, Flow, FlowKey, Fragment, FragmentKey, Tuple, flow_flags, tcp_state, via};
-pub use endpoint::{Bucket, Endpoint, Peer, endpoint_flags, peer_flags};
+pub use endpoint::{Bucket, ENDPOINT_SLOTS, Endpoint, Peer, endpoint_flags, peer_flags};
 pub use event::{COUNTERS, Counter, Event, Reason, direction, event_kind, hook};
 #[doc(hidden)]
 pub use layout::plain_size;

@@ -45,7 +45,7 @@ use crate::abi::{
     Config, Endpoint, Reason, direction, endpoint_flags, flow_flags, hook, put, route_action, route_flags,
     service_scope, via,
 };
-use connection::{advance_known, enter, known};
+use connection::{advance_known, enter, known, known_as, sending};
 use deliver::{deliver, forward, send, translate};
 use headers::Ethertype;
 use stage::Stage;
@@ -105,16 +105,29 @@ pub fn from_pod<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Wor
 fn sent_by_pod<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
     start(work, hook::FROM_POD, direction::EGRESS);
     open(tables, packet, work)?;
-    let sender = sender::check(tables, packet, work)?;
-    // What is forged is not remembered.
-    fragments::resolve(tables, work)?;
+    let mut cut_by = None;
+    if work.headers.fragment != work::fragment::WHOLE {
+        // What is forged is not remembered.
+        cut_by = Some(sender::check(tables, packet, work, 0)?);
+        fragments::resolve(tables, work)?;
+    }
+    let found = if work.headers.icmp_error == 0 {
+        conntrack::find(tables, work)
+    } else {
+        None
+    };
+    let sender = match cut_by {
+        Some(sender) => sender,
+        // A flow names its ends: of what is known no address is looked up.
+        None => sender::check(tables, packet, work, sending(work, found.as_ref()))?,
+    };
     if sender.flags & endpoint_flags::PACE == 0 {
         limit::check(tables, packet, work, sender, direction::EGRESS)?;
     }
     if work.headers.icmp_error != 0 {
         return related_from_pod(tables, packet, work, sender);
     }
-    connection_from_pod(tables, packet, work, sender)
+    connection_from_pod(tables, packet, work, sender, found)
 }
 
 #[inline(always)]
@@ -123,8 +136,10 @@ fn connection_from_pod<T: Tables, P: Packet>(
     packet: &mut P,
     work: &mut Work,
     sender: &Endpoint,
+    found: Option<conntrack::Found<'_>>,
 ) -> Outcome {
-    if let Some(known) = known(tables, packet, work, Some(sender), false)
+    if let Some(found) = found
+        && let Some(known) = known_as(tables, packet, work, found, Some(sender), false)
         && !balance::moves(tables, packet, work, known.found.flow, service_scope::CLUSTER)
     {
         advance_known(tables, packet, work, &known)?;

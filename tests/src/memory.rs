@@ -26,7 +26,8 @@ pub struct Memory {
     pub secrets: Secrets,
     pub clock: Cell<u64>,
     pub dice: Cell<u32>,
-    pub endpoints: Slab<Addr, Endpoint>,
+    pub addresses: Slab<Addr, u32>,
+    pub endpoints: Slab<u32, Endpoint>,
     pub peers: Slab<Addr, Peer>,
     pub routes: Lpm<Route>,
     pub devices: Slab<u32, Device>,
@@ -53,6 +54,12 @@ pub struct Memory {
 }
 
 impl Memory {
+    /// Puts `endpoint` behind an address.
+    pub fn put_endpoint(&self, addr: Addr, endpoint: Endpoint) {
+        self.addresses.put(addr, endpoint.id);
+        self.endpoints.put(Endpoint::slot(endpoint.id), endpoint);
+    }
+
     /// Forgets connections, fragments, counts and events.
     pub fn forget(&mut self) {
         for table in &mut self.flows {
@@ -123,7 +130,12 @@ impl Tables for Memory {
     }
 
     fn endpoint(&self, addr: &Addr) -> Option<&Endpoint> {
-        self.endpoints.get(addr)
+        self.endpoint_of(*self.addresses.get(addr)?)
+    }
+
+    fn endpoint_of(&self, id: u32) -> Option<&Endpoint> {
+        let endpoint = self.endpoints.get(&Endpoint::slot(id));
+        endpoint.filter(|endpoint| id != 0 && endpoint.id == id)
     }
 
     fn peer(&self, addr: &Addr) -> Option<&Peer> {

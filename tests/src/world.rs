@@ -64,7 +64,7 @@ pub fn memory() -> Memory {
     };
     memory.clock.set(monotonic());
     for (addr, endpoint) in endpoints() {
-        memory.endpoints.put(addr, endpoint);
+        memory.put_endpoint(addr, endpoint);
     }
     for (prefix, route) in routes() {
         memory.routes.put(prefix, route);

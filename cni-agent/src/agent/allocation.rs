@@ -30,7 +30,13 @@ impl<K: Kernel> Agent<K> {
             });
         }
         self.refuse_host_network(request)?;
-        let id = self.state.free_id(self.last_id);
+        let id = self.state.free_id(self.last_id).ok_or_else(|| {
+            CniError::new(
+                code::TRY_AGAIN_LATER,
+                "this node has as many endpoints as the kernel's map holds",
+            )
+            .with_details("remove pods from this node, or lower the kubelet's maxPods")
+        })?;
         self.ledger.claim_number(id).map_err(|error| {
             CniError::new(code::IO, "the endpoint's number could not be set aside on disk")
                 .with_details(error)

@@ -147,7 +147,7 @@ impl Machine {
         self.kernel
             .lock()
             .tables
-            .endpoints
+            .addresses
             .keys()
             .map(|addr| IpAddr::from(*addr))
             .collect()

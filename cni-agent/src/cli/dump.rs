@@ -24,7 +24,8 @@ type Shape = &'static str;
 /// The types of each map's key and value.
 fn shapes(map: &str) -> Option<(Shape, Shape)> {
     Some(match map {
-        "endpoints" => ("Addr", "Endpoint"),
+        "addresses" => ("Addr", "u32"),
+        "endpoints" => ("u32", "Endpoint"),
         "peers" => ("Addr", "Peer"),
         "routes" => ("Prefix", "Route"),
         "devices" => ("u32", "Device"),
@@ -70,7 +71,12 @@ pub(crate) fn run(context: &Context, options: &Options) -> Outcome {
             }
         }
     } else {
+        let array = spec.map_type == MapType::Array;
         for (key, value) in map.dump()? {
+            // All places of an array are there, whether used or not.
+            if array && value.iter().all(|byte| *byte == 0) {
+                continue;
+            }
             entries.push((decode(key_shape, &key), decode(value_shape, &value)));
         }
     }

@@ -26,13 +26,15 @@ struct Row {
 }
 
 pub(crate) fn run(context: &Context) -> Outcome {
-    let map = maps::open_existing(&context.pins(), "endpoints")?;
-    let mut rows: BTreeMap<u32, Row> = BTreeMap::new();
-    for (address, endpoint) in maps::read::<Addr, Endpoint>(&map)? {
-        rows.entry(endpoint.id)
-            .or_insert_with(|| row(&endpoint))
-            .addresses
-            .push(address.into());
+    let pins = context.pins();
+    let endpoints = maps::read::<u32, Endpoint>(&maps::open_existing(&pins, "endpoints")?)?;
+    let addresses = maps::read::<Addr, u32>(&maps::open_existing(&pins, "addresses")?)?;
+    let there = endpoints.values().filter(|endpoint| endpoint.id != 0);
+    let mut rows: BTreeMap<u32, Row> = there.map(|endpoint| (endpoint.id, row(endpoint))).collect();
+    for (address, id) in addresses {
+        if let Some(row) = rows.get_mut(&id) {
+            row.addresses.push(address.into());
+        }
     }
     // Names are the agent's knowledge; without one the kernel's part is shown.
     if let Ok(status) = ask::status(&context.config.paths.admin_socket) {

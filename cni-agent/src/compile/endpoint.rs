@@ -12,12 +12,13 @@ use crate::{
 
 pub(super) fn endpoint(topology: &Topology<'_>, endpoint: &Endpoint, desired: &mut Desired) {
     let Some(ifindex) = endpoint.ifindex() else { return };
+    desired.tables.endpoints.insert(
+        abi::Endpoint::slot(endpoint.id),
+        entry(topology, endpoint, ifindex),
+    );
     for ip in &endpoint.addresses {
         let addr = Addr::from(*ip);
-        desired
-            .tables
-            .endpoints
-            .insert(addr, entry(topology, endpoint, ifindex));
+        desired.tables.addresses.insert(addr, endpoint.id);
         desired.tables.peers.insert(
             addr,
             Peer {

@@ -85,7 +85,8 @@ tables! {
     Peers peers: Addr => Peer;
     /// Written once; the kernel keeps them.
     Buckets buckets: u32 => Bucket;
-    Endpoints endpoints: Addr => Endpoint;
+    Endpoints endpoints: u32 => Endpoint;
+    Addresses addresses: Addr => u32;
     Routes routes: Prefix => Route;
 }
 
@@ -109,7 +110,9 @@ impl Table {
             | Self::Rules
             | Self::RuleSets
             | Self::Endpoints => Some(Chain::Policy),
-            Self::Settings | Self::Devices | Self::Peers | Self::Buckets | Self::Routes => None,
+            Self::Settings | Self::Devices | Self::Peers | Self::Buckets | Self::Addresses | Self::Routes => {
+                None
+            }
         }
     }
 
@@ -126,7 +129,7 @@ impl Table {
 
     /// True for arrays, whose keys are always there: a value of zeros is an absent entry.
     pub const fn is_array(self) -> bool {
-        matches!(self, Self::RuleSets | Self::Settings)
+        matches!(self, Self::RuleSets | Self::Settings | Self::Endpoints)
     }
 }
 

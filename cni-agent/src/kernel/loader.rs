@@ -52,7 +52,7 @@ pub struct Loaded {
 /// How many entries each map shall have.
 pub fn entries(spec: &MapSpec, sizes: &MapSizes) -> u32 {
     let configured = match spec.name {
-        "endpoints" => sizes.endpoints,
+        "addresses" => sizes.endpoints,
         "peers" => sizes.peers,
         "routes" => sizes.routes,
         "conntrack" | "nat" => sizes.conntrack,

@@ -369,7 +369,7 @@ pub fn capacity_remedy(map: &str) -> String {
 /// The configuration's key for the size of a map.
 pub fn setting(map: &str) -> Option<&'static str> {
     match map {
-        "endpoints" => Some("maps.endpoints"),
+        "addresses" => Some("maps.endpoints"),
         "services" => Some("maps.services"),
         "service_slots" => Some("maps.serviceSlots"),
         "backends" => Some("maps.backends"),

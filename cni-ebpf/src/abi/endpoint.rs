@@ -14,8 +14,9 @@ pub mod endpoint_flags {
 }
 
 crate::abi! {
-    /// A pod of this node, found by each of its addresses. It is also what its addresses may be used from: a packet
-    /// with this source must come from this device with this MAC.
+    /// A pod of this node. Each of its addresses leads to its number, and the number to its place here: a connection
+    /// that is known names the numbers of its ends, and needs no address looked up. It is also what its addresses may be
+    /// used from: a packet with this source must come from this device with this MAC.
     #[derive(Clone, PartialEq, Eq, Debug, Default)]
     pub struct Endpoint: 72 {
         pub id: u32,
@@ -39,6 +40,16 @@ crate::abi! {
         /// Bytes that may pass at once, above the rate.
         pub egress_burst: u32,
         pub ingress_burst: u32,
+    }
+}
+
+/// Places for endpoints, a power of two.
+pub const ENDPOINT_SLOTS: u32 = 4096;
+
+impl Endpoint {
+    /// The place of the endpoint with this number. The agent gives no number whose place is taken.
+    pub const fn slot(id: u32) -> u32 {
+        id & (ENDPOINT_SLOTS - 1)
     }
 }
 

@@ -83,7 +83,8 @@ use MapType::{Array, Hash, Lpm, LruHash, PerCpuArray};
 
 /// Every map that is pinned.
 pub const MAPS: &[MapSpec] = &[
-    spec::<Addr, Endpoint>("endpoints", Hash, 2048),
+    spec::<Addr, u32>("addresses", Hash, 2 * ENDPOINT_SLOTS),
+    spec::<u32, Endpoint>("endpoints", Array, ENDPOINT_SLOTS),
     spec::<Addr, Peer>("peers", Hash, 131_072),
     spec::<Prefix, Route>("routes", Lpm, 16_384),
     spec::<u32, Device>("devices", Hash, 256),

@@ -9,8 +9,10 @@ use cni_ebpf::datapath::Work;
 /// Longest-prefix maps cannot be preallocated.
 const LPM: u32 = BPF_F_NO_PREALLOC;
 
+#[map(name = "addresses")]
+pub(super) static ADDRESSES: HashMap<Addr, u32> = HashMap::with_max_entries(2 * ENDPOINT_SLOTS, 0);
 #[map(name = "endpoints")]
-pub(super) static ENDPOINTS: HashMap<Addr, Endpoint> = HashMap::with_max_entries(2048, 0);
+pub(super) static ENDPOINTS: Array<Endpoint> = Array::with_max_entries(ENDPOINT_SLOTS, 0);
 #[map(name = "peers")]
 pub(super) static PEERS: HashMap<Addr, Peer> = HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
 #[map(name = "routes")]

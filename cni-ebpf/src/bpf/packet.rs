@@ -200,6 +200,24 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
+    fn write<T: Plain + Copy>(&mut self, offset: u32, value: &T) -> Result<(), NotRewritten> {
+        const { assert!(size_of::<T>() >= 2) };
+        let start = self.data() + (offset & REACH) as usize;
+        if offset > REACH || start + size_of::<T>() > self.data_end() {
+            return Err(NotRewritten);
+        }
+        // SAFETY: as in `load`; the kernel makes the packet's head this program's own before it begins.
+        unsafe { *(start as *mut T) = *value };
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn changed(&mut self, from: u16, to: u16) {
+        // SAFETY: the context is valid. It fails where no device has summed up anything.
+        unsafe { helper::bpf_csum_update(self.skb, u32::from(!from) + u32::from(to)) };
+    }
+
+    #[inline(always)]
     fn replace_l3_checksum(
         &mut self,
         offset: u32,

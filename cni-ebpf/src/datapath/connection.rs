@@ -4,7 +4,7 @@ use super::conntrack::{self, Found};
 use super::stage::{self, Stage};
 use super::work::entered;
 use super::{Outcome, Packet, Table, Tables, Work, nat, policy};
-use crate::abi::{Endpoint, Reason, flow_flags, via};
+use crate::abi::{Endpoint, Flow, Reason, flow_flags, via};
 
 /// Enters `work.flow` among the new connections, in the place of one that is over.
 #[inline(always)]
@@ -26,9 +26,39 @@ pub(super) struct Known<'t> {
     pub destination: Option<&'t Endpoint>,
 }
 
-/// The flow of the packet, seen from the endpoint `near` at which this hook stands; the other side is looked up if `near`
-/// sends. `None` too if another flow has taken over its translated tuple, or if an address has become another pod's since:
-/// what its former owner was allowed, and what was on its way to it, is not the new one's.
+/// The number of the endpoint at the end of a flow that this packet comes from, 0: none is known.
+#[inline(always)]
+pub(super) fn sending(work: &Work, found: Option<&Found<'_>>) -> u32 {
+    match found {
+        Some(found) if work.reply == 0 => found.flow.source_endpoint,
+        Some(found) => found.flow.destination_endpoint,
+        None => 0,
+    }
+}
+
+/// The endpoint that the packet goes to, if it is one of this node.
+#[inline(always)]
+fn receiving<'t, T: Tables>(tables: &'t T, work: &mut Work, flow: &Flow) -> Option<&'t Endpoint> {
+    let recorded = if work.reply == 0 {
+        flow.destination_endpoint
+    } else {
+        flow.source_endpoint
+    };
+    if let Some(endpoint) = tables.endpoint_of(recorded) {
+        return Some(endpoint);
+    }
+    if work.aliased == 0 {
+        return tables.endpoint(&work.tuple.dst);
+    }
+    conntrack::forward_tuple(&work.key, flow, &mut work.out);
+    tables.endpoint(if work.reply == 0 {
+        &work.out.dst
+    } else {
+        &work.out.src
+    })
+}
+
+/// The flow of the packet, if it has one: see [`known_as`].
 #[inline(always)]
 pub(super) fn known<'t, T: Tables, P: Packet>(
     tables: &'t T,
@@ -38,17 +68,25 @@ pub(super) fn known<'t, T: Tables, P: Packet>(
     receives: bool,
 ) -> Option<Known<'t>> {
     let found = conntrack::find(tables, work)?;
+    known_as(tables, packet, work, found, near, receives)
+}
+
+/// What is known of the flow of the packet, seen from the endpoint `near` at which this hook stands; the other side is looked up if `near`
+/// sends. `None` too if another flow has taken over its translated tuple, or if an address has become another pod's since:
+/// what its former owner was allowed, and what was on its way to it, is not the new one's.
+#[inline(always)]
+pub(super) fn known_as<'t, T: Tables, P: Packet>(
+    tables: &'t T,
+    packet: &mut P,
+    work: &mut Work,
+    found: Found<'t>,
+    near: Option<&'t Endpoint>,
+    receives: bool,
+) -> Option<Known<'t>> {
     let far = if receives {
         None
-    } else if work.aliased != 0 {
-        conntrack::forward_tuple(&work.key, found.flow, &mut work.out);
-        tables.endpoint(if work.reply == 0 {
-            &work.out.dst
-        } else {
-            &work.out.src
-        })
     } else {
-        tables.endpoint(&work.tuple.dst)
+        receiving(tables, work, found.flow)
     };
     let near_is_source = (work.reply == 0) != receives;
     let (source, destination) = if near_is_source { (near, far) } else { (far, near) };

@@ -252,9 +252,6 @@ fn inner_port<P: Packet>(
     packet.store(headers.inner_l4 + at, &to.wire(), false)
 }
 
-/// The link header and the first twelve bytes of IPv4, which hold TTL and checksum: written with one call.
-type LinkIpv4 = [u16; 13];
-
 /// One hop further: new MAC addresses, TTL or hop limit one less.
 #[inline(always)]
 pub(super) fn hop<P: Packet>(
@@ -273,42 +270,27 @@ pub(super) fn hop<P: Packet>(
         u16::from_ne_bytes([s2, s3]),
         u16::from_ne_bytes([s4, s5]),
     ];
-    if headers.v6 != 0 {
-        packet.store(0, &macs, false)?;
-        return packet.store(L3 + 7, &headers.ttl.wrapping_sub(1), true);
-    }
-    let [ethertype, word0, total, id, fragment, ttl, checksum] = ipv4_hop(packet)?;
-    let [m0, m1, m2, m3, m4, m5] = macs;
-    let header: LinkIpv4 = [
-        m0, m1, m2, m3, m4, m5, ethertype, word0, total, id, fragment, ttl, checksum,
-    ];
-    packet.store(0, &header, false)
+    packet.write(0, &macs)?;
+    hop_only(packet, headers)
 }
+
+/// Of IPv4 the word that begins with the TTL, and the checksum behind it; of IPv6 the word that ends with the hop limit.
+const TTL: u32 = L3 + 8;
+const HOP_LIMIT: u32 = L3 + 6;
 
 /// One hop further, where somebody else writes the MAC addresses.
 #[inline(always)]
 pub(super) fn hop_only<P: Packet>(packet: &mut P, headers: &Headers) -> Result<(), NotRewritten> {
     if headers.v6 != 0 {
-        return packet.store(L3 + 7, &headers.ttl.wrapping_sub(1), true);
+        let word: u16 = packet.load(HOP_LIMIT).ok_or(NotRewritten)?;
+        let [next, hops] = word.to_ne_bytes();
+        let less = u16::from_ne_bytes([next, hops.wrapping_sub(1)]);
+        packet.write(HOP_LIMIT, &less)?;
+        packet.changed(word, less);
+        return Ok(());
     }
-    let header = ipv4_hop(packet)?;
-    packet.store(12, &header, false)
-}
-
-/// Ethertype and the first twelve bytes of IPv4 with a TTL one less.
-#[inline(always)]
-fn ipv4_hop<P: Packet>(packet: &P) -> Result<[u16; 7], NotRewritten> {
-    let [ethertype, word0, total, id, fragment, ttl, checksum]: [u16; 7] =
-        packet.load(12).ok_or(NotRewritten)?;
+    let [ttl, checksum]: [u16; 2] = packet.load(TTL).ok_or(NotRewritten)?;
     let [hops, protocol] = ttl.to_ne_bytes();
     let less = u16::from_ne_bytes([hops.wrapping_sub(1), protocol]);
-    Ok([
-        ethertype,
-        word0,
-        total,
-        id,
-        fragment,
-        less,
-        correct16(checksum, ttl, less),
-    ])
+    packet.write(TTL, &[less, correct16(checksum, ttl, less)])
 }

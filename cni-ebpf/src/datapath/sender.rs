@@ -4,12 +4,14 @@ use super::headers::{icmpv6, proto};
 use super::{Packet, Tables, Work, route, work};
 use crate::abi::{Endpoint, Reason};
 
-/// The endpoint that sent the packet. The source address names it; device and MAC must be its own.
+/// The endpoint that sent the packet. Its flow names it (`known`), or else the source address; device and MAC must be its
+/// own.
 #[inline(always)]
 pub(super) fn check<'t, T: Tables, P: Packet>(
     tables: &'t T,
     packet: &P,
     work: &mut Work,
+    known: u32,
 ) -> Result<&'t Endpoint, Reason> {
     let icmpv6 = work.tuple.proto == proto::ICMPV6
         && (icmpv6::ROUTER_SOLICITATION..=icmpv6::REDIRECT).contains(&work.headers.icmp_type);
@@ -20,7 +22,10 @@ pub(super) fn check<'t, T: Tables, P: Packet>(
     if route::is_link_local(&work.tuple.dst) {
         return Err(Reason::LinkLocal);
     }
-    let endpoint = tables.endpoint(&work.tuple.src).ok_or(Reason::SourceAddress)?;
+    let endpoint = tables
+        .endpoint_of(known)
+        .or_else(|| tables.endpoint(&work.tuple.src))
+        .ok_or(Reason::SourceAddress)?;
     if endpoint.ifindex != packet.ifindex() {
         return Err(Reason::SourceAddress);
     }

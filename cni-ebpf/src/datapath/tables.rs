@@ -32,6 +32,8 @@ pub trait Tables {
     fn random(&self) -> u32;
 
     fn endpoint(&self, addr: &Addr) -> Option<&Endpoint>;
+    /// The endpoint with this number, as long as it has not gone.
+    fn endpoint_of(&self, id: u32) -> Option<&Endpoint>;
     fn peer(&self, addr: &Addr) -> Option<&Peer>;
     fn route(&self, prefix: &Prefix) -> Option<&Route>;
     fn device(&self, ifindex: u32) -> Option<&Device>;
@@ -121,6 +123,11 @@ pub trait Packet {
     fn load<T: Plain + Copy>(&self, offset: u32) -> Option<T>;
     /// Writes; with `checksum`, a checksum that the device computed over the packet is corrected.
     fn store<T: Plain>(&mut self, offset: u32, value: &T, checksum: bool) -> Result<(), NotRewritten>;
+    /// Writes where it stands, which no call does as quickly: what a device may have summed up is told by
+    /// [`changed`](Self::changed), unless it cancels out.
+    fn write<T: Plain + Copy>(&mut self, offset: u32, value: &T) -> Result<(), NotRewritten>;
+    /// A word of the packet that a device may have summed up was `from` and is `to`.
+    fn changed(&mut self, from: u16, to: u16);
     /// Corrects the 16-bit checksum at `offset` for a changed header word of `size` bytes (2 or 4).
     fn replace_l3_checksum(&mut self, offset: u32, from: u32, to: u32, size: u32)
     -> Result<(), NotRewritten>;

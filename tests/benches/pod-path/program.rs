@@ -152,8 +152,6 @@ impl Bench {
     }
 
     fn fill(&mut self) -> Result<()> {
-        let mut endpoints: HashMap<_, [u8; size_of::<Addr>()], [u8; size_of::<Endpoint>()]> =
-            HashMap::try_from(self.map("endpoints")?)?;
         for pod in 0..ENDPOINTS {
             let endpoint = Endpoint {
                 id: 1 + pod,
@@ -163,8 +161,13 @@ impl Bench {
                 mtu: 1500,
                 ..Endpoint::default()
             };
+            let mut endpoints: Array<_, [u8; size_of::<Endpoint>()]> =
+                Array::try_from(self.map("endpoints")?)?;
+            endpoints.set(Endpoint::slot(endpoint.id), raw(&endpoint)?, 0)?;
+            let mut addresses: HashMap<_, [u8; size_of::<Addr>()], u32> =
+                HashMap::try_from(self.map("addresses")?)?;
             for v4 in [true, false] {
-                endpoints.insert(raw(&Addr::from(address(v4, pod)))?, raw(&endpoint)?, 0)?;
+                addresses.insert(raw(&Addr::from(address(v4, pod)))?, endpoint.id, 0)?;
             }
         }
         let mut routes: LpmTrie<_, [u32; 4], [u8; size_of::<Route>()]> =

@@ -138,6 +138,16 @@ impl Packet for Frame {
         from_bytes(self.bytes.get(at..at + size_of::<T>())?)
     }
 
+    fn write<T: Plain + Copy>(&mut self, offset: u32, value: &T) -> Result<(), NotRewritten> {
+        self.store(offset, value, false)
+    }
+
+    fn changed(&mut self, from: u16, to: u16) {
+        if let Some(complete) = &mut self.complete {
+            *complete = add(add(*complete, u32::from(!from)), u32::from(to));
+        }
+    }
+
     fn store<T: Plain>(&mut self, offset: u32, value: &T, checksum: bool) -> Result<(), NotRewritten> {
         if self.fixed {
             return Err(NotRewritten);

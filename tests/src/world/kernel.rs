@@ -130,7 +130,9 @@ impl Kernel {
     fn fill(&mut self) -> Result<()> {
         let rules = rules();
         let (frontends, slots, backends) = services();
-        self.put::<_, _, 16, 72>("endpoints", &endpoints())?;
+        for (addr, endpoint) in endpoints() {
+            self.endpoint(addr, &endpoint)?;
+        }
         self.put_prefixes::<_, 32>("routes", &routes())?;
         self.put::<_, _, 4, 48>("devices", &[(ifindex::NETDEV, device())])?;
         self.put::<_, _, 8, 96>("rule_groups", &rules.groups)?;
@@ -189,7 +191,9 @@ impl Kernel {
 
     /// Writes an endpoint.
     pub fn endpoint(&mut self, addr: Addr, endpoint: &Endpoint) -> Result<()> {
-        self.put::<_, _, 16, 72>("endpoints", &[(addr, endpoint.clone())])
+        self.put::<_, _, 16, 4>("addresses", &[(addr, endpoint.id)])?;
+        let mut endpoints: Array<_, Bytes<72>> = Array::try_from(self.map("endpoints")?)?;
+        Ok(endpoints.set(Endpoint::slot(endpoint.id), bytes(endpoint), 0)?)
     }
 
     /// Fills the bucket of a pod with a limit.

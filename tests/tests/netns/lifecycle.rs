@@ -34,7 +34,7 @@ fn rel_43_crowd_of_pods_comes_and_goes_without_a_trace() {
     let addresses: BTreeSet<IpAddr> = pods.iter().flat_map(|pod| pod.addresses.clone()).collect();
     assert_eq!(addresses.len(), 2 * CROWD, "every pod has its own addresses");
     assert_eq!(node.pod_devices().unwrap().len(), CROWD);
-    assert_eq!(node.dump("endpoints").unwrap().len(), 2 * CROWD);
+    assert_eq!(node.dump("addresses").unwrap().len(), 2 * CROWD);
     for pair in pods.windows(2) {
         traffic::ping(&pair[0].namespace, pair[1].ip(true), 56).unwrap();
     }
@@ -88,7 +88,7 @@ fn interfaces_of_one_container_come_and_go_at_once() {
     }
     assert_eq!(addresses.len(), 2 * interfaces.len(), "{addresses:?}");
     assert_eq!(node.pod_devices().unwrap().len(), 1 + interfaces.len());
-    assert_eq!(node.dump("endpoints").unwrap().len(), 2 * (1 + interfaces.len()));
+    assert_eq!(node.dump("addresses").unwrap().len(), 2 * (1 + interfaces.len()));
     // Which of them has the default route is the first one's luck; that one talks.
     for v4 in [true, false] {
         traffic::ping(&guest, peer.ip(v4), 56).unwrap();

@@ -33,10 +33,10 @@ fn answer(ends: Ends, v6: bool, port: u16) -> Ends {
 /// Another pod has the address now.
 fn succeed(pair: &mut Pair, number: u8, v6: bool, id: u32) {
     let addr = Addr::from(pod(number, v6));
-    let mut endpoint = pair.memory.endpoints.get(&addr).unwrap().clone();
+    let mut endpoint = pair.memory.endpoint(&addr).unwrap().clone();
     endpoint.id = id;
     pair.kernel.endpoint(addr, &endpoint).unwrap();
-    pair.memory.endpoints.put(addr, endpoint);
+    pair.memory.put_endpoint(addr, endpoint);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::{fmt::Write, net::IpAddr};
 
 use cni_ebpf::abi::{
-    Addr, Route, backend_flags, device_flags, peer_flags, route_action, route_flags, service_flags,
+    Addr, Endpoint, Route, backend_flags, device_flags, peer_flags, route_action, route_flags, service_flags,
     service_scope,
 };
 
@@ -172,7 +172,11 @@ fn tables(tables: &Tables, out: &mut String) {
         };
         let _ = writeln!(out, "peer {addr} {kind}");
     }
-    for (addr, endpoint) in &tables.endpoints {
+    for (addr, id) in &tables.addresses {
+        let Some(endpoint) = tables.endpoints.get(&Endpoint::slot(*id)) else {
+            let _ = writeln!(out, "address {addr} of nobody");
+            continue;
+        };
         let _ = writeln!(
             out,
             "endpoint {addr} id {} dev {} mtu {} flags {:#x}",

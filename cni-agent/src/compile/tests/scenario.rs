@@ -186,7 +186,8 @@ async fn come_and_go(scenario: &Scenario) {
         .extend(scenario.state.device(&scenario.config.vxlan.device).cloned());
     let rest = compile(&scenario.config, &empty).desired;
     round(&mut reconciler, &rest).await;
-    assert!(kernel.lock().tables.peers.is_empty() && kernel.lock().tables.endpoints.is_empty());
+    let tables = kernel.lock().tables.clone();
+    assert!(tables.peers.is_empty() && tables.endpoints.is_empty() && tables.addresses.is_empty());
     assert_eq!(kernel.lock().routes, rest.routes);
     assert!(kernel.lock().veths.is_empty());
     round(&mut reconciler, &Desired::default()).await;

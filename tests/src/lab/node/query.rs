@@ -60,6 +60,7 @@ impl Node {
     pub fn intent(&self) -> Result<Vec<String>> {
         let mut all = Vec::new();
         for map in [
+            "addresses",
             "endpoints",
             "peers",
             "routes",
