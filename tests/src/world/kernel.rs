@@ -192,8 +192,17 @@ impl Kernel {
     /// Writes an endpoint.
     pub fn endpoint(&mut self, addr: Addr, endpoint: &Endpoint) -> Result<()> {
         self.put::<_, _, 16, 4>("addresses", &[(addr, endpoint.id)])?;
+        self.place(endpoint.id, endpoint)
+    }
+
+    /// Takes an endpoint away.
+    pub fn remove_endpoint(&mut self, id: u32) -> Result<()> {
+        self.place(id, &Endpoint::default())
+    }
+
+    fn place(&mut self, id: u32, endpoint: &Endpoint) -> Result<()> {
         let mut endpoints: Array<_, Bytes<72>> = Array::try_from(self.map("endpoints")?)?;
-        Ok(endpoints.set(Endpoint::slot(endpoint.id), bytes(endpoint), 0)?)
+        Ok(endpoints.set(Endpoint::slot(id), bytes(endpoint), 0)?)
     }
 
     /// Fills the bucket of a pod with a limit.

@@ -2,7 +2,8 @@
 
 use std::net::IpAddr;
 
-use cni_ebpf::abi::{Addr, Config, Port, Reason, flow_flags};
+use cni_ebpf::abi::{Addr, Config, Endpoint, Port, Reason, flow_flags};
+use cni_ebpf::datapath::Tables;
 use cni_ebpf::datapath::Verdict;
 use cni_tests::frames::{self, Ends};
 use cni_tests::world::{self, Hook, ifindex, ip, mac, pod};
@@ -34,6 +35,10 @@ fn answer(ends: Ends, v6: bool, port: u16) -> Ends {
 fn succeed(pair: &mut Pair, number: u8, v6: bool, id: u32) {
     let addr = Addr::from(pod(number, v6));
     let mut endpoint = pair.memory.endpoint(&addr).unwrap().clone();
+    pair.kernel.remove_endpoint(endpoint.id).unwrap();
+    pair.memory
+        .endpoints
+        .put(Endpoint::slot(endpoint.id), Endpoint::default());
     endpoint.id = id;
     pair.kernel.endpoint(addr, &endpoint).unwrap();
     pair.memory.put_endpoint(addr, endpoint);
