@@ -1,6 +1,10 @@
 //! What the agent says of itself: the base of `millrace status`, of readiness and of the metrics.
 
-use std::{collections::BTreeMap, net::IpAddr, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    time::{Duration, SystemTime},
+};
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -54,6 +58,9 @@ pub struct ServicesStatus {
     pub summary: Summary,
     /// When everything that was known was last in the kernel.
     pub synced: Option<SystemTime>,
+    /// From everything being known to all of it being in the kernel, when the agent began.
+    #[serde(default)]
+    pub first_sync: Option<Duration>,
 }
 
 /// One range of pod addresses.

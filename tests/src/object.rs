@@ -49,6 +49,11 @@ unsafe impl aya::Pod for Global {}
 
 /// Creates the maps, with few entries, and relocates the programs for `config`; nothing is verified yet.
 pub fn open(bytes: &[u8], config: &Config) -> Result<Ebpf> {
+    open_sized(bytes, config, 4096)
+}
+
+/// The same with maps of the product's size, up to `most` entries.
+pub fn open_sized(bytes: &[u8], config: &Config, most: u32) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     let global = Global(*config);
     loader.override_global("CONFIG", &global, true);
@@ -58,7 +63,7 @@ pub fn open(bytes: &[u8], config: &Config) -> Result<Ebpf> {
             abi::MapType::Hash | abi::MapType::LruHash | abi::MapType::Lpm
         );
         if small {
-            loader.map_max_entries(map.name, map.entries.min(4096));
+            loader.map_max_entries(map.name, map.entries.min(most));
         }
     }
     loader.load(bytes).context("creating the object's maps")

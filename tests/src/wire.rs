@@ -2,10 +2,11 @@
 
 use std::{
     io::Read,
-    time::{Duration, Instant},
+    os::fd::AsRawFd,
+    time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::libc;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
@@ -49,6 +50,37 @@ impl Tap {
     pub fn send(&self, frame: &[u8]) -> Result<()> {
         self.socket.send(frame).context("send a frame")?;
         Ok(())
+    }
+
+    /// The next frame, and when the kernel had it by the clock on the wall; `None` if there is none for `wait`.
+    pub fn next(&self, wait: Duration) -> Result<Option<(Vec<u8>, SystemTime)>> {
+        self.socket.set_read_timeout(Some(wait))?;
+        let mut buffer = vec![0; 65_536];
+        let Ok(length) = (&self.socket).read(&mut buffer) else {
+            return Ok(None);
+        };
+        buffer.truncate(length);
+        Ok(Some((buffer, self.arrived()?)))
+    }
+
+    /// When the frame that was read last arrived. The kernel notes it from the first question on.
+    pub fn arrived(&self) -> Result<SystemTime> {
+        const SIOCGSTAMPNS: libc::c_ulong = 0x8907;
+        let mut time = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // SAFETY: the kernel writes one `timespec`.
+        let failed = unsafe { libc::ioctl(self.socket.as_raw_fd(), SIOCGSTAMPNS as _, &raw mut time) };
+        if failed != 0 {
+            let error = std::io::Error::last_os_error();
+            // None was read yet.
+            ensure!(
+                error.raw_os_error() == Some(libc::ENOENT),
+                "a frame's time: {error}"
+            );
+        }
+        Ok(SystemTime::UNIX_EPOCH + Duration::new(time.tv_sec as u64, time.tv_nsec as u32))
     }
 
     /// The first frame that `wanted` accepts, waited for; and all frames before it.

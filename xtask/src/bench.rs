@@ -3,6 +3,7 @@
 //! Each bench is a bench target of the package `tests`, optimised, which prints its own table and writes its own report;
 //! here the product is built as it is shipped, and the reports are put together.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -24,7 +25,9 @@ Examples:
   cargo xtask bench
           Everything
   cargo xtask bench pod-path --rounds 15 --json pod-path.json
-          One bench with more rounds, for the record")]
+          One bench with more rounds, for the record
+  cargo xtask bench service-scale -- --services 10,1000
+          A small one, for a trial")]
 pub(crate) struct Bench {
     /// What to measure; everything if nothing is named
     #[arg(value_enum, value_name = "NAME")]
@@ -35,6 +38,12 @@ pub(crate) struct Bench {
     /// Also write the reports to a file: one object, or a list if there are several
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Measure what `cargo xtask build --release` makes instead of the image's static binaries: built sooner, for a trial
+    #[arg(long)]
+    trial: bool,
+    /// More for the bench programs, for a trial: `--services 10,1000`, `--only TEXT`, `--scale SHARE`
+    #[arg(last = true)]
+    arguments: Vec<OsString>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -45,9 +54,24 @@ enum Name {
     CniAdd,
     /// The agent of one node in a cluster of thousands, beside kube-proxy on the same API server
     AgentScale,
+    /// Connections a second through a ClusterIP, against the pod's address and kube-proxy
+    ServiceConnect,
+    /// From a changed EndpointSlice to the first connection to the new endpoint, beside kube-proxy
+    ProgramLatency,
+    /// What many Services cost: the look-up of one, and their way into the kernel
+    ServiceScale,
+    /// What the agent holds in memory with many Services, beside kube-proxy on the same API server
+    Memory,
+    /// Translated ports until there are none, and what each costs
+    SnatFill,
 }
 
 impl Name {
+    /// It has a real API server, and kube-proxy.
+    fn needs_kubernetes(self) -> bool {
+        !matches!(self, Self::PodPath | Self::CniAdd | Self::SnatFill)
+    }
+
     /// The name of the bench target.
     fn target(self) -> String {
         let value = self.to_possible_value();
@@ -63,12 +87,16 @@ impl Bench {
             &self.names
         };
         setup::ensure(&[Group::Build, Group::Test])?;
-        if names.contains(&Name::AgentScale) {
+        if names.iter().any(|name| name.needs_kubernetes()) {
             setup::ensure(&[Group::Cluster])?;
         }
         Build::default().programs()?;
-        // What a user runs.
-        let binaries = StaticBinaries::build()?;
+        let binaries = if self.trial {
+            build::release()?
+        } else {
+            // What a user runs.
+            StaticBinaries::build()?
+        };
         build::bench_programs()?;
         let folder = workspace::target().join("bench");
         std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
@@ -87,14 +115,15 @@ impl Bench {
         bench.args(["bench", "--package", "cni-tests", "--bench", &target, "--"]);
         bench
             .args(["--rounds", &self.rounds.to_string(), "--json"])
-            .arg(&report);
+            .arg(&report)
+            .args(&self.arguments);
         bench.env("PATH", process::path()).envs([
             ("MILLRACE_BIN", binaries.agent.clone()),
             ("MILLRACE_CNI_BIN", binaries.plugin.clone()),
             ("MILLRACE_BPF_OBJECT", workspace::bpf_object()),
             ("MILLRACE_BENCH_OBJECT", workspace::bpf_bench_object()),
         ]);
-        if name == Name::AgentScale {
+        if name.needs_kubernetes() {
             bench.env("MILLRACE_KUBERNETES_PROGRAMS", cluster::programs()?);
         }
         run(&mut bench)?;

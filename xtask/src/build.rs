@@ -59,7 +59,7 @@ fn agent_and_plugin() -> Command {
     cargo
 }
 
-/// The binaries of the image, which need nothing of the system that they run on.
+/// The binaries of the image, which need nothing of the system that they run on, or others in their place.
 pub(crate) struct StaticBinaries {
     pub(crate) agent: PathBuf,
     pub(crate) plugin: PathBuf,
@@ -83,6 +83,15 @@ impl StaticBinaries {
             plugin: folder.join("millrace-cni"),
         }
     }
+}
+
+/// Agent and plugin, optimised, as they run on this machine alone.
+pub(crate) fn release() -> Result<StaticBinaries> {
+    run(agent_and_plugin().arg("--release"))?;
+    Ok(StaticBinaries {
+        agent: workspace::host_binary("millrace", true),
+        plugin: workspace::host_binary("millrace-cni", true),
+    })
 }
 
 /// Named so that the flags are not those of build scripts and macros, which cannot be static.

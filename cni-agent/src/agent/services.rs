@@ -104,6 +104,7 @@ impl ServiceWork {
         self.begun.then(|| ServicesStatus {
             summary: self.book.summary(),
             synced: self.progress.synced(),
+            first_sync: self.progress.first(),
         })
     }
 
@@ -196,6 +197,7 @@ impl<K: Kernel> Agent<K> {
 
     /// Takes over what an earlier agent has left: its numbers, so that rows stay as they are, and then the differences.
     pub(super) async fn begin_services(&mut self) {
+        let start = Instant::now();
         match recovered::read(&mut self.reconciler).await {
             Ok(recovered) => self.services.book.recover(recovered),
             Err(error) => return self.services.failed(error.to_string()),
@@ -209,6 +211,9 @@ impl<K: Kernel> Agent<K> {
         self.services.book.recovery_is_over();
         self.services.begun = true;
         self.audit_services().await;
+        if self.services.error.is_none() {
+            self.services.progress.began(start.elapsed());
+        }
         let summary = self.services.book.summary();
         tracing::info!(?summary, "Services are as the cluster has them");
     }

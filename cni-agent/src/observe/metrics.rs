@@ -8,7 +8,7 @@ use prometheus_client::{
 
 use super::{counters::Counters, tables::Fill};
 use crate::status::{ServicesStatus, Status};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::atomic::AtomicU64};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Drop {
@@ -180,6 +180,15 @@ fn services(registry: &mut Registry, status: &ServicesStatus, latency: &Histogra
             number(age.as_secs()),
         );
     }
+    if let Some(took) = status.first_sync {
+        let gauge = Gauge::<f64, AtomicU64>::default();
+        gauge.set(took.as_secs_f64());
+        registry.register(
+            "service_first_sync_seconds",
+            "From all Services being known to their being in the kernel, when the agent began",
+            gauge,
+        );
+    }
     registry.register(
         "service_programming_seconds",
         "From what made a Service's endpoints change to their being in the kernel",
@@ -277,7 +286,10 @@ mod tests {
         latency.observe(0.05);
         let status = Status {
             ready: true,
-            services: Some(ServicesStatus::default()),
+            services: Some(ServicesStatus {
+                first_sync: Some(std::time::Duration::from_millis(1500)),
+                ..ServicesStatus::default()
+            }),
             ..Status::default()
         };
         let text = render(&Snapshot {
@@ -295,6 +307,7 @@ mod tests {
             "millrace_map_capacity{map=\"conntrack\"} 10",
             "millrace_ready 1",
             "millrace_services 0",
+            "millrace_service_first_sync_seconds 1.5",
             "millrace_service_programming_seconds_bucket{le=\"0.1\"} 1",
         ] {
             assert!(text.lines().any(|have| have == line), "{line}\n{text}");

@@ -1,7 +1,7 @@
 //! Whether what is known is in the kernel, and how long it took. Controllers note the time by the clock on the wall, so
 //! this is measured by it; nothing is decided by it.
 
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 
@@ -9,6 +9,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 pub struct Progress {
     behind_since: Option<Instant>,
     synced: Option<SystemTime>,
+    first: Option<Duration>,
     latency: Histogram,
 }
 
@@ -17,6 +18,7 @@ impl Default for Progress {
         Self {
             behind_since: None,
             synced: None,
+            first: None,
             // A millisecond to two minutes.
             latency: Histogram::new(exponential_buckets(0.001, 2.0, 18)),
         }
@@ -37,6 +39,15 @@ impl Progress {
     /// When everything that was known was last in the kernel.
     pub fn synced(&self) -> Option<SystemTime> {
         self.synced
+    }
+
+    /// From everything being known to all of it being in the kernel, when this agent began.
+    pub fn first(&self) -> Option<Duration> {
+        self.first
+    }
+
+    pub fn began(&mut self, took: Duration) {
+        self.first.get_or_insert(took);
     }
 
     pub fn failed(&mut self) {

@@ -5,7 +5,7 @@ use cni_agent::{
     kernel::{Kernel, Linux, Scope, bpf, maps},
     reconcile::Change,
 };
-use cni_ebpf::abi::{self, Addr, Config, Flow, FlowKey, MapSpec, MapType, Port, Racy};
+use cni_ebpf::abi::{self, Addr, Config, Endpoint, Flow, FlowKey, MapSpec, MapType, Port, Racy};
 
 use crate::namespace::{block_on, cable, ifindex, on_host};
 
@@ -26,11 +26,15 @@ fn load(linux: &mut Linux) {
     block_on(linux.apply(&Change::Load(Config::DEFAULT))).unwrap();
 }
 
-fn put_address(linux: &mut Linux, last: u8) -> Result<(), cni_agent::kernel::KernelError> {
+fn put_endpoint(linux: &mut Linux, last: u8) -> Result<(), cni_agent::kernel::KernelError> {
+    let endpoint = Endpoint {
+        id: u32::from(last),
+        ..Endpoint::default()
+    };
     block_on(linux.apply(&Change::Put {
-        table: Table::Addresses,
+        table: Table::Endpoints,
         key: abi::as_bytes(&Addr::v4([10, 0, 0, last])).to_vec(),
-        value: abi::as_bytes(&u32::from(last)).to_vec(),
+        value: abi::as_bytes(&endpoint).to_vec(),
     }))
 }
 
@@ -39,14 +43,14 @@ fn entries_are_written_read_and_deleted() {
     on_host(|host| {
         let mut linux = host.linux(None);
         load(&mut linux);
-        put_address(&mut linux, 1).unwrap();
-        put_address(&mut linux, 2).unwrap();
+        put_endpoint(&mut linux, 1).unwrap();
+        put_endpoint(&mut linux, 2).unwrap();
         let wanted = Desired::default();
         let seen = block_on(linux.observe(&wanted, Scope::Whole)).unwrap();
-        assert_eq!(seen.tables.addresses.len(), 2);
+        assert_eq!(seen.tables.endpoints.len(), 2);
         let key = abi::as_bytes(&Addr::v4([10, 0, 0, 1])).to_vec();
         let delete = Change::Delete {
-            table: Table::Addresses,
+            table: Table::Endpoints,
             key,
         };
         block_on(linux.apply(&delete)).unwrap();
@@ -55,7 +59,7 @@ fn entries_are_written_read_and_deleted() {
         let mut other = host.linux(None);
         let seen = block_on(other.observe(&wanted, Scope::Whole)).unwrap();
         assert_eq!(
-            seen.tables.addresses.keys().collect::<Vec<_>>(),
+            seen.tables.endpoints.keys().collect::<Vec<_>>(),
             [&Addr::v4([10, 0, 0, 2])]
         );
         assert_eq!(seen.config, None);
@@ -71,10 +75,10 @@ fn a_full_map_names_itself_the_setting_and_the_remedy() {
         load(&mut linux);
         // A hash that is not preallocated may hold a few more than it says.
         let error = (0..=255)
-            .find_map(|last| put_address(&mut linux, last).err())
+            .find_map(|last| put_endpoint(&mut linux, last).err())
             .unwrap()
             .to_string();
-        assert!(error.contains("addresses") && error.contains("full"), "{error}");
+        assert!(error.contains("endpoints") && error.contains("full"), "{error}");
         assert!(
             error.contains("maps.endpoints") && error.contains("restart"),
             "{error}"

@@ -4,6 +4,8 @@
 //! its second run would measure the drop of a spoofed packet. Here each run writes the packet anew first, for the next
 //! flow of a prepared order; [`bench_empty`] does that and nothing else, and is what is to be subtracted.
 
+mod dial;
+
 use core::ffi::c_void;
 
 use aya_ebpf::EbpfContext;
@@ -32,13 +34,21 @@ static ORDER: Array<u32> = Array::with_max_entries(RUNS, 0);
 #[map(name = "bench_next")]
 static NEXT: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
 
+/// The next number of the order.
+#[inline(always)]
+fn turn() -> Option<u32> {
+    // SAFETY: a value of this CPU alone; programs of one CPU do not interrupt each other.
+    let next = unsafe { &mut *NEXT.get_ptr_mut(0)? };
+    *next = next.wrapping_add(1);
+    ORDER.get(*next & (RUNS - 1)).copied()
+}
+
 /// Makes the packet that of the next flow. The number of a flow stands in its ports.
 #[inline(always)]
 fn restore(context: &TcContext) -> Option<()> {
-    // SAFETY: values of this CPU alone; programs of one CPU do not interrupt each other.
-    let (next, packet) = unsafe { (&mut *NEXT.get_ptr_mut(0)?, &mut *PACKET.get_ptr_mut(0)?) };
-    *next = next.wrapping_add(1);
-    let flow = *ORDER.get(*next & (RUNS - 1))?;
+    let flow = turn()?;
+    // SAFETY: as in `turn`.
+    let packet = unsafe { &mut *PACKET.get_ptr_mut(0)? };
     let source = Port::new(1024 + (flow & 0x7fff) as u16).wire();
     let destination = Port::new(8000 + (flow >> 15) as u16).wire();
     if packet[6] == IPV6 {

@@ -1,10 +1,7 @@
 //! The agent of one node in a big cluster: how long until it knows everything, what it takes of memory, processor and
 //! network, beside the real kube-proxy on the same real API server.
 
-mod loader;
 mod objects;
-mod peer;
-mod watched;
 
 use std::{
     thread,
@@ -12,17 +9,14 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
+use cni_tests::bench::cluster::{Churn, KubeProxy, Loader, Mode, Sample, Watched, objects::service};
 use cni_tests::bench::series::Samples;
 use cni_tests::bench::{Command, Report, report::Limit};
 use cni_tests::lab::{ControlPlane, Families, Lab, Node, Plan, Routing, Signal};
-use loader::Loader;
 use objects::Scale;
-use peer::KubeProxy;
 use serde_json::json;
-use watched::{Sample, Watched};
 
 const MILLRACE: &str = "millrace";
-const KUBE_PROXY: &str = "kube-proxy nftables";
 /// Pod events a second.
 const CHURN: u32 = 100;
 const WINDOW: Duration = Duration::from_secs(5);
@@ -45,7 +39,7 @@ fn main() -> Result<()> {
         services,
     } = scale;
 
-    loader()?.create("Services", (0..services).map(objects::service).collect())?;
+    loader()?.create("Services", (0..services).map(service).collect())?;
     let slices = (0..services).map(|number| objects::slice(number, &scale));
     loader()?.create("EndpointSlices", slices.collect())?;
     let only = format!("{services} Services");
@@ -58,7 +52,7 @@ fn main() -> Result<()> {
     started(&lab.nodes[0], &all, &mut samples)?;
 
     let proxy = peer_started(&lab, &control, &all, &mut samples)?;
-    let contenders = [watched(&lab.nodes[0])?, proxy.watched(KUBE_PROXY)];
+    let contenders = [watched(&lab.nodes[0])?, proxy.watched()];
     let churn = loader()?.churn(pods, CHURN);
     for round in 0..command.rounds {
         eprintln!("round {} of {}", round + 1, command.rounds);
@@ -98,23 +92,12 @@ fn is_synced(node: &Node) -> Result<bool> {
     Ok(status["agent"]["sources"]["kubernetes"]["synced"] == true)
 }
 
-fn peer_started<'a>(
-    lab: &'a Lab,
-    control: &ControlPlane,
-    with: &str,
-    samples: &mut Samples,
-) -> Result<KubeProxy<'a>> {
-    let proxy = KubeProxy::start(lab, control)?;
-    let (begin, watched) = (Instant::now(), proxy.watched(KUBE_PROXY));
+fn peer_started(lab: &Lab, control: &ControlPlane, with: &str, samples: &mut Samples) -> Result<KubeProxy> {
+    let proxy = KubeProxy::start(lab, control, Mode::Nftables)?;
+    let (begin, watched) = (Instant::now(), proxy.watched());
     let before = watched.sample()?;
-    while !proxy.is_healthy() {
-        ensure!(
-            begin.elapsed() < PATIENCE,
-            "kube-proxy is not healthy: {}",
-            proxy.log()
-        );
-        thread::sleep(Duration::from_millis(100));
-    }
+    let programmed = proxy.wait_until_programmed(PATIENCE)?;
+    ensure!(programmed, "kube-proxy is not ready: {}", proxy.log());
     note(&watched, begin, &before, with, samples)?;
     Ok(proxy)
 }
@@ -134,7 +117,7 @@ fn note(one: &Watched<'_>, begin: Instant, before: &Sample, with: &str, samples:
 }
 
 /// All at the same time, of the same events.
-fn window(contenders: &[Watched<'_>], churn: &loader::Churn, samples: &mut Samples) -> Result<()> {
+fn window(contenders: &[Watched<'_>], churn: &Churn, samples: &mut Samples) -> Result<()> {
     let before = contenders
         .iter()
         .map(Watched::sample)

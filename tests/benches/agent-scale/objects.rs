@@ -1,6 +1,9 @@
 //! The objects of a big cluster, by their number.
 
-use serde_json::{Value, json};
+use std::net::Ipv4Addr;
+
+use cni_tests::bench::cluster::objects::{self, Endpoint, NODES, Object, PODS};
+use serde_json::json;
 
 /// How many there are of each.
 #[derive(Clone, Copy, Debug)]
@@ -30,24 +33,6 @@ impl Scale {
     }
 }
 
-/// One object: where it is created, and what it is. A status is put after it.
-#[derive(Clone, Debug)]
-pub(crate) struct Object {
-    pub(crate) collection: &'static str,
-    pub(crate) body: Value,
-}
-
-impl Object {
-    pub(crate) fn name(&self) -> &str {
-        self.body["metadata"]["name"].as_str().unwrap_or_default()
-    }
-}
-
-pub(crate) const NODES: &str = "/api/v1/nodes";
-pub(crate) const PODS: &str = "/api/v1/namespaces/default/pods";
-pub(crate) const SERVICES: &str = "/api/v1/namespaces/default/services";
-pub(crate) const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
-
 fn range(node: usize) -> String {
     format!("10.{}.{}", 64 + node / 256, node % 256)
 }
@@ -76,8 +61,15 @@ pub(crate) fn node(number: usize) -> Object {
     }
 }
 
-fn address(pod: usize, scale: &Scale) -> String {
-    format!("{}.{}", range(pod % scale.nodes), 2 + pod / scale.nodes)
+fn address(pod: usize, scale: &Scale) -> Ipv4Addr {
+    let node = pod % scale.nodes;
+    [
+        10,
+        64 + (node / 256) as u8,
+        (node % 256) as u8,
+        2 + (pod / scale.nodes) as u8,
+    ]
+    .into()
 }
 
 pub(crate) fn pod(number: usize, scale: &Scale) -> Object {
@@ -106,39 +98,15 @@ pub(crate) fn pod(number: usize, scale: &Scale) -> Object {
     }
 }
 
-pub(crate) fn service(number: usize) -> Object {
-    let body = json!({
-        "apiVersion": "v1", "kind": "Service",
-        "metadata": {"name": format!("service-{number}"), "labels": {"app": format!("app-{number}")}},
-        "spec": {"ports": [{"name": "http", "port": 80, "targetPort": 8080}]},
-    });
-    Object {
-        collection: SERVICES,
-        body,
-    }
-}
-
 pub(crate) fn slice(number: usize, scale: &Scale) -> Object {
     let endpoints = (0..ENDPOINTS).map(|endpoint| {
         let pod = (number * ENDPOINTS + endpoint) % scale.pods;
-        json!({
-            "addresses": [address(pod, scale)],
-            "conditions": {"ready": true, "serving": true, "terminating": false},
-            "nodeName": format!("worker-{}", pod % scale.nodes), "zone": format!("zone-{}", pod % 3),
-            "targetRef": {"kind": "Pod", "namespace": "default", "name": format!("app-{pod}")},
-        })
+        Endpoint {
+            address: address(pod, scale).into(),
+            node: format!("worker-{}", pod % scale.nodes),
+            zone: format!("zone-{}", pod % 3),
+            pod: format!("app-{pod}"),
+        }
     });
-    let body = json!({
-        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
-        "metadata": {
-            "name": format!("service-{number}-a"),
-            "labels": {"kubernetes.io/service-name": format!("service-{number}")},
-        },
-        "endpoints": endpoints.collect::<Vec<_>>(),
-        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
-    });
-    Object {
-        collection: SLICES,
-        body,
-    }
+    objects::slice(&format!("service-{number}"), endpoints)
 }

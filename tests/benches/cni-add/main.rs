@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use cni_tests::bench::reference::Bridge;
+use cni_tests::bench::reference::Reference;
 use cni_tests::bench::series::{Samples, quantile, turns};
 use cni_tests::bench::{Command, Report};
 use cni_tests::lab::{Families, Lab, Plan, Routing};
@@ -24,7 +24,7 @@ const GOAL: f64 = 2.0;
 /// Something that attaches pods.
 enum Contender {
     Millrace(Box<Lab>),
-    Bridge(Bridge),
+    Bridge(Reference),
 }
 
 impl Contender {
@@ -70,7 +70,10 @@ fn main() -> Result<()> {
     // One family: the reference plugin would wait for duplicate address detection of the other.
     let contenders = [
         Contender::Millrace(Box::new(Lab::start(plan)?)),
-        Contender::Bridge(Bridge::new(&format!("mrbench-{}-bridge", std::process::id()))?),
+        Contender::Bridge(Reference::bridge(&format!(
+            "mrbench-{}-bridge",
+            std::process::id()
+        ))?),
     ];
     let mut samples = Samples::default();
     for round in 0..command.rounds {

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use cni_tests::bench::load::Ends;
-use cni_tests::bench::reference::Bridge;
+use cni_tests::bench::reference::Reference;
 use cni_tests::lab::{Lab, Pod};
 use cni_tests::netns::Namespace;
 
@@ -19,7 +19,7 @@ pub(crate) const VXLAN_BRIDGE: &str = "kernel VXLAN bridge";
 pub(crate) enum Keeper {
     Nobody,
     Lab(Box<Lab>, Vec<Pod>),
-    Bridge(Bridge),
+    Bridge(Reference),
 }
 
 pub(crate) struct Contender {

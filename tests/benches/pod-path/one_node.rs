@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use cni_tests::bench::Report;
 use cni_tests::bench::load::{Cpus, Ends, Load};
-use cni_tests::bench::reference::Bridge;
+use cni_tests::bench::reference::Reference;
 use cni_tests::bench::series::Samples;
 use cni_tests::lab::{Families, Lab, Plan, Routing};
 
@@ -46,7 +46,7 @@ fn veth() -> Result<Contender> {
 }
 
 fn bridge() -> Result<Contender> {
-    let node = Bridge::new(&fresh("bridge"))?;
+    let node = Reference::bridge(&fresh("bridge"))?;
     let (client, server) = (namespace("bridge-client")?, namespace("bridge-server")?);
     node.attach("client", &client)?;
     let ip = node.attach("server", &server)?;

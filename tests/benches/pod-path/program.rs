@@ -6,31 +6,26 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
+use aya::Ebpf;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, PerCpuArray, PerCpuValues};
-use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
-use aya::{Ebpf, EbpfLoader};
-use cni_ebpf::abi::{Addr, Config, Endpoint, Flow, FlowKey, Prefix, Route, as_bytes, route_action};
+use aya::programs::{TestRun, TestRunOptions};
+use cni_ebpf::abi::{Addr, Endpoint, Flow, FlowKey, Prefix, Route, as_bytes, route_action};
 use cni_tests::bench::Command;
 use cni_tests::bench::load::bind;
+use cni_tests::bench::program::{self, ORDER, Random, context, nanoseconds, set_order, undisturbed};
 use cni_tests::bench::report::Limit;
-use cni_tests::bench::series::{Samples, median, quantile};
+use cni_tests::bench::series::{Samples, median};
 use cni_tests::frames::Ends;
 use cni_tests::netns::Namespace;
-use cni_tests::object::Global;
 
 const FLOWS: u32 = 65_536;
-/// As long as the object's map.
-const ORDER: u32 = 1 << 17;
 /// Of the packet, headers and payload.
 const BYTES: usize = 96;
 /// Two pods; their devices have these indices.
 const PODS: [u32; 2] = [10, 11];
 /// As many endpoints as a full node has.
 const ENDPOINTS: u32 = 110;
-/// Runs in one call, a fraction of a millisecond, and the share of calls that nothing interrupts.
-const PART: u32 = 2048;
-const UNDISTURBED: f64 = 0.25;
 const REDIRECT: u32 = 7;
 const MOST: f64 = 60.0;
 
@@ -58,7 +53,7 @@ impl Keys {
     }
 
     fn order(self) -> Vec<u32> {
-        let mut random = Random(0x9e37_79b9_7f4a_7c15);
+        let mut random = Random(Random::SEED);
         match self {
             Self::Hot => vec![0; ORDER as usize],
             Self::Uniform => (0..ORDER).map(|_| random.below(FLOWS)).collect(),
@@ -83,18 +78,6 @@ fn zipf(random: &mut Random) -> Vec<u32> {
         rank.wrapping_mul(40_503) % FLOWS
     };
     (0..ORDER).map(|_| draw(random)).collect()
-}
-
-/// A generator with the same sequence in every run (xorshift).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u32) -> u32 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (((self.0 >> 32) * u64::from(end)) >> 32) as u32
-    }
 }
 
 fn address(v4: bool, pod: u32) -> IpAddr {
@@ -127,22 +110,13 @@ impl Bench {
                 "link add d{index} index {index} type veth peer name p{index}"
             ))?;
         }
-        let path = std::env::var_os("MILLRACE_BENCH_OBJECT").context("MILLRACE_BENCH_OBJECT is not set")?;
-        let bytes = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-        let mut loader = EbpfLoader::new();
-        let global = Global(Config::DEFAULT);
-        loader.override_global("CONFIG", &global, true);
         // Room for the flows of both families: an LRU map evicts before it is full.
-        loader.map_max_entries("conntrack", 4 * FLOWS);
-        let ebpf = loader.load(&bytes).context("create the maps")?;
+        let sizes = [("conntrack", 4 * FLOWS)];
+        let ebpf = program::open(&sizes, &["from_pod", "bench_empty", "bench_from_pod"])?;
         let mut bench = Self {
             ebpf,
             _namespace: namespace,
         };
-        for name in ["from_pod", "bench_empty", "bench_from_pod"] {
-            let program: &mut SchedClassifier = bench.ebpf.program_mut(name).context(name)?.try_into()?;
-            program.load().with_context(|| format!("load {name}"))?;
-        }
         bench.fill()?;
         Ok(bench)
     }
@@ -203,7 +177,9 @@ impl Bench {
                     ctx_in: Some(&context),
                     ..TestRunOptions::new()
                 };
-                let verdict = self.program("from_pod")?.test_run(options)?.return_value;
+                let verdict = program::program(&self.ebpf, "from_pod")?
+                    .test_run(options)?
+                    .return_value;
                 ensure!(
                     verdict == REDIRECT,
                     "a handshake's packet of flow {flow}: {verdict:#x}"
@@ -221,14 +197,6 @@ impl Bench {
         Ok(())
     }
 
-    fn program(&self, name: &str) -> Result<&SchedClassifier> {
-        Ok(self
-            .ebpf
-            .program(name)
-            .context("a program of the object")?
-            .try_into()?)
-    }
-
     fn prepare(&mut self, packet: &[u8], order: &[u32]) -> Result<()> {
         let mut words = [0u16; BYTES / 2];
         for (word, bytes) in words.iter_mut().zip(packet.as_chunks::<2>().0) {
@@ -237,55 +205,13 @@ impl Bench {
         let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
         let mut map: PerCpuArray<_, [u16; BYTES / 2]> = PerCpuArray::try_from(self.map("bench_packet")?)?;
         map.set(0, PerCpuValues::try_from(vec![words; cpus])?, 0)?;
-        let mut map: Array<_, u32> = Array::try_from(self.map("bench_order")?)?;
-        for (index, flow) in order.iter().enumerate() {
-            map.set(index as u32, flow, 0)?;
-        }
-        Ok(())
+        set_order(&mut self.ebpf, order)
     }
 
-    /// Nanoseconds a run, over the whole order.
     fn measure(&self, program: &str, packet: &[u8]) -> Result<f64> {
-        let context = context(PODS[0]);
         let expected = if program == "bench_empty" { 0 } else { REDIRECT };
-        let mut parts = Vec::new();
-        for _ in 0..ORDER / PART {
-            let result = self.program(program)?.test_run(TestRunOptions {
-                data_in: Some(packet),
-                ctx_in: Some(&context),
-                repeat: PART,
-                ..TestRunOptions::new()
-            })?;
-            ensure!(
-                result.return_value == expected,
-                "{program} ended with {}, not {expected}: this would measure another path",
-                result.return_value
-            );
-            parts.push(result.duration.as_nanos() as f64);
-        }
-        quantile(&parts, UNDISTURBED).context("no parts")
+        nanoseconds(&self.ebpf, program, packet, PODS[0], expected)
     }
-}
-
-/// Has the calling thread preempted by nobody who is not more important than the bench: the kernel counts what runs in
-/// between as the program's time.
-fn undisturbed() -> Result<()> {
-    let parameters = libc::sched_param { sched_priority: 1 };
-    // SAFETY: the calling thread, and a structure that lives through the call.
-    let failed = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) };
-    ensure!(
-        failed == 0,
-        "real-time priority: {}",
-        std::io::Error::last_os_error()
-    );
-    Ok(())
-}
-
-/// The program's context: only the device counts.
-fn context(ifindex: u32) -> [u8; 192] {
-    let mut context = [0; 192];
-    context[40..44].copy_from_slice(&ifindex.to_ne_bytes());
-    context
 }
 
 /// A flow as the bench programs number them.

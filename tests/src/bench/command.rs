@@ -21,6 +21,9 @@ pub struct Command {
     /// Share of the full number of objects, where there are many
     #[arg(long, value_name = "SHARE", default_value_t = 1.0)]
     pub scale: f64,
+    /// Numbers of Services to measure at, where they count
+    #[arg(long, value_name = "NUMBER,...", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
+    services: Vec<u32>,
     /// Given by `cargo bench`
     #[arg(long, hide = true)]
     bench: bool,
@@ -44,6 +47,14 @@ impl Command {
 
     pub fn wants(&self, name: &str) -> bool {
         self.only.as_ref().is_none_or(|only| name.contains(only.as_str()))
+    }
+
+    /// The numbers of Services that were asked for, or these.
+    pub fn services(&self, usual: &[u32]) -> Vec<u32> {
+        match self.services.as_slice() {
+            [] => usual.to_vec(),
+            asked => asked.to_vec(),
+        }
     }
 
     /// Prints the table, writes the file.

@@ -1,4 +1,4 @@
-//! A node whose pods are attached by the reference plugins `bridge` and `host-local`.
+//! A node whose pods are attached by the reference plugins: `bridge` or `ptp`, with `host-local`.
 
 use std::io::Write;
 use std::net::IpAddr;
@@ -15,19 +15,31 @@ use crate::netns::Namespace;
 const PLUGINS: &str = "/usr/lib/cni";
 
 #[derive(Debug)]
-pub struct Bridge {
+pub struct Reference {
     pub namespace: Namespace,
+    plugin: &'static str,
     addresses: TempDir,
 }
 
-impl Bridge {
-    pub fn new(name: &str) -> Result<Self> {
+impl Reference {
+    /// Pods on one link.
+    pub fn bridge(name: &str) -> Result<Self> {
+        Self::new(name, "bridge")
+    }
+
+    /// Each pod on a link of its own: all that one sends to another is routed by the node, so that it can be translated.
+    pub fn ptp(name: &str) -> Result<Self> {
+        Self::new(name, "ptp")
+    }
+
+    fn new(name: &str, plugin: &'static str) -> Result<Self> {
         ensure!(
-            Path::new(PLUGINS).join("bridge").exists(),
-            "no {PLUGINS}/bridge: install containernetworking-plugins"
+            Path::new(PLUGINS).join(plugin).exists(),
+            "no {PLUGINS}/{plugin}: install containernetworking-plugins"
         );
         Ok(Self {
             namespace: Namespace::create(name)?,
+            plugin,
             addresses: tempfile::tempdir()?,
         })
     }
@@ -35,7 +47,7 @@ impl Bridge {
     /// The range of pods is as large as the lab's.
     fn config(&self) -> Value {
         json!({
-            "cniVersion": "1.0.0", "name": "bench", "type": "bridge", "bridge": "cni0", "isGateway": true,
+            "cniVersion": "1.0.0", "name": "bench", "type": self.plugin, "bridge": "cni0", "isGateway": true,
             "ipam": {
                 "type": "host-local", "dataDir": self.addresses.path(),
                 "ranges": [[{ "subnet": "10.99.0.0/24" }]],
@@ -48,7 +60,7 @@ impl Bridge {
     pub fn cni(&self, verb: &str, container: &str, netns: &Path) -> Result<Value> {
         let mut child = self
             .namespace
-            .command(Path::new(PLUGINS).join("bridge"))
+            .command(Path::new(PLUGINS).join(self.plugin))
             .env("CNI_COMMAND", verb)
             .env("CNI_CONTAINERID", container)
             .env("CNI_IFNAME", "eth0")
@@ -58,7 +70,7 @@ impl Bridge {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .context("start the reference plugin `bridge`")?;
+            .with_context(|| format!("start the reference plugin `{}`", self.plugin))?;
         let config = self.config().to_string();
         child
             .stdin
@@ -69,7 +81,8 @@ impl Bridge {
         let said = String::from_utf8_lossy(&output.stdout);
         ensure!(
             output.status.success(),
-            "bridge {verb} {container}: {}",
+            "{} {verb} {container}: {}",
+            self.plugin,
             said.trim()
         );
         match output.stdout.is_empty() {

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use anyhow::Result;
 
 use super::{Lab, Node, Plan};
+use crate::netns::Namespace;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fabric {
@@ -87,6 +88,23 @@ fn bridge(lab: &Lab) -> Result<()> {
         lines += &address(router(lab.plan.node_address(0, v4)), prefix(v4), "bridge0");
     }
     lab.fabric.ip(&(lines + "link set bridge0 up\n"))
+}
+
+impl Lab {
+    /// Gives a host that is no node of the lab a device `eth0` by which it reaches the fabric, and the fabric it.
+    pub fn admit(&self, host: &Namespace, number: u8) -> Result<()> {
+        let port = format!("guest{number}");
+        self.fabric
+            .ip(&format!("link add {port} type veth peer name tmp0"))?;
+        self.fabric
+            .ip(&format!("link set tmp0 netns {} name eth0", host.name()))?;
+        self.fabric.ip(&format!(
+            "address add 198.18.{number}.1/24 dev {port}\nlink set {port} up"
+        ))?;
+        host.ip(&format!(
+            "address add 198.18.{number}.2/24 dev eth0\nlink set eth0 up\nroute add default via 198.18.{number}.1"
+        ))
+    }
 }
 
 /// Gives a node its device, its addresses and its way out.

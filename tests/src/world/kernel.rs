@@ -1,6 +1,7 @@
 //! The world in the kernel's maps, in a network namespace of its own.
 
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::lpm_trie::Key;
@@ -107,6 +108,11 @@ impl Kernel {
 
     /// The world with programs of another configuration.
     pub fn with(config: &Config) -> Result<Self> {
+        Self::sized(config, 4096)
+    }
+
+    /// The same, with maps of up to `most` entries.
+    pub fn sized(config: &Config, most: u32) -> Result<Self> {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
             .context("a network namespace of our own")?;
         // One CPU, so that the scratch of the run is where we look for it.
@@ -118,7 +124,7 @@ impl Kernel {
         if config.host_netns == THIS_NETNS {
             config.host_netns = netns_cookie()?;
         }
-        let mut ebpf = object::open(&object::bytes()?, &config)?;
+        let mut ebpf = object::open_sized(&object::bytes()?, &config, most)?;
         for program in object::PROGRAMS {
             object::load(&mut ebpf, program)?;
         }
@@ -279,6 +285,16 @@ impl Kernel {
 
     /// Runs a program over the packet. `out` receives the packet as it left.
     pub fn run(&mut self, hook: Hook, frame: &Frame, out: &mut Vec<u8>) -> Result<Result<Verdict, Reason>> {
+        Ok(self.run_timed(hook, frame, out)?.0)
+    }
+
+    /// The same, with the time that the program took.
+    pub fn run_timed(
+        &mut self,
+        hook: Hook,
+        frame: &Frame,
+        out: &mut Vec<u8>,
+    ) -> Result<(Result<Verdict, Reason>, Duration)> {
         let mut context = [0u8; 192];
         context[8..12].copy_from_slice(&frame.mark.to_ne_bytes());
         context[36..40].copy_from_slice(&frame.ingress_ifindex.to_ne_bytes());
@@ -307,7 +323,7 @@ impl Kernel {
             "{outcome:?} gave {}",
             result.return_value as i32
         );
-        Ok(outcome)
+        Ok((outcome, result.duration))
     }
 
     /// What the last run left in its scratch.

@@ -15,10 +15,14 @@ const WARM_UP: u64 = 50;
 const CHUNK: usize = 128 << 10;
 
 fn listener(ends: &Ends) -> Result<(TcpListener, SocketAddr)> {
+    listener_at(ends, server_address(ends))
+}
+
+fn listener_at(ends: &Ends, address: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
     let listener = ends
         .server
-        .run(|| TcpListener::bind(server_address(ends)))
-        .context("listen")?;
+        .run(|| TcpListener::bind(address))
+        .with_context(|| format!("listen at {address}"))?;
     let address = listener.local_addr()?;
     Ok((listener, address))
 }
@@ -122,14 +126,34 @@ fn receive(mut server: TcpStream, cpus: Cpus) -> Result<f64> {
 
 pub(super) fn connect(ends: &Ends, cpus: Cpus, time: Duration) -> Result<f64> {
     let (listener, to) = listener(ends)?;
+    connect_to(&listener, to, ends, cpus, time)
+}
+
+/// Connections a second to an address that leads to the server's port.
+pub fn connect_by(ends: &Ends, port: u16, dialled: SocketAddr, cpus: Cpus, time: Duration) -> Result<f64> {
+    let (listener, _) = listener_at(ends, SocketAddr::new(ends.ip, port))?;
+    connect_to(&listener, dialled, ends, cpus, time)
+        .with_context(|| format!("connect to {dialled} on {}", cpus.name()))
+}
+
+fn connect_to(
+    listener: &TcpListener,
+    to: SocketAddr,
+    ends: &Ends,
+    cpus: Cpus,
+    time: Duration,
+) -> Result<f64> {
     thread::scope(|scope| {
-        let accepting = scope.spawn(move || accept(&listener, cpus));
+        let accepting = scope.spawn(move || accept(listener, cpus));
         let connecting = ends.client.run(move || -> Result<f64> {
             cpus.bind_client()?;
             rate(time, &mut |_| connected_and_reset(to))
         });
         // Whoever waits in accept() must see the end, also where the measured path is broken.
-        let last = ends.server.run(|| connected_and_reset(to));
+        let last = listener
+            .local_addr()
+            .map_err(anyhow::Error::from)
+            .and_then(|own| ends.server.run(|| connected_and_reset(own)));
         joined(accepting).context("server")?;
         last.context("the last connection").and(connecting)
     })
@@ -150,7 +174,7 @@ fn accept(listener: &TcpListener, cpus: Cpus) -> Result<()> {
     }
 }
 
-fn connected_and_reset(to: SocketAddr) -> Result<()> {
+pub fn connected_and_reset(to: SocketAddr) -> Result<()> {
     // No time limit: with one, a connection would cost four more system calls. The kernel's own ends it.
     let mut stream = match TcpStream::connect(to) {
         // The reset was quicker than the return of connect().

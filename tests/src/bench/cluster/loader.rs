@@ -11,25 +11,26 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use cni_tests::netns::Namespace;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use http::{Method, Request, header::CONTENT_TYPE};
 use kube::{Client, Config, config::Kubeconfig};
 use serde_json::{Value, json};
+use tokio::runtime::Runtime;
 
 use super::objects::{Object, PODS};
+use crate::netns::Namespace;
 
 /// More do not make it quicker on few processors.
 const AT_A_TIME: usize = 48;
 
 /// Works inside a namespace that reaches the API server.
-pub(crate) struct Loader {
+pub struct Loader {
     inside: Namespace,
     kubeconfig: PathBuf,
 }
 
 impl Loader {
-    pub(crate) fn new(inside: &Namespace, kubeconfig: &Path) -> Result<Self> {
+    pub fn new(inside: &Namespace, kubeconfig: &Path) -> Result<Self> {
         Ok(Self {
             inside: inside.duplicate()?,
             kubeconfig: kubeconfig.to_owned(),
@@ -37,7 +38,7 @@ impl Loader {
     }
 
     /// Creates objects, with their status.
-    pub(crate) fn create(&self, what: &str, objects: Vec<Object>) -> Result<()> {
+    pub fn create(&self, what: &str, objects: Vec<Object>) -> Result<()> {
         let (begin, number) = (Instant::now(), objects.len());
         self.run(async move |client| {
             stream::iter(objects)
@@ -51,17 +52,24 @@ impl Loader {
         Ok(())
     }
 
-    fn run(&self, work: impl AsyncFnOnce(Client) -> Result<()> + Send) -> Result<()> {
-        self.inside.run(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
-            runtime.block_on(async { work(client(&self.kubeconfig).await?).await })
+    /// For changes one after the other.
+    pub fn editor(self) -> Result<Editor> {
+        let runtime = runtime()?;
+        let client = self.inside.run(|| runtime.block_on(client(&self.kubeconfig)))?;
+        Ok(Editor {
+            inside: self.inside,
+            runtime,
+            client,
         })
     }
 
+    fn run(&self, work: impl AsyncFnOnce(Client) -> Result<()> + Send) -> Result<()> {
+        self.inside
+            .run(|| runtime()?.block_on(async { work(client(&self.kubeconfig).await?).await }))
+    }
+
     /// Changes pods at a steady rate until it is stopped.
-    pub(crate) fn churn(self, pods: usize, per_second: u32) -> Churn {
+    pub fn churn(self, pods: usize, per_second: u32) -> Churn {
         let stop = Arc::<AtomicBool>::default();
         let changed = Arc::<AtomicUsize>::default();
         let (ended, count) = (Arc::clone(&stop), Arc::clone(&changed));
@@ -90,19 +98,42 @@ impl Loader {
     }
 }
 
+fn runtime() -> Result<Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?)
+}
+
+/// Keeps its connection.
+pub struct Editor {
+    inside: Namespace,
+    runtime: Runtime,
+    client: Client,
+}
+
+impl Editor {
+    /// Merges into the object at this path.
+    pub fn patch(&self, path: &str, change: &Value) -> Result<()> {
+        self.inside.run(|| {
+            let sent = send(&self.client, Method::PATCH, path, change);
+            self.runtime.block_on(sent)
+        })
+    }
+}
+
 /// Pods that change.
-pub(crate) struct Churn {
+pub struct Churn {
     stop: Arc<AtomicBool>,
     changed: Arc<AtomicUsize>,
     thread: JoinHandle<Result<()>>,
 }
 
 impl Churn {
-    pub(crate) fn changed(&self) -> usize {
+    pub fn changed(&self) -> usize {
         self.changed.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn stop(self) -> Result<()> {
+    pub fn stop(self) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread
             .join()

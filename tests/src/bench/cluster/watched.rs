@@ -1,32 +1,33 @@
 //! What a process takes of its machine.
 
-use std::{fs, time::Instant};
+use std::{collections::BTreeMap, fs, time::Instant};
 
 use anyhow::{Context, Result};
-use cni_tests::netns::Namespace;
+
+use crate::netns::Namespace;
 
 /// A program that watches the API server from a network of its own.
-pub(crate) struct Watched<'a> {
-    pub(crate) name: &'static str,
-    pub(crate) process: u32,
-    pub(crate) inside: &'a Namespace,
+pub struct Watched<'a> {
+    pub name: &'static str,
+    pub process: u32,
+    pub inside: &'a Namespace,
     /// The device that its traffic comes by.
-    pub(crate) device: &'static str,
+    pub device: &'static str,
 }
 
 /// At one moment.
-pub(crate) struct Sample {
+pub struct Sample {
     at: Instant,
     ticks: u64,
     bytes: u64,
 }
 
 /// Between two.
-pub(crate) struct Rates {
+pub struct Rates {
     /// Percent of one core.
-    pub(crate) cpu: f64,
+    pub cpu: f64,
     /// Megabytes a second.
-    pub(crate) bytes: f64,
+    pub bytes: f64,
 }
 
 const MEGABYTE: f64 = 1e6;
@@ -38,7 +39,7 @@ impl Watched<'_> {
     }
 
     /// Megabytes.
-    pub(crate) fn resident(&self) -> Result<f64> {
+    pub fn resident(&self) -> Result<f64> {
         let status = self.read("status")?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kibibytes = line.and_then(|line| line.split_whitespace().next());
@@ -46,7 +47,23 @@ impl Watched<'_> {
         Ok(kibibytes * 1024.0 / MEGABYTE)
     }
 
-    pub(crate) fn sample(&self) -> Result<Sample> {
+    /// Megabytes of the maps that it holds, as the kernel counts them.
+    pub fn maps(&self) -> Result<f64> {
+        let folder = format!("/proc/{}/fdinfo", self.process);
+        let mut bytes = BTreeMap::new();
+        for entry in fs::read_dir(&folder).with_context(|| folder.clone())? {
+            // Some are closed meanwhile.
+            let text = fs::read_to_string(entry?.path()).unwrap_or_default();
+            let field = |name: &str| {
+                let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+                line.trim().parse::<u64>().ok()
+            };
+            bytes.extend(field("map_id:").zip(field("memlock:")));
+        }
+        Ok(bytes.values().sum::<u64>() as f64 / MEGABYTE)
+    }
+
+    pub fn sample(&self) -> Result<Sample> {
         let stat = self.read("stat")?;
         // The name in parentheses may hold anything.
         let (_, after) = stat.rsplit_once(')').context("stat")?;
@@ -68,7 +85,7 @@ impl Watched<'_> {
         bytes.context("statistics")
     }
 
-    pub(crate) fn rates(&self, since: &Sample) -> Result<Rates> {
+    pub fn rates(&self, since: &Sample) -> Result<Rates> {
         let now = self.sample()?;
         let seconds = (now.at - since.at).as_secs_f64();
         // USER_HZ, which is a hundred on every architecture that Linux has left.
@@ -79,7 +96,7 @@ impl Watched<'_> {
     }
 
     /// Megabytes that came since then.
-    pub(crate) fn megabytes(&self, since: &Sample) -> Result<f64> {
+    pub fn megabytes(&self, since: &Sample) -> Result<f64> {
         Ok((self.received()? - since.bytes) as f64 / MEGABYTE)
     }
 }

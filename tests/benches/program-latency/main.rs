@@ -1,0 +1,105 @@
+//! From the bytes of a changed EndpointSlice to the first connection to the new endpoint: the agent, and kube-proxy on the
+//! same API server.
+//!
+//! A client dials the ClusterIP all the time. The slice is changed to name another pod; the clock starts when the node's
+//! device has the first bytes of the event, and stops when that pod has accepted a connection.
+
+mod dial;
+
+use std::time::Duration;
+
+use anyhow::Result;
+use cni_tests::bench::cluster::{Crowd, MILLRACE, Mode, Place};
+use cni_tests::bench::report::Limit;
+use cni_tests::bench::series::{Samples, median, quantile};
+use cni_tests::bench::{Command, Report};
+use dial::Dial;
+use serde_json::json;
+
+const SERVICES: [u32; 3] = [10, 1_000, 10_000];
+/// Of each of those that nobody dials.
+const ENDPOINTS: usize = 1;
+/// Changes in a round, ours and a peer's.
+const CHANGES: usize = 50;
+const PEER_CHANGES: usize = 2;
+/// For a peer to be done with what there is.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Milliseconds.
+const MOST: [(&str, f64); 2] = [("p50", 0.5), ("p99", 2.0)];
+
+fn metric(which: &str, services: u32) -> String {
+    format!("event to connection, {services} Services, {which}")
+}
+
+fn main() -> Result<()> {
+    let command = Command::read()?;
+    let services = command.services(&SERVICES);
+    let mut samples = Samples::default();
+    let crowd = Crowd::start(&json!({}))?;
+    let peers = crowd.peers()?;
+    let mut places = vec![(Place::ours(&crowd, 2, 0)?, &crowd.lab.nodes[0].namespace, CHANGES)];
+    for (number, peer) in (1..).zip(&peers) {
+        places.push((
+            Place::theirs(peer, 2, number)?,
+            &peer.host.namespace,
+            PEER_CHANGES,
+        ));
+    }
+    for (place, ..) in &places {
+        place.publish(&crowd, 0)?;
+    }
+    let editor = crowd.loader()?.editor()?;
+    let mut dials = places
+        .iter()
+        .map(|(place, host, changes)| Ok((Dial::new(place, host)?, *changes)))
+        .collect::<Result<Vec<_>>>()?;
+    for number in &services {
+        crowd.fill(*number as usize, ENDPOINTS)?;
+        crowd.wait_for(*number as usize)?;
+        for peer in &peers {
+            peer.wait_until_quiet(PATIENCE)?;
+        }
+        for _ in 0..command.rounds {
+            for (dial, changes) in &mut dials {
+                let mut times = Vec::new();
+                for _ in 0..*changes {
+                    times.push(dial.change(&editor)?.as_secs_f64() * 1e3);
+                }
+                for (which, share) in [("p50", 0.5), ("p99", 0.99)] {
+                    if let Some(value) = quantile(&times, share) {
+                        samples.add(dial.name(), &metric(which, *number), "ms", value);
+                    }
+                }
+            }
+        }
+    }
+    drop(dials);
+    drop(places);
+    let mut report = Report::new("program-latency", command.rounds, &samples);
+    judge(&services, &mut report, &samples);
+    drop(peers);
+    command.publish(&report)
+}
+
+fn judge(services: &[u32], report: &mut Report, samples: &Samples) {
+    for number in services {
+        for (which, most) in MOST {
+            let metric = metric(which, *number);
+            for mode in Mode::ALL {
+                // A time: less of it is better.
+                let value = samples.ratio(mode.name(), MILLRACE, &metric);
+                report.ratio(&metric, MILLRACE, mode.name(), value, None);
+            }
+            let value = samples.values(MILLRACE, &metric).and_then(median);
+            report.limits.extend(value.map(|value| Limit {
+                metric,
+                value,
+                unit: "ms",
+                most,
+            }));
+        }
+    }
+    report.notes.push(format!(
+        "of each round: {CHANGES} changes through Millrace, {PEER_CHANGES} through each kube-proxy, whose p99 is the slower of them"
+    ));
+}

@@ -1,0 +1,136 @@
+//! A cluster of objects without machines: a real API server, whoever fills it, and who follows it.
+
+mod kube_proxy;
+mod loader;
+pub mod objects;
+mod place;
+mod watched;
+
+use std::{
+    cell::Cell,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::lab::{ControlPlane, Families, Lab, Node, Plan, Routing, Signal};
+pub use kube_proxy::{KubeProxy, Mode};
+pub use loader::{Churn, Editor, Loader};
+pub use place::{Place, Server};
+pub use watched::{Rates, Sample, Watched};
+
+pub const MILLRACE: &str = "millrace";
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// One node that serves Services, and the API server that it follows. It is dropped after whoever else follows it.
+#[derive(Debug)]
+pub struct Crowd {
+    pub lab: Lab,
+    pub control: ControlPlane,
+    services: Cell<usize>,
+}
+
+impl Crowd {
+    /// `more` are keys of the section `services`.
+    pub fn start(more: &Value) -> Result<Self> {
+        let mut plan = Plan::new(Routing::Direct, Families::V4).nodes(1);
+        let mut services = json!({ "proxy": "millrace" });
+        if let (Some(all), Some(more)) = (services.as_object_mut(), more.as_object()) {
+            all.extend(more.clone());
+        }
+        plan.config = json!({ "services": services });
+        let (control, lab) = Lab::start_with_control_plane(plan)?;
+        Ok(Self {
+            lab,
+            control,
+            services: Cell::new(0),
+        })
+    }
+
+    pub fn loader(&self) -> Result<Loader> {
+        Loader::new(&self.lab.fabric, &self.control.folder().join("admin.kubeconfig"))
+    }
+
+    /// Adds Services, each with as many endpoints on other machines, until there are this many.
+    pub fn fill(&self, services: usize, endpoints: usize) -> Result<()> {
+        let new = self.services.get()..services;
+        self.services.set(services.max(new.start));
+        let loader = self.loader()?;
+        loader.create("Services", new.clone().map(objects::service).collect())?;
+        let slices = new.map(|number| {
+            let name = format!("service-{number}");
+            objects::slice(&name, objects::remote(number, endpoints))
+        });
+        loader.create("EndpointSlices", slices.collect())
+    }
+
+    /// Both kinds of kube-proxy, on hosts of their own.
+    pub fn peers(&self) -> Result<Vec<KubeProxy>> {
+        let start = |mode| KubeProxy::start(&self.lab, &self.control, mode);
+        Mode::ALL.into_iter().map(start).collect()
+    }
+
+    pub fn node(&self) -> Result<&Node> {
+        self.lab.nodes.first().context("no node")
+    }
+
+    pub fn watched(&self) -> Result<Watched<'_>> {
+        let node = self.node()?;
+        Ok(Watched {
+            name: MILLRACE,
+            process: node.agent_process()?,
+            inside: &node.namespace,
+            device: "eth0",
+        })
+    }
+
+    /// Has the agent begin with nothing of Services in the kernel. Seconds until it has all, and those of them that it
+    /// took from knowing all.
+    pub fn begin_anew(&self) -> Result<[f64; 2]> {
+        let node = self.node()?;
+        node.end_agent(Signal::SIGTERM)?;
+        for map in ["services", "service_slots", "service_ranges", "backends"] {
+            let pin = node
+                .pins()
+                .join("maps")
+                .join(format!("{map}_v{}", cni_ebpf::abi::version(map)));
+            std::fs::remove_file(&pin).with_context(|| pin.display().to_string())?;
+        }
+        let begin = Instant::now();
+        node.start_agent()?;
+        loop {
+            // Until it listens there is no answer.
+            if let Ok(status) = node.ask(["status"])
+                && let Ok(took) =
+                    serde_json::from_value::<Duration>(status["agent"]["services"]["first_sync"].clone())
+            {
+                return Ok([begin.elapsed(), took].map(|time| time.as_secs_f64()));
+            }
+            ensure!(
+                begin.elapsed() < PATIENCE,
+                "the agent does not serve: {}",
+                node.log()
+            );
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits until the agent has so many Services in the kernel.
+    pub fn wait_for(&self, services: usize) -> Result<()> {
+        let begin = Instant::now();
+        loop {
+            let status = self.node()?.ask(["status"])?;
+            let known = status["agent"]["services"]["services"].as_u64();
+            if known.is_some_and(|known| known >= services as u64) {
+                return Ok(());
+            }
+            ensure!(
+                begin.elapsed() < PATIENCE,
+                "the agent knows {known:?} Services of {services}"
+            );
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
