@@ -119,8 +119,6 @@ pub(super) fn moves<T: Tables, P: Packet>(
     flow: &Flow,
     scope: u8,
 ) -> bool {
-    let Work { key, out, .. } = work;
-    conntrack::forward_tuple(key, flow, out);
     if !service::may_move(tables, work, flow) {
         return false;
     }

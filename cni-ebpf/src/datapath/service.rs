@@ -5,7 +5,7 @@
 
 use super::conntrack::SECOND;
 use super::headers::proto;
-use super::{Tables, Work};
+use super::{Tables, Work, conntrack};
 use crate::abi::{
     Addr, Affinity, AffinityKey, Flow, Port, Racy, Reason, Service, ServiceKey, SlotKey, SourceRange, Tuple,
     flow_flags, service_flags, service_scope, tcp_state,
@@ -155,16 +155,18 @@ pub(super) fn lives<T: Tables>(tables: &T, choice: &mut Choice, addr: &Addr) -> 
     tables.service(&choice.key).is_some()
 }
 
-/// Whether a datagram of a known flow, whose own tuple is `work.out`, may have to go elsewhere: the flow's backend serves no longer, or there was no
+/// Whether a datagram of a known flow may have to go elsewhere: the flow's backend serves no longer, or there was no
 /// Service when it began and nobody has answered. Streams stay where they are.
 #[inline(always)]
-pub(super) fn may_move<T: Tables>(tables: &T, work: &Work, flow: &Flow) -> bool {
+pub(super) fn may_move<T: Tables>(tables: &T, work: &mut Work, flow: &Flow) -> bool {
     if work.tuple.proto != proto::UDP || work.reply != 0 || tables.config().has_services() == 0 {
         return false;
     }
     if flow.flags.get() & flow_flags::DNAT == 0 {
         return flow.state.get() == tcp_state::NEW;
     }
+    let Work { key, out, .. } = work;
+    conntrack::forward_tuple(key, flow, out);
     !tables
         .backend(&flow.backend)
         .is_some_and(|backend| backend.addr == work.out.dst && backend.port == work.out.dst_port)
