@@ -6,6 +6,7 @@
 mod allocation;
 mod attachment;
 mod orphans;
+mod pods;
 mod recollection;
 mod report;
 mod round;
@@ -42,6 +43,7 @@ use crate::{
 };
 use attachment::Waiting;
 use orphans::Orphans;
+use pods::PodWork;
 use recollection::Recollection;
 use round::Rounds;
 use services::ServiceWork;
@@ -81,6 +83,7 @@ pub struct Agent<K> {
     ledger: Ledger,
     reconciler: Reconciler<K>,
     rounds: Rounds,
+    pods: PodWork,
     services: ServiceWork,
     orphans: Orphans,
     recollection: Recollection,
@@ -154,6 +157,7 @@ impl<K: Kernel> Agent<K> {
             ledger,
             reconciler: Reconciler::new(kernel),
             rounds: Rounds::default(),
+            pods: PodWork::default(),
             services,
             orphans: Orphans::default(),
             recollection,
@@ -193,24 +197,31 @@ impl<K: Kernel> Agent<K> {
         }
         self.state.handle(Event::Synced(Source::Endpoints));
         tokio::pin!(shutdown);
+        self.publish();
         loop {
-            self.publish();
             let mut batch = Vec::new();
+            let mut quiet = false;
             let wake = tokio::time::Instant::from_std(self.next_wake(Instant::now()));
             tokio::select! {
                 () = &mut shutdown => break,
-                Some(event) = self.events.1.recv() => self.take(event),
+                Some(event) = self.events.1.recv() => quiet = self.take(event),
                 Some(inquiry) = self.inquiries.1.recv() => self.describe_services(inquiry),
                 Some(question) = questions.recv() => batch.push(question),
                 () = tokio::time::sleep_until(wake) => {}
             }
-            self.drain(&mut questions, &mut batch);
+            quiet &= self.drain(&mut questions, &mut batch);
+            // Most events of a large cluster mean nothing here. They end at this point.
+            if quiet && batch.is_empty() && self.next_wake(Instant::now()) > Instant::now() {
+                continue;
+            }
             self.answer(batch).await;
             self.recall_if_due();
             self.serve_services().await;
             self.round_if_due().await;
+            self.change_pods().await;
             self.serve_waiting();
             self.wake_addresses();
+            self.publish();
         }
         tasks.shutdown().await;
         // Whoever tries now finds nobody, and queues.
@@ -220,26 +231,31 @@ impl<K: Kernel> Agent<K> {
         Ok(())
     }
 
-    fn take(&mut self, event: Event) {
+    /// True if nothing follows from it, except what a time is set for.
+    fn take(&mut self, event: Event) -> bool {
         if matches!(event, Event::Disturbed) {
             self.services.suspect();
         }
+        let is_object = matches!(event, Event::Set(_) | Event::Gone(_));
         if self.state.handle(event) {
             self.rounds.mark_dirty();
         }
+        is_object && !self.state.services.has_changed()
     }
 
-    fn drain(&mut self, questions: &mut mpsc::Receiver<Question>, batch: &mut Vec<Question>) {
+    fn drain(&mut self, questions: &mut mpsc::Receiver<Question>, batch: &mut Vec<Question>) -> bool {
+        let mut quiet = true;
         for _ in 0..BATCH {
             let Ok(event) = self.events.1.try_recv() else {
                 break;
             };
-            self.take(event);
+            quiet &= self.take(event);
         }
         while batch.len() < BATCH {
             let Ok(question) = questions.try_recv() else { break };
             batch.push(question);
         }
+        quiet
     }
 
     /// The deletions that came while nobody listened, or that we were too slow to answer.
@@ -280,6 +296,7 @@ impl<K: Kernel> Agent<K> {
             .chain(self.recall_due())
             .chain(self.orphans.next(self.rounds.last()))
             .chain(self.services.next())
+            .chain(self.pods_due())
             .min()
             .unwrap_or(now + round::AUDIT)
     }

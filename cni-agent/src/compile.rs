@@ -4,6 +4,7 @@ mod address;
 mod device;
 mod endpoint;
 mod host;
+mod pod;
 mod route;
 pub mod service;
 mod topology;
@@ -15,6 +16,7 @@ use crate::{
     state::State,
 };
 
+pub use pod::{Part, changed_pods};
 pub use topology::Topology;
 
 /// What came of it.
@@ -47,7 +49,7 @@ pub fn compile(config: &Config, state: &State) -> Compiled {
     host::settings(&topology, &mut desired);
     device::devices(&topology, &mut desired);
     route::routes(&topology, &mut desired, &mut problems);
-    route::of_pods(&topology, state, &mut desired);
+    pod::routes(&topology, state, &mut desired);
     address::peers(&topology, state, &mut desired);
     problems.extend(address::unmanaged(&topology, state));
     for endpoint in state.endpoints.values() {
@@ -106,9 +108,9 @@ pub fn endpoint_keys<'a>(
     for endpoint in endpoints {
         endpoint::endpoint(&topology, endpoint, &mut gone);
     }
-    for addr in address::named_by_pods(state, &gone) {
-        gone.tables.peers.remove(&addr);
-    }
+    gone.tables
+        .peers
+        .retain(|addr, _| state.pods.at((*addr).into()).is_empty());
     gone
 }
 

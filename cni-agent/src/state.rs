@@ -1,5 +1,6 @@
 //! What is known of the world. One task owns it; nobody else changes it.
 
+mod pods;
 mod services;
 
 use std::{
@@ -11,10 +12,11 @@ use cni_ebpf::{abi, datapath::policy::FROM_HOST};
 use cni_plugin::Attachment;
 
 use crate::model::{
-    ClusterSettings, Device, Endpoint, Event, Kind, Namespace, Node, Object, ObjectKey, Phase, Pod, PodName,
-    ServiceCidr, Source, is_pod_device,
+    ClusterSettings, Device, Endpoint, Event, Kind, Namespace, Node, Object, ObjectKey, Phase, ServiceCidr,
+    Source, is_pod_device,
 };
 
+pub use pods::{PodChanges, Pods};
 pub use services::Services;
 
 /// Everything that sources have said, and this node's endpoints.
@@ -24,7 +26,7 @@ pub struct State {
     sources: BTreeSet<Source>,
     pub nodes: BTreeMap<String, Node>,
     pub namespaces: BTreeMap<String, Namespace>,
-    pub pods: BTreeMap<PodName, Pod>,
+    pub pods: Pods,
     pub service_cidrs: BTreeMap<String, ServiceCidr>,
     pub services: Services,
     pub settings: BTreeMap<String, ClusterSettings>,
@@ -44,7 +46,7 @@ impl State {
             sources: sources.into_iter().collect(),
             nodes: BTreeMap::new(),
             namespaces: BTreeMap::new(),
-            pods: BTreeMap::new(),
+            pods: Pods::default(),
             service_cidrs: BTreeMap::new(),
             services: Services::default(),
             settings: BTreeMap::new(),
@@ -57,8 +59,8 @@ impl State {
         }
     }
 
-    /// Takes an event in. True if anything that is compiled as a whole may be different now; [`Services`] tell by
-    /// themselves.
+    /// Takes an event in. True if anything that is compiled as a whole may be different now; [`Services`] and [`Pods`]
+    /// tell by themselves.
     pub fn handle(&mut self, event: Event) -> bool {
         match event {
             Event::Set(object) => self.set(object),
@@ -102,9 +104,12 @@ impl State {
         match object {
             Object::Node(node) => put(&mut self.nodes, node.name.clone(), node),
             Object::Namespace(namespace) => put(&mut self.namespaces, namespace.name.clone(), namespace),
-            Object::Pod(pod) => put(&mut self.pods, pod.name.clone(), pod),
             Object::ServiceCidr(ranges) => put(&mut self.service_cidrs, ranges.name.clone(), ranges),
             Object::Settings(settings) => put(&mut self.settings, settings.name.clone(), settings),
+            Object::Pod(pod) => {
+                self.pods.set(pod);
+                false
+            }
             Object::Service(service) => {
                 self.services.set(*service);
                 false
@@ -120,9 +125,12 @@ impl State {
         match key {
             ObjectKey::Node(name) => self.nodes.remove(name).is_some(),
             ObjectKey::Namespace(name) => self.namespaces.remove(name).is_some(),
-            ObjectKey::Pod(name) => self.pods.remove(name).is_some(),
             ObjectKey::ServiceCidr(name) => self.service_cidrs.remove(name).is_some(),
             ObjectKey::Settings(name) => self.settings.remove(name).is_some(),
+            ObjectKey::Pod(name) => {
+                self.pods.remove(name);
+                false
+            }
             ObjectKey::Service(name) => {
                 self.services.remove(name);
                 false
@@ -142,9 +150,13 @@ impl State {
         let known = match kind {
             Kind::Node => known(&self.nodes, ObjectKey::Node),
             Kind::Namespace => known(&self.namespaces, ObjectKey::Namespace),
-            Kind::Pod => known(&self.pods, ObjectKey::Pod),
             Kind::ServiceCidr => known(&self.service_cidrs, ObjectKey::ServiceCidr),
             Kind::Settings => known(&self.settings, ObjectKey::Settings),
+            Kind::Pod => {
+                self.pods
+                    .retain(|name| keys.contains(&ObjectKey::Pod(name.clone())));
+                return false;
+            }
             Kind::Service => {
                 self.services
                     .retain(|name| keys.contains(&ObjectKey::Service(name.clone())));

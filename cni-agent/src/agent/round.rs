@@ -19,7 +19,10 @@ use crate::{
 /// Even if nobody says anything: others change the kernel too.
 pub(super) const AUDIT: Duration = Duration::from_secs(60);
 /// Between rounds over everything, so that a stream of events does not become a stream of rounds.
-const PAUSE: Duration = Duration::from_millis(50);
+pub(super) const PAUSE: Duration = Duration::from_millis(50);
+/// In a large cluster a round takes longer: it may have a tenth of the time.
+const SHARE: u32 = 10;
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// Between looks into the queue of deletions, which is read before the first round in any case.
 const REPLAY: Duration = Duration::from_secs(10);
 /// After a kernel that could not even be looked at.
@@ -33,6 +36,7 @@ const SETTINGS: &str = "default";
 pub(super) struct Rounds {
     dirty: bool,
     last: Option<Instant>,
+    pause: Duration,
     replayed: Option<Instant>,
     /// The last round over everything ended with programs loaded and maps written.
     pub(super) loaded: bool,
@@ -60,14 +64,19 @@ impl Rounds {
         }
         let last = self.last?;
         let audit = Some(last + AUDIT);
-        let dirty = self.dirty.then_some(last + PAUSE);
+        let soon = last + self.pause.max(PAUSE);
+        let dirty = self.dirty.then_some(soon);
         let blind = self.blind.then_some(last + BLIND);
-        let retry = retry.next().map(|at| at.max(last + PAUSE));
+        let retry = retry.next().map(|at| at.max(soon));
         [audit, dirty, blind, retry].into_iter().flatten().min()
     }
 
     fn is_due(&self, retry: &Retry, now: Instant) -> bool {
         self.last.is_none() || self.next(retry, true).is_some_and(|at| at <= now)
+    }
+
+    pub(super) fn is_dirty(&self) -> bool {
+        self.dirty
     }
 
     pub(super) fn last(&self) -> Option<Instant> {
@@ -88,12 +97,17 @@ impl<K: Kernel> Agent<K> {
             return;
         }
         self.rounds.dirty = false;
+        self.rounds.pause = PAUSE;
         if self.rounds.replayed.is_none_or(|at| at.elapsed() >= REPLAY) {
             self.rounds.replayed = Some(Instant::now());
             self.replay().await;
         }
         self.round().await;
         self.remember().await;
+        // What has to be looked at again is not put off.
+        if !self.rounds.dirty {
+            self.rounds.pause = (now.elapsed() * SHARE).min(LONGEST_PAUSE);
+        }
         self.rounds.count += 1;
         self.rounds.last = Some(Instant::now());
     }
@@ -218,6 +232,7 @@ impl<K: Kernel> Agent<K> {
             .collect();
         drop(topology);
         self.place(&config);
+        self.state.pods.take_changed();
         let compiled = compile::compile(&config, &self.state);
         self.rounds.problems.clone_from(&compiled.problems);
         self.rounds.problems.extend(unusable);

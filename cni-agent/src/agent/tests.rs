@@ -205,5 +205,6 @@ async fn until(handle: &Handle, wanted: impl FnMut(&Arc<Status>) -> bool) {
 }
 
 mod attachment;
+mod pods;
 mod restart;
 mod services;

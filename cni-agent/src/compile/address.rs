@@ -13,10 +13,7 @@ pub(super) fn peers(topology: &Topology<'_>, state: &State, desired: &mut Desire
     let families = topology.config.families;
     let mut put = |ip, flags| {
         if families.has(ip) {
-            desired.tables.peers.entry(Addr::from(ip)).or_insert(Peer {
-                flags,
-                ..Peer::default()
-            });
+            desired.tables.peers.entry(Addr::from(ip)).or_insert(peer(flags));
         }
     };
     for ip in &topology.own_addresses {
@@ -27,23 +24,16 @@ pub(super) fn peers(topology: &Topology<'_>, state: &State, desired: &mut Desire
             put(*ip, peer_flags::REMOTE_NODE);
         }
     }
-    for pod in state.pods.values().filter(|pod| is_peer(pod)) {
-        for ip in &pod.addresses {
-            put(*ip, peer_flags::POD);
-        }
+    for (ip, _) in state.pods.by_address() {
+        put(ip, peer_flags::POD);
     }
 }
 
-/// Those of `gone` that a Pod object names. Without a copy of the whole table: a DEL must not cost more in a larger
-/// cluster than a look at each pod.
-pub(super) fn named_by_pods(state: &State, gone: &Desired) -> Vec<Addr> {
-    state
-        .pods
-        .values()
-        .filter(|pod| is_peer(pod))
-        .flat_map(|pod| pod.addresses.iter().copied().map(Addr::from))
-        .filter(|addr| gone.tables.peers.contains_key(addr))
-        .collect()
+pub(super) fn peer(flags: u32) -> Peer {
+    Peer {
+        flags,
+        ..Peer::default()
+    }
 }
 
 /// Pods of this node that run and are no endpoints: they were started before Millrace was there, or by another network.
@@ -56,7 +46,7 @@ pub(super) fn unmanaged(topology: &Topology<'_>, state: &State) -> Option<String
         .collect();
     let is_unknown =
         |pod: &&Pod| !pod.addresses.is_empty() && !pod.addresses.iter().any(|ip| known.contains(ip));
-    let here = |pod: &&Pod| pod.node == topology.config.node_name && is_peer(pod);
+    let here = |pod: &&Pod| pod.node == topology.config.node_name && pod.is_peer();
     let names: Vec<String> = state
         .pods
         .values()
@@ -73,9 +63,4 @@ pub(super) fn unmanaged(topology: &Topology<'_>, state: &State) -> Option<String
             names.len()
         )
     })
-}
-
-/// A pod on its host's network has the node's addresses, one that has ended has none.
-pub(super) fn is_peer(pod: &Pod) -> bool {
-    !pod.host_network && !pod.finished
 }

@@ -1,10 +1,8 @@
 //! What one endpoint is in the kernel.
 
-use cni_ebpf::abi::{
-    self, Addr, Bucket, Peer, Prefix, Route, direction, endpoint_flags, peer_flags, route_action,
-};
+use cni_ebpf::abi::{self, Addr, Bucket, Prefix, Route, direction, endpoint_flags, peer_flags, route_action};
 
-use super::{Topology, host};
+use super::{Topology, address::peer, host};
 use crate::{
     desired::{Desired, HostRoute, LinkKey, LinkOwner, NeighbourKey, Program, RouteKey, Veth},
     model::Endpoint,
@@ -19,13 +17,7 @@ pub(super) fn endpoint(topology: &Topology<'_>, endpoint: &Endpoint, desired: &m
     for ip in &endpoint.addresses {
         let addr = Addr::from(*ip);
         desired.tables.addresses.insert(addr, endpoint.id);
-        desired.tables.peers.insert(
-            addr,
-            Peer {
-                flags: peer_flags::POD,
-                ..Peer::default()
-            },
-        );
+        desired.tables.peers.insert(addr, peer(peer_flags::POD));
         // An address of a delegated IPAM plugin may lie in nobody's range.
         if !topology.pod_cidrs.iter().any(|range| range.contains(*ip)) {
             let route = Route {

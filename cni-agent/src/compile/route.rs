@@ -1,17 +1,14 @@
 //! Where addresses lie: the `routes` table for the programs, and the host's own routes to the pods of other nodes.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use cni_ebpf::abi::{Addr, Prefix, Route, route_action, route_flags};
 use ipnetwork::IpNetwork;
 
-use super::{Topology, address::is_peer};
+use super::{Topology, topology::Other};
 use crate::{
     desired::{Desired, HostRoute, NextHop, RouteKey},
-    state::State,
+    model::Pod,
 };
 
 /// Who said what first: a prefix is entered once, and the first one who claims it has it.
@@ -115,36 +112,40 @@ pub(super) fn routes(topology: &Topology<'_>, desired: &mut Desired, problems: &
     }
 }
 
-/// Pods of other nodes whose addresses are not in their nodes' ranges: another IPAM gave them, or they moved.
-pub(super) fn of_pods(topology: &Topology<'_>, state: &State, desired: &mut Desired) {
-    let own: BTreeSet<IpAddr> = state
-        .endpoints
-        .values()
-        .flat_map(|endpoint| endpoint.addresses.iter().copied())
-        .collect();
+/// The node of a pod whose address is not in its node's ranges: another IPAM gave it, or it moved.
+pub(super) fn node_apart<'t, 's>(topology: &'t Topology<'s>, pod: &Pod, ip: IpAddr) -> Option<&'t Other<'s>> {
+    let other = topology.other(&pod.node)?;
+    let ranges = &other.node.pod_cidrs;
+    (!ranges.iter().any(|range| range.contains(ip))).then_some(other)
+}
+
+/// The way to such a pod, unless its address is somebody else's already.
+pub(super) fn of_pod(topology: &Topology<'_>, ip: IpAddr, other: &Other<'_>, desired: &mut Desired) {
     let mut claims = Claims {
         table: &mut desired.tables.routes,
         families: topology.config.families,
     };
-    for pod in state.pods.values().filter(|pod| is_peer(pod)) {
-        let Some(other) = topology.other(&pod.node) else {
-            continue;
-        };
-        let ranges = &other.node.pod_cidrs;
-        let outside = |ip: &&IpAddr| !own.contains(ip) && !ranges.iter().any(|range| range.contains(**ip));
-        for ip in pod.addresses.iter().filter(outside) {
-            let (range, addresses) = (IpNetwork::from(*ip), &other.node.addresses);
-            if claims.put(range, to_pods(topology, other.tunnel_address, &range, addresses)) {
-                host_route(
-                    topology,
-                    &range,
-                    addresses,
-                    other.tunnel_address,
-                    &mut desired.routes,
-                );
-            }
-        }
+    let (range, addresses) = (IpNetwork::from(ip), &other.node.addresses);
+    if claims.put(range, to_pods(topology, other.tunnel_address, &range, addresses)) {
+        host_route(
+            topology,
+            &range,
+            addresses,
+            other.tunnel_address,
+            &mut desired.routes,
+        );
     }
+}
+
+/// Whether a range of the cluster is just this address, so that its way does not depend on pods alone.
+pub(super) fn is_range(topology: &Topology<'_>, ip: IpAddr) -> bool {
+    let of_nodes = topology.others.iter().flat_map(|other| &other.node.pod_cidrs);
+    let mut ranges = of_nodes
+        .chain(&topology.pod_cidrs)
+        .chain(&topology.via_stack)
+        .chain(&topology.service_ranges)
+        .chain(&topology.config.masquerade.non_masquerade_cidrs);
+    ranges.any(|range| *range == IpNetwork::from(ip))
 }
 
 fn route(action: u8, flags: u8) -> Route {

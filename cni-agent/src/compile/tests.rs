@@ -1,3 +1,4 @@
 mod dump;
+mod pods;
 mod property;
 mod scenario;

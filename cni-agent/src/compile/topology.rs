@@ -133,16 +133,19 @@ impl<'a> Topology<'a> {
 
     fn find_others(&self, state: &'a State, problems: &mut Vec<String>) -> Vec<Other<'a>> {
         let mut others = Vec::new();
+        // IPv4 where both have it: its header is the shorter one.
+        let families: Vec<bool> = [true, false]
+            .into_iter()
+            .filter(|v4| self.node_address(*v4).is_some())
+            .collect();
         for node in state
             .nodes
             .values()
             .filter(|node| node.name != self.config.node_name)
         {
-            // IPv4 where both have it: its header is the shorter one.
-            let tunnel_address = [true, false].into_iter().find_map(|v4| {
-                self.node_address(v4)?;
-                node.addresses.iter().copied().find(|ip| ip.is_ipv4() == v4)
-            });
+            let tunnel_address = families
+                .iter()
+                .find_map(|v4| node.addresses.iter().copied().find(|ip| ip.is_ipv4() == *v4));
             if self.tunnelled() && tunnel_address.is_none() {
                 problems.push(format!(
                     "Node {}: status.addresses has no InternalIP of a family that this node has; its pods cannot be reached",

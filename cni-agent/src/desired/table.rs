@@ -43,6 +43,23 @@ macro_rules! tables {
                     .collect(), )* }
             }
 
+            /// Each entry that `other` lacks, or has with another value.
+            pub fn differences(&self, table: Table, other: &Self, mut each: impl FnMut(&[u8], &[u8])) {
+                match table { $( Table::$variant => for (key, value) in &self.$field {
+                    let found = other.$field.get(key);
+                    if found.is_none_or(|found| table.owns_values() && found != value) {
+                        each(abi::as_bytes(key), abi::as_bytes(value));
+                    }
+                } )* }
+            }
+
+            /// The key of each entry that `other` has none of.
+            pub fn superfluous(&self, table: Table, other: &Self, mut each: impl FnMut(&[u8])) {
+                match table { $( Table::$variant => for key in self.$field.keys() {
+                    if !other.$field.contains_key(key) { each(abi::as_bytes(key)); }
+                } )* }
+            }
+
             /// Takes an entry as it was read from the kernel.
             pub fn insert(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), MalformedEntry> {
                 match table { $( Table::$variant => {

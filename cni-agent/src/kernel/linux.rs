@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     config::{Config, MapSizes},
-    desired::{Desired, LinkKey, Observed, Table, Tables},
+    desired::{Desired, HostRoute, LinkKey, Observed, RouteKey, Table, Tables, Vxlan},
     reconcile::Change,
 };
 
@@ -105,26 +105,24 @@ impl Linux {
             let Some(map) = self.map(table.name())? else {
                 continue;
             };
-            let entries = match scope {
-                Scope::Whole => map.dump()?,
-                Scope::Keys => {
-                    let mut entries = maps::Entries::new();
-                    for (key, _) in wanted.entries(table) {
-                        if let Some(value) = map.get(&key)? {
-                            entries.insert(key, value);
-                        }
-                    }
-                    entries
+            let mut malformed = Ok(());
+            let mut take = |key: &[u8], value: &[u8]| {
+                let absent = table.is_array() && value.iter().all(|byte| *byte == 0);
+                if !absent && let Err(error) = tables.insert(table, key, value) {
+                    malformed = Err(error);
                 }
             };
-            for (key, value) in &entries {
-                if table.is_array() && value.iter().all(|byte| *byte == 0) {
-                    continue;
+            match scope {
+                Scope::Whole => map.for_each(&mut take)?,
+                Scope::Keys => {
+                    for (key, _) in wanted.entries(table) {
+                        if let Some(value) = map.get(&key)? {
+                            take(&key, &value);
+                        }
+                    }
                 }
-                tables
-                    .insert(table, key, value)
-                    .map_err(|error| KernelError::new(format!("read map {}", table.name()), error))?;
             }
+            malformed.map_err(|error| KernelError::new(format!("read map {}", table.name()), error))?;
         }
         Ok(tables)
     }
@@ -133,15 +131,10 @@ impl Linux {
         let observed = Observed {
             config: self.loaded.as_ref().map(|loaded| loaded.config),
             tables: self.tables(&wanted.tables, scope)?,
-            vxlan: devices::vxlan(&mut self.netlink, &self.tunnel)
-                .map_err(|error| KernelError::new(format!("read device {}", self.tunnel), error))?,
+            vxlan: self.vxlan(wanted, scope)?,
             veths: self.veths(wanted, scope)?,
             links: self.links(wanted, scope)?,
-            routes: routes::list(&mut self.netlink)
-                .map_err(|error| KernelError::new("list the routes", error))?
-                .into_iter()
-                .filter(|(key, _)| scope == Scope::Whole || wanted.routes.contains_key(key))
-                .collect(),
+            routes: self.routes(wanted, scope)?,
             neighbours: self.neighbours(wanted)?,
             pacing: self.pacing(wanted)?,
             sysctls: read_sysctls(wanted)?,
@@ -150,6 +143,30 @@ impl Linux {
             self.settle(&observed)?;
         }
         Ok(observed)
+    }
+
+    fn vxlan(&mut self, wanted: &Desired, scope: Scope) -> Result<Option<Vxlan>, KernelError> {
+        if scope == Scope::Keys && wanted.vxlan.is_none() {
+            return Ok(None);
+        }
+        devices::vxlan(&mut self.netlink, &self.tunnel)
+            .map_err(|error| KernelError::new(format!("read device {}", self.tunnel), error))
+    }
+
+    fn routes(
+        &mut self,
+        wanted: &Desired,
+        scope: Scope,
+    ) -> Result<BTreeMap<RouteKey, HostRoute>, KernelError> {
+        if scope == Scope::Keys && wanted.routes.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let mut routes =
+            routes::list(&mut self.netlink).map_err(|error| KernelError::new("list the routes", error))?;
+        if scope == Scope::Keys {
+            routes.retain(|key, _| wanted.routes.contains_key(key));
+        }
+        Ok(routes)
     }
 
     fn pacing(&mut self, wanted: &Desired) -> Result<BTreeSet<u32>, KernelError> {

@@ -59,6 +59,13 @@ pub struct Pod {
     pub finished: bool,
 }
 
+impl Pod {
+    /// Whether its addresses are its own: on its host's network it has the node's, and once it has ended none.
+    pub fn is_peer(&self) -> bool {
+        !self.host_network && !self.finished
+    }
+}
+
 /// A range of Service addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceCidr {

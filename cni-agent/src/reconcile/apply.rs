@@ -113,6 +113,25 @@ impl<K: Kernel> Reconciler<K> {
         Ok(self.apply(removals, &BTreeSet::new()).await)
     }
 
+    /// Makes what stands under the keys of `touched` be as `desired` says, which has no others.
+    pub async fn replace_keys(
+        &mut self,
+        desired: Desired,
+        touched: &Desired,
+        removals: Removals,
+    ) -> Result<Outcome, KernelError> {
+        let observed = self.kernel.observe(touched, Scope::Keys).await?;
+        // Nothing is loaded for the sake of a few keys.
+        let target = Desired {
+            config: observed.config,
+            vxlan: observed.vxlan.clone(),
+            ..desired
+        };
+        Ok(self
+            .apply(diff(&target, &observed, removals), &BTreeSet::new())
+            .await)
+    }
+
     /// Reads a table that is compared apart.
     pub async fn scan(
         &mut self,

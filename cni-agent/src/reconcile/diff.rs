@@ -3,8 +3,6 @@
 //! Additions come first, referenced before referrer; removals after them, the other way round. So at no moment does
 //! anything in the kernel name something that is not there, and at no moment is there less than before and after.
 
-use std::collections::BTreeMap;
-
 use cni_ebpf::abi::{self, Route, route_action};
 
 use super::Change;
@@ -78,15 +76,12 @@ impl Turn {
 }
 
 fn add_entries(desired: &Desired, observed: &Observed, table: Table, turn: Turn, changes: &mut Vec<Change>) {
-    let there: BTreeMap<Vec<u8>, Vec<u8>> = observed.tables.entries(table).into_iter().collect();
-    for (key, value) in desired.tables.entries(table) {
-        let same = there
-            .get(&key)
-            .is_some_and(|found| !table.owns_values() || *found == value);
-        if !same && Turn::of(table, &value) == turn {
+    desired.tables.differences(table, &observed.tables, |key, value| {
+        if Turn::of(table, value) == turn {
+            let (key, value) = (key.to_vec(), value.to_vec());
             changes.push(Change::Put { table, key, value });
         }
-    }
+    });
 }
 
 fn add_links(desired: &Desired, observed: &Observed, changes: &mut Vec<Change>) {
@@ -150,12 +145,10 @@ fn remove(desired: &Desired, observed: &Observed, changes: &mut Vec<Change>) {
         changes.push(Change::RemoveVeth(name.clone()));
     }
     for table in Table::ALL.iter().rev().filter(|table| table.is_compared()) {
-        let wanted: BTreeMap<Vec<u8>, Vec<u8>> = desired.tables.entries(*table).into_iter().collect();
-        for (key, _) in observed.tables.entries(*table) {
-            if !wanted.contains_key(&key) {
-                changes.push(Change::Delete { table: *table, key });
-            }
-        }
+        observed.tables.superfluous(*table, &desired.tables, |key| {
+            let (table, key) = (*table, key.to_vec());
+            changes.push(Change::Delete { table, key });
+        });
     }
     for key in observed
         .links

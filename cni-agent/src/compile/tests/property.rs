@@ -106,14 +106,11 @@ fn cluster(nodes: u8, endpoints: u8, pods: u8, tunnel: bool) -> (Config, State) 
             name: format!("p{n}"),
         };
         let addresses = vec![Ipv4Addr::new(10, n % nodes.max(1), 0, n + 1).into()];
-        state.pods.insert(
-            name.clone(),
-            Pod {
-                name,
-                addresses,
-                ..Pod::default()
-            },
-        );
+        state.handle(Event::Set(Object::Pod(Pod {
+            name,
+            addresses,
+            ..Pod::default()
+        })));
     }
     (config, state)
 }
