@@ -7,6 +7,7 @@ mod allocation;
 mod attachment;
 mod orphans;
 mod pods;
+mod rank;
 mod recollection;
 mod report;
 mod round;
@@ -30,6 +31,7 @@ use crate::{
     ipam::Pool,
     kernel::Kernel,
     ledger::Ledger,
+    memory::Spare,
     model::{Event, Source},
     observe::{admin::Inquiry, health::Health},
     reconcile::Reconciler,
@@ -87,6 +89,7 @@ pub struct Agent<K> {
     services: ServiceWork,
     orphans: Orphans,
     recollection: Recollection,
+    spare: Spare,
     /// The number given last.
     last_id: u32,
     /// ADDs that came before the agent could serve them.
@@ -161,6 +164,7 @@ impl<K: Kernel> Agent<K> {
             services,
             orphans: Orphans::default(),
             recollection,
+            spare: Spare::default(),
             last_id: restored.last_id,
             waiting: Vec::new(),
             ledger_problems,
@@ -221,6 +225,7 @@ impl<K: Kernel> Agent<K> {
             self.change_pods().await;
             self.serve_waiting();
             self.wake_addresses();
+            self.spare.return_if_due();
             self.publish();
         }
         tasks.shutdown().await;
@@ -297,6 +302,7 @@ impl<K: Kernel> Agent<K> {
             .chain(self.orphans.next(self.rounds.last()))
             .chain(self.services.next())
             .chain(self.pods_due())
+            .chain(self.spare.due())
             .min()
             .unwrap_or(now + round::AUDIT)
     }

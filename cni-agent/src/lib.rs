@@ -13,6 +13,7 @@ pub mod desired;
 pub mod ipam;
 pub mod kernel;
 pub mod ledger;
+pub mod memory;
 pub mod model;
 pub mod observe;
 pub mod reconcile;

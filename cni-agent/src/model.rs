@@ -4,6 +4,7 @@
 mod device;
 mod endpoint;
 mod event;
+mod labels;
 mod object;
 mod service;
 mod settings;
@@ -11,8 +12,9 @@ mod settings;
 pub use device::{Device, DeviceAddress, DeviceKind, is_pod_device};
 pub use endpoint::{Endpoint, Phase, Rates};
 pub use event::{Event, Kind, Object, ObjectKey, Source};
-pub use object::{Labels, Namespace, NamespacedName, Node, Pod, PodName, ServiceCidr};
+pub use labels::Labels;
+pub use object::{Namespace, NamespacedName, Node, Pod, PodName, ServiceCidr};
 pub use service::{
     EndpointSlice, Hints, Protocol, Service, ServicePort, SliceEndpoint, SlicePort, TrafficPolicy, Unserved,
 };
-pub use settings::{ClusterSettings, NodeSettings, Settings};
+pub use settings::{ClusterSettings, NodeSettings, ServiceSettings, Settings};

@@ -2,6 +2,7 @@
 
 mod pods;
 mod services;
+mod shared;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -37,6 +38,7 @@ pub struct State {
     synced: BTreeSet<Source>,
     recalled: bool,
     problems: BTreeMap<Source, Vec<String>>,
+    revision: u64,
 }
 
 impl State {
@@ -56,13 +58,15 @@ impl State {
             synced: BTreeSet::new(),
             recalled: false,
             problems: BTreeMap::new(),
+            revision: 0,
         }
     }
 
     /// Takes an event in. True if anything that is compiled as a whole may be different now; [`Services`] and [`Pods`]
     /// tell by themselves.
     pub fn handle(&mut self, event: Event) -> bool {
-        match event {
+        let objects = matches!(event, Event::Set(_) | Event::Gone(_) | Event::Only(..));
+        let changed = match event {
             Event::Set(object) => self.set(object),
             Event::Gone(key) => self.remove(&key),
             Event::Only(kind, keys) => self.retain(kind, &keys),
@@ -74,7 +78,9 @@ impl State {
                 self.problems.insert(source, problems);
                 false
             }
-        }
+        };
+        self.revision += u64::from(objects && changed);
+        changed
     }
 
     /// Pods' own devices come and go all the time, and nothing follows from them, except from the loss of one.
@@ -170,6 +176,11 @@ impl State {
         };
         let gone = known.iter().filter(|key| !keys.contains(key));
         gone.filter(|key| self.remove(key)).count() > 0
+    }
+
+    /// Another one whenever an object is, those apart that tell by themselves.
+    pub fn revision(&self) -> u64 {
+        self.revision
     }
 
     pub fn is_synced(&self, source: Source) -> bool {

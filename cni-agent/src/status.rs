@@ -10,7 +10,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    model::{Endpoint, Source},
+    model::{Endpoint, NamespacedName, Source},
     services::Summary,
 };
 
@@ -61,6 +61,17 @@ pub struct ServicesStatus {
     /// From everything being known to all of it being in the kernel, when the agent began.
     #[serde(default)]
     pub first_sync: Option<Duration>,
+    /// Those that this agent tells their objects of.
+    #[serde(skip)]
+    pub troubled: Vec<ServiceProblem>,
+}
+
+/// Why a Service is not served as it asks.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ServiceProblem {
+    pub service: NamespacedName,
+    pub uid: String,
+    pub text: String,
 }
 
 /// One range of pod addresses.

@@ -35,6 +35,9 @@ pub(crate) struct Bench {
     /// Rounds to take medians over
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
+    /// A share of what is measured at full scale, for a trial: 0.2 is a fifth of the objects
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    scale: Option<f64>,
     /// Also write the reports to a file: one object, or a list if there are several
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -117,6 +120,9 @@ impl Bench {
             .args(["--rounds", &self.rounds.to_string(), "--json"])
             .arg(&report)
             .args(&self.arguments);
+        if let Some(share) = self.scale {
+            bench.args(["--scale", &share.to_string()]);
+        }
         bench.env("PATH", process::path()).envs([
             ("MILLRACE_BIN", binaries.agent.clone()),
             ("MILLRACE_CNI_BIN", binaries.plugin.clone()),
@@ -130,6 +136,11 @@ impl Bench {
         let text = std::fs::read(&report).with_context(|| format!("reading {}", report.display()))?;
         serde_json::from_slice(&text).with_context(|| format!("{} is not JSON", report.display()))
     }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| *share > 0.0 && *share <= 1.0);
+    share.ok_or_else(|| "not a share like 0.2, above 0 and at most 1".to_owned())
 }
 
 /// One report as it is, several as a list.
@@ -158,6 +169,15 @@ mod tests {
         assert_eq!(together(vec![json!({ "bench": "a" })]), json!({ "bench": "a" }));
         let two = vec![json!({ "bench": "a" }), json!({ "bench": "b" })];
         assert_eq!(together(two), json!([{ "bench": "a" }, { "bench": "b" }]));
+    }
+
+    #[test]
+    fn a_share_is_a_part_of_the_whole() {
+        assert_eq!(share("0.2"), Ok(0.2));
+        assert_eq!(share("1"), Ok(1.0));
+        for bad in ["0", "-1", "1.5", "x", "NaN"] {
+            assert!(share(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -128,7 +128,8 @@ impl<K: Kernel> Agent<K> {
             .pod
             .as_ref()
             .and_then(|pod| self.state.pods.get(&pod_name(pod)));
-        pod.map(|pod| pod.requested_addresses.clone()).unwrap_or_default()
+        pod.map(|pod| pod.requested_addresses.to_vec())
+            .unwrap_or_default()
     }
 }
 

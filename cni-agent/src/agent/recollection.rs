@@ -21,7 +21,7 @@ const HOPE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_secs(5);
 
 /// The objects without which no pod can be given a network.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 struct Objects {
     nodes: Vec<Node>,
     #[serde(default)]
@@ -31,14 +31,6 @@ struct Objects {
 }
 
 impl Objects {
-    fn of(state: &State) -> Self {
-        Self {
-            nodes: state.nodes.values().cloned().collect(),
-            service_cidrs: state.service_cidrs.values().cloned().collect(),
-            settings: state.settings.values().cloned().collect(),
-        }
-    }
-
     fn into_events(self) -> impl Iterator<Item = Event> {
         let nodes = self.nodes.into_iter().map(Object::Node);
         let ranges = self.service_cidrs.into_iter().map(Object::ServiceCidr);
@@ -47,13 +39,33 @@ impl Objects {
     }
 }
 
-/// The file, and what it holds.
+/// The same as they are written, without a copy: there may be thousands of nodes.
+#[derive(Serialize)]
+struct Known<'a> {
+    nodes: Vec<&'a Node>,
+    service_cidrs: Vec<&'a ServiceCidr>,
+    settings: Vec<&'a ClusterSettings>,
+}
+
+impl<'a> Known<'a> {
+    fn of(state: &'a State) -> Self {
+        Self {
+            nodes: state.nodes.values().collect(),
+            service_cidrs: state.service_cidrs.values().collect(),
+            settings: state.settings.values().collect(),
+        }
+    }
+}
+
+/// The file, and what an earlier agent has left in it.
 #[derive(Debug)]
 pub(super) struct Recollection {
     path: PathBuf,
     objects: Objects,
     started: Instant,
     written: Option<Instant>,
+    /// Of the state that stands in it; 0: another agent's.
+    revision: u64,
 }
 
 impl Recollection {
@@ -73,12 +85,13 @@ impl Recollection {
             objects,
             started: Instant::now(),
             written: None,
+            revision: 0,
         }
     }
 
-    fn write(path: &Path, objects: &Objects) -> io::Result<()> {
+    fn write(path: &Path, text: &[u8]) -> io::Result<()> {
         let aside = path.with_extension("tmp");
-        fs::write(&aside, serde_json::to_vec(objects)?)?;
+        fs::write(&aside, text)?;
         fs::rename(aside, path)
     }
 }
@@ -110,15 +123,18 @@ impl<K: Kernel> Agent<K> {
         if soon || !self.state.is_synced(Source::Kubernetes) {
             return;
         }
-        let objects = Objects::of(&self.state);
-        if objects == self.recollection.objects {
+        let revision = self.state.revision();
+        if revision == self.recollection.revision {
             return;
         }
+        self.recollection.objects = Objects::default();
         self.recollection.written = Some(Instant::now());
-        let (path, written) = (self.recollection.path.clone(), objects.clone());
-        let result = tokio::task::spawn_blocking(move || Recollection::write(&path, &written)).await;
+        let text = serde_json::to_vec(&Known::of(&self.state)).map_err(io::Error::from);
+        let path = self.recollection.path.clone();
+        let write = move || Recollection::write(&path, &text?);
+        let result = tokio::task::spawn_blocking(write).await;
         match result.map_err(io::Error::other).flatten() {
-            Ok(()) => self.recollection.objects = objects,
+            Ok(()) => self.recollection.revision = revision,
             Err(error) => tracing::warn!(%error, "what is known of the cluster could not be written to disk"),
         }
     }

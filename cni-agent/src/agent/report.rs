@@ -49,7 +49,7 @@ impl<K: Kernel> Agent<K> {
                 failing: failing.clone(),
             },
             pools: self.pool.status(),
-            services: self.services.status(),
+            services: self.services_status(),
             endpoints: self.state.endpoints.values().cloned().collect(),
             devices: self.rounds.devices.clone(),
             node_addresses: self.rounds.node_addresses.clone(),

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::Agent;
+use super::{Agent, rank::Rank};
 use crate::{
     compile::{self, Compiled},
     config::Config,
@@ -45,6 +45,7 @@ pub(super) struct Rounds {
     /// Why programs are not loaded.
     pub(super) error: Option<String>,
     pub(super) problems: Vec<String>,
+    pub(super) rank: Rank,
     pub(super) devices: Vec<String>,
     pub(super) node_addresses: Vec<std::net::IpAddr>,
     pub(super) count: u64,
@@ -108,6 +109,7 @@ impl<K: Kernel> Agent<K> {
         if !self.rounds.dirty {
             self.rounds.pause = (now.elapsed() * SHARE).min(LONGEST_PAUSE);
         }
+        self.spare.accrue();
         self.rounds.count += 1;
         self.rounds.last = Some(Instant::now());
     }
@@ -198,7 +200,7 @@ impl<K: Kernel> Agent<K> {
             .map(|node| &node.labels);
         let wanted = match (self.state.settings.get(SETTINGS), labels) {
             (Some(settings), Some(labels)) => self.base.following(settings, labels),
-            (Some(settings), None) => self.base.following(settings, &Labels::new()),
+            (Some(settings), None) => self.base.following(settings, &Labels::default()),
             (None, _) => Ok(Config::clone(&self.base)),
         };
         match wanted {
@@ -231,6 +233,7 @@ impl<K: Kernel> Agent<K> {
             .filter_map(|v4| topology.node_address(*v4))
             .collect();
         drop(topology);
+        self.rounds.rank = Rank::new(&self.state, &config.node_name);
         self.place(&config);
         self.state.pods.take_changed();
         let compiled = compile::compile(&config, &self.state);

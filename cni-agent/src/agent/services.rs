@@ -22,13 +22,16 @@ use crate::{
         health::{Health, ServiceHealth},
     },
     services::{Book, Edits, Keys, Numbers, Pending, Progress, Rows, audit, recovered},
-    status::ServicesStatus,
+    status::{ServiceProblem, ServicesStatus},
 };
 
 /// Even if nobody says anything: others change the kernel too.
 const AUDIT: Duration = Duration::from_secs(60);
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
+
+/// How much is said at a time of what is wrong.
+const SHOWN: usize = 20;
 
 #[derive(Debug)]
 pub(super) struct ServiceWork {
@@ -98,14 +101,6 @@ impl ServiceWork {
             }
             changed
         });
-    }
-
-    pub(super) fn status(&self) -> Option<ServicesStatus> {
-        self.begun.then(|| ServicesStatus {
-            summary: self.book.summary(),
-            synced: self.progress.synced(),
-            first_sync: self.progress.first(),
-        })
     }
 
     /// The kernel may hold something else than what the book says.
@@ -297,6 +292,7 @@ impl<K: Kernel> Agent<K> {
         }
         self.services.pending.add(findings.superfluous, Instant::now());
         self.services.succeeded();
+        self.spare.accrue();
         self.services.tell_health();
     }
 
@@ -311,9 +307,29 @@ impl<K: Kernel> Agent<K> {
         let _ = inquiry.reply.send(self.services.book.describe(&inquiry.name));
     }
 
+    pub(super) fn services_status(&self) -> Option<ServicesStatus> {
+        let services = &self.services;
+        let tells = |(name, _): &(&NamespacedName, &[String])| self.rounds.rank.tells_of(name);
+        let troubled = services.book.troubled().filter(tells).take(SHOWN);
+        services.begun.then(|| ServicesStatus {
+            summary: services.book.summary(),
+            synced: services.progress.synced(),
+            first_sync: services.progress.first(),
+            troubled: troubled.map(|(name, why)| self.trouble(name, why)).collect(),
+        })
+    }
+
+    fn trouble(&self, name: &NamespacedName, why: &[String]) -> ServiceProblem {
+        let service = self.state.services.get(name);
+        ServiceProblem {
+            service: name.clone(),
+            uid: service.map(|service| service.uid.to_string()).unwrap_or_default(),
+            text: why.join("\n"),
+        }
+    }
+
     /// What is wrong with Services, the first of them and how many there are more.
     pub(super) fn service_problems(&self) -> Vec<String> {
-        const SHOWN: usize = 20;
         let mut all = self.services.book.problems();
         let mut problems: Vec<String> = all.by_ref().take(SHOWN).cloned().collect();
         let more = all.count();

@@ -46,7 +46,7 @@ pub(super) fn unmanaged(topology: &Topology<'_>, state: &State) -> Option<String
         .collect();
     let is_unknown =
         |pod: &&Pod| !pod.addresses.is_empty() && !pod.addresses.iter().any(|ip| known.contains(ip));
-    let here = |pod: &&Pod| pod.node == topology.config.node_name && pod.is_peer();
+    let here = |pod: &&Pod| *pod.node == *topology.config.node_name && pod.is_peer();
     let names: Vec<String> = state
         .pods
         .values()

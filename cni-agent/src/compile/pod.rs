@@ -42,7 +42,7 @@ pub fn changed_pods(config: &Config, state: &State, changes: &PodChanges) -> Opt
     let after = changes.keys().filter_map(|name| state.pods.get(name));
     let before = changes.values().flatten().map(|pod| &**pod);
     let pods: Vec<&Pod> = before.chain(after).collect();
-    if pods.iter().any(|pod| pod.node == config.node_name) {
+    if pods.iter().any(|pod| *pod.node == *config.node_name) {
         return None;
     }
     let served = |ip: &IpAddr| config.families.has(*ip);

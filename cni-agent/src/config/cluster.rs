@@ -1,7 +1,7 @@
 //! What the cluster's own settings make of the node's.
 
-use super::{Config, Problem};
-use crate::model::{ClusterSettings, Labels, Settings};
+use super::{Config, Problem, ServicesConfig};
+use crate::model::{ClusterSettings, Labels, ServiceSettings, Settings};
 
 impl Config {
     /// The settings of this node in a cluster that has such ones; what is wrong with them, if they make no sense here.
@@ -22,12 +22,37 @@ impl Config {
             mtu,
             masquerade,
             non_masquerade_cidrs,
+            services,
         } = settings;
-        self.routing = routing.unwrap_or(self.routing);
-        self.mtu = mtu.unwrap_or(self.mtu);
-        self.masquerade.enabled = masquerade.unwrap_or(self.masquerade.enabled);
-        if let Some(ranges) = non_masquerade_cidrs {
-            self.masquerade.non_masquerade_cidrs.clone_from(ranges);
-        }
+        set(&mut self.routing, routing);
+        set(&mut self.mtu, mtu);
+        set(&mut self.masquerade.enabled, masquerade);
+        set(&mut self.masquerade.non_masquerade_cidrs, non_masquerade_cidrs);
+        self.services.follow(services);
+    }
+}
+
+impl ServicesConfig {
+    fn follow(&mut self, settings: &ServiceSettings) {
+        let ServiceSettings {
+            cidrs,
+            via_stack_cidrs,
+            node_port_addresses,
+            localhost_node_ports,
+            external_ips,
+            masquerade_all,
+        } = settings;
+        set(&mut self.cidrs, cidrs);
+        set(&mut self.via_stack_cidrs, via_stack_cidrs);
+        set(&mut self.node_port_addresses, node_port_addresses);
+        set(&mut self.localhost_node_ports, localhost_node_ports);
+        set(&mut self.external_ips, external_ips);
+        set(&mut self.masquerade_all, masquerade_all);
+    }
+}
+
+fn set<T: Clone>(field: &mut T, wish: &Option<T>) {
+    if let Some(wish) = wish {
+        field.clone_from(wish);
     }
 }

@@ -1,6 +1,7 @@
 use std::{fs, path::Path};
 
 use super::*;
+use crate::model::{ClusterSettings, Labels, ServiceSettings, Settings};
 
 fn keys(text: &str) -> Vec<String> {
     let mut config = Config::parse(text).unwrap();
@@ -120,4 +121,31 @@ fn a_missing_file_matters_only_if_it_was_named_and_a_bad_one_is_named_in_the_err
         .unwrap_err()
         .to_string();
     assert!(error.contains("mtu") && error.contains("1280"), "{error}");
+}
+
+#[test]
+fn what_the_cluster_says_of_services_wins_and_must_make_sense_here() {
+    let wish = |proxy| {
+        let settings = Settings {
+            services: ServiceSettings {
+                node_port_addresses: Some(NodePortAddresses::Ranges(vec!["192.0.2.0/24".parse().unwrap()])),
+                external_ips: Some(true),
+                ..ServiceSettings::default()
+            },
+            ..Settings::default()
+        };
+        let cluster = ClusterSettings {
+            settings,
+            ..ClusterSettings::default()
+        };
+        let mut config =
+            Config::parse("{nodeName: a, services: {masqueradeAll: true, proxy: millrace}}").unwrap();
+        config.services.proxy = proxy;
+        config.following(&cluster, &Labels::default())
+    };
+    let services = wish(Proxy::Millrace).unwrap().services;
+    assert!(services.external_ips && services.masquerade_all && !services.localhost_node_ports);
+    assert_eq!(services.node_port_addresses.to_string(), "192.0.2.0/24");
+    let problems = wish(Proxy::Stack).unwrap_err();
+    assert_eq!(problems[0].key, "services.proxy");
 }

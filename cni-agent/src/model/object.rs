@@ -1,11 +1,11 @@
 //! Objects of the cluster.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-pub type Labels = BTreeMap<String, String>;
+use super::Labels;
 
 /// A node of the cluster, this one included.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,19 +42,19 @@ impl fmt::Display for NamespacedName {
     }
 }
 
-/// A pod anywhere in the cluster.
+/// A pod anywhere in the cluster. There may be tens of thousands: what is kept of each is small.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pod {
     pub name: PodName,
     pub uid: String,
     /// Empty until it runs.
-    pub addresses: Vec<IpAddr>,
+    pub addresses: Box<[IpAddr]>,
     /// Empty until it is scheduled.
-    pub node: String,
+    pub node: Arc<str>,
     pub labels: Labels,
     pub host_network: bool,
     /// Addresses that an annotation asks for.
-    pub requested_addresses: Vec<IpAddr>,
+    pub requested_addresses: Box<[IpAddr]>,
     /// It has ended: its addresses are nobody's, though the object is still there.
     pub finished: bool,
 }

@@ -89,6 +89,8 @@ impl fmt::Display for Unserved {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Service {
     pub name: NamespacedName,
+    /// For what is said of it; empty where there is no API server.
+    pub uid: Box<str>,
     /// With this everything else is empty.
     pub unserved: Option<Unserved>,
     pub cluster_ips: Vec<IpAddr>,

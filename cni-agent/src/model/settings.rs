@@ -6,7 +6,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use super::Labels;
-use crate::config::Routing;
+use crate::config::{NodePortAddresses, Routing};
 
 /// Settings for all nodes, and others for some.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +31,19 @@ pub struct Settings {
     pub mtu: Option<u32>,
     pub masquerade: Option<bool>,
     pub non_masquerade_cidrs: Option<Vec<IpNetwork>>,
+    #[serde(default)]
+    pub services: ServiceSettings,
+}
+
+/// How Services are served.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceSettings {
+    pub cidrs: Option<Vec<IpNetwork>>,
+    pub via_stack_cidrs: Option<Vec<IpNetwork>>,
+    pub node_port_addresses: Option<NodePortAddresses>,
+    pub localhost_node_ports: Option<bool>,
+    pub external_ips: Option<bool>,
+    pub masquerade_all: Option<bool>,
 }
 
 impl ClusterSettings {
@@ -40,7 +53,7 @@ impl ClusterSettings {
             entry
                 .selector
                 .iter()
-                .all(|(key, value)| labels.get(key) == Some(value))
+                .all(|(key, value)| labels.get(key) == Some(value.as_str()))
         };
         let special = self.nodes.iter().find(matches).map(|entry| &entry.settings);
         std::iter::once(&self.settings).chain(special)

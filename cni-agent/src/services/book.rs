@@ -247,8 +247,13 @@ impl Book {
     }
 
     pub fn problems(&self) -> impl Iterator<Item = &String> {
-        let troubled = self.troubled.iter().filter_map(|name| self.entries.get(name));
-        troubled.flat_map(|entry| &entry.problems)
+        self.troubled().flat_map(|(_, problems)| problems)
+    }
+
+    /// Services that are not served as they ask, and why.
+    pub fn troubled(&self) -> impl Iterator<Item = (&NamespacedName, &[String])> {
+        let troubled = self.troubled.iter();
+        troubled.filter_map(|name| Some((&**name, self.entries.get(name)?.problems.as_slice())))
     }
 
     pub fn health(&self) -> impl Iterator<Item = (&NamespacedName, Health)> {

@@ -12,6 +12,7 @@ mod fault;
 mod node_events;
 mod own_node;
 mod servers;
+mod service_events;
 mod watch;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -138,6 +139,7 @@ pub async fn watch(
     if settings.serves {
         watches.spawn(follow::<ServiceObject>(SERVICES, office.clone()));
         watches.spawn(follow::<EndpointSliceObject>(ENDPOINT_SLICES, office.clone()));
+        watches.spawn(service_events::announce(office.clone(), status.clone()));
     }
     watches.spawn(crd::publish(office.clone(), reviews));
     watches.spawn(control_plane::follow(office.clone(), memory));

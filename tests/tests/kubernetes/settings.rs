@@ -46,6 +46,13 @@ fn rel_52_bad_objects_are_refused_with_a_reason_and_good_ones_taken() {
         (
             settings(
                 "default",
+                json!({ "services": { "nodePortAddresses": ["primary", "10.0.0.0/8"] } }),
+            ),
+            "write [primary]",
+        ),
+        (
+            settings(
+                "default",
                 json!({ "masquerade": { "nonMasqueradeCIDRs": ["10.0.0.1/8"] } }),
             ),
             "without bits behind the prefix",

@@ -8,9 +8,9 @@ use crate::model::{Object, ObjectKey, Pod, PodName};
 fn pod(address: &str, turn: u32) -> Event {
     Event::Set(Object::Pod(Pod {
         name: name(),
-        addresses: vec![address.parse().unwrap()],
+        addresses: [address.parse().unwrap()].into(),
         node: "two".into(),
-        labels: [("turn".to_owned(), turn.to_string())].into(),
+        labels: [("turn".to_owned(), turn.to_string())].into_iter().collect(),
         ..Pod::default()
     }))
 }

@@ -69,11 +69,11 @@ fn pod() -> impl Strategy<Value = Pod> {
     let node = prop_oneof![1 => Just(0), 8 => 1..=NODES];
     (0u8..6, addresses, node, fate, 0u8..2).prop_map(|(pod, addresses, node, fate, label)| Pod {
         name: name(pod),
-        addresses,
-        node: node_name(node),
+        addresses: addresses.into(),
+        node: node_name(node).into(),
         host_network: fate.0,
         finished: fate.1,
-        labels: [("turn".to_owned(), label.to_string())].into(),
+        labels: [("turn".to_owned(), label.to_string())].into_iter().collect(),
         ..Pod::default()
     })
 }
@@ -238,8 +238,8 @@ fn pods_elsewhere_are_parts_and_pods_here_are_not() {
     let pod = |n: u8, address: [u8; 4]| {
         Happening::Pod(Pod {
             name: name(n),
-            addresses: vec![address.into()],
-            node: node_name(n),
+            addresses: [address.into()].into(),
+            node: node_name(n).into(),
             ..Pod::default()
         })
     };

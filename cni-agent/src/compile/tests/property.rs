@@ -105,7 +105,7 @@ fn cluster(nodes: u8, endpoints: u8, pods: u8, tunnel: bool) -> (Config, State) 
             namespace: "n".into(),
             name: format!("p{n}"),
         };
-        let addresses = vec![Ipv4Addr::new(10, n % nodes.max(1), 0, n + 1).into()];
+        let addresses = [Ipv4Addr::new(10, n % nodes.max(1), 0, n + 1).into()].into();
         state.handle(Event::Set(Object::Pod(Pod {
             name,
             addresses,

@@ -40,7 +40,7 @@ impl Heard {
     /// The label of a namespace.
     fn label(&self, name: &str) -> Option<&str> {
         match self.objects.get(&ObjectKey::Namespace(name.into()))? {
-            Object::Namespace(namespace) => namespace.labels.get("v").map(String::as_str),
+            Object::Namespace(namespace) => namespace.labels.get("v"),
             _ => None,
         }
     }
@@ -123,12 +123,7 @@ status:
         }
     );
     assert_eq!(
-        (
-            pod.node.as_str(),
-            pod.host_network,
-            pod.finished,
-            pod.addresses.len()
-        ),
+        (&*pod.node, pod.host_network, pod.finished, pod.addresses.len()),
         ("n", true, true, 2)
     );
     assert_eq!(documents.len(), 2);

@@ -22,6 +22,7 @@
 
 mod config;
 mod review;
+mod services;
 
 use kube::CustomResourceExt;
 

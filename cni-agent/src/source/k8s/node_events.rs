@@ -15,7 +15,10 @@ const LASTS: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_secs(30);
 /// A note must be shorter than 1024 bytes.
 const LONGEST: usize = 1000;
-const EVENTS: Resource = "events";
+pub(super) const EVENTS: Resource = "events";
+
+/// Who says it.
+pub(super) const CONTROLLER: &str = "millrace.dev/agent";
 
 /// What an operator should know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,11 +32,7 @@ enum Condition {
 
 impl Condition {
     fn of(status: &Status) -> Self {
-        let mut note = status.problems.join("\n");
-        if note.len() > LONGEST {
-            let end = (0..=LONGEST).rev().find(|end| note.is_char_boundary(*end));
-            note.truncate(end.unwrap_or_default());
-        }
+        let note = note(status.problems.join("\n"));
         match (status.ready, note.is_empty()) {
             (true, true) => Self::Ready,
             (true, false) => Self::Degraded(note),
@@ -57,11 +56,20 @@ impl Condition {
     }
 }
 
+/// As much of the text as an event takes.
+pub(super) fn note(mut text: String) -> String {
+    if text.len() > LONGEST {
+        let end = (0..=LONGEST).rev().find(|end| text.is_char_boundary(*end));
+        text.truncate(end.unwrap_or_default());
+    }
+    text
+}
+
 /// Says what became of the agent, until nobody listens.
 pub(super) async fn announce(office: Office, mut status: watch::Receiver<Arc<Status>>) {
     let desk = Arc::clone(&office.desk);
     let reporter = Reporter {
-        controller: "millrace.dev/agent".to_owned(),
+        controller: CONTROLLER.to_owned(),
         instance: Some(office.node.to_string()),
     };
     let client = office.servers.client(move || desk.fine(EVENTS));

@@ -117,9 +117,9 @@ async fn set<K: Known>(object: K, office: &Office) -> bool {
 /// Of a pod elsewhere only its place and its labels matter.
 fn reduce(object: Object, node: &str) -> Object {
     match object {
-        Object::Pod(mut pod) if pod.node != node => {
+        Object::Pod(mut pod) if *pod.node != *node => {
             pod.uid = String::new();
-            pod.requested_addresses = Vec::new();
+            pod.requested_addresses = Box::default();
             Object::Pod(pod)
         }
         object => object,

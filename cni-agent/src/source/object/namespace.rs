@@ -27,7 +27,7 @@ impl Known for NamespaceObject {
     fn into_object(self) -> Result<Object, FieldError> {
         Ok(Object::Namespace(Namespace {
             name: self.metadata.name.unwrap_or_default(),
-            labels: self.metadata.labels.unwrap_or_default(),
+            labels: self.metadata.labels.unwrap_or_default().into(),
         }))
     }
 }

@@ -88,7 +88,7 @@ impl Known for NodeObject {
             leaving: self.metadata.deletion_timestamp.is_some()
                 || self.spec.taints.iter().any(|taint| taint.key == LEAVING_TAINT),
             zone: labels.get(ZONE_LABEL).cloned(),
-            labels,
+            labels: labels.into(),
         }))
     }
 }

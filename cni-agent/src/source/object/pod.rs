@@ -47,7 +47,7 @@ struct PodIp {
 resource!(PodObject, NamespaceResourceScope, "", "v1", "Pod", "pods");
 
 impl PodObject {
-    fn addresses(&self) -> Result<Vec<IpAddr>, FieldError> {
+    fn addresses(&self) -> Result<Box<[IpAddr]>, FieldError> {
         let mut addresses = Vec::new();
         let ips = self.status.pod_ips.iter().enumerate();
         let listed = ips.map(|(i, entry)| (format!("status.podIPs[{i}].ip"), &entry.ip));
@@ -61,10 +61,10 @@ impl PodObject {
                 addresses.push(ip);
             }
         }
-        Ok(addresses)
+        Ok(addresses.into())
     }
 
-    fn requested_addresses(&self) -> Result<Vec<IpAddr>, FieldError> {
+    fn requested_addresses(&self) -> Result<Box<[IpAddr]>, FieldError> {
         let annotations = self.metadata.annotations.as_ref();
         let asked = annotations.and_then(|all| all.get(ADDRESSES_ANNOTATION));
         let field = format!("metadata.annotations[{ADDRESSES_ANNOTATION}]");
@@ -89,8 +89,8 @@ impl Known for PodObject {
             addresses: self.addresses()?,
             requested_addresses: self.requested_addresses()?,
             uid: self.metadata.uid.unwrap_or_default(),
-            node: self.spec.node_name,
-            labels: self.metadata.labels.unwrap_or_default(),
+            node: self.spec.node_name.into(),
+            labels: self.metadata.labels.unwrap_or_default().into(),
             host_network: self.spec.host_network,
             finished: matches!(self.status.phase.as_str(), "Succeeded" | "Failed"),
         }))

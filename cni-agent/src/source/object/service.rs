@@ -1,11 +1,11 @@
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnetwork::IpNetwork;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 
 use super::{FieldError, Known, address, described, name_of, nullable, resource};
-use crate::model::{Labels, Object, ObjectKey, Protocol, Service, ServicePort, TrafficPolicy, Unserved};
+use crate::model::{Object, ObjectKey, Protocol, Service, ServicePort, TrafficPolicy, Unserved};
 
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 const PROXY_LABEL: &str = "service.kubernetes.io/service-proxy-name";
@@ -128,6 +128,7 @@ impl Known for ServiceObject {
         } else {
             Service {
                 name,
+                uid: self.metadata.uid.unwrap_or_default().into(),
                 load_balancer_ips: ingress(&self.status.load_balancer.ingress)?,
                 ..self.spec.read()?
             }
@@ -136,7 +137,7 @@ impl Known for ServiceObject {
     }
 }
 
-fn unserved(spec: &Spec, labels: &Labels) -> Option<Unserved> {
+fn unserved(spec: &Spec, labels: &BTreeMap<String, String>) -> Option<Unserved> {
     if spec.r#type == "ExternalName" {
         return Some(Unserved::ExternalName);
     }

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use super::Review;
+use super::{Review, services::ServicesSpec};
 use crate::{
     config::Routing,
     model::{ClusterSettings, NodeSettings, Object, ObjectKey, Settings},
@@ -59,6 +59,8 @@ struct SettingsSpec {
     mtu: Option<i32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     masquerade: Option<MasqueradeSpec>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    services: Option<ServicesSpec>,
 }
 
 #[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -197,7 +199,9 @@ impl SettingsSpec {
                 .filter(|mtu| *mtu == 0 || (576..=65535).contains(mtu));
             usable.ok_or_else(|| FieldError::new(format!("{at}.mtu"), format!("{mtu} is out of range")))
         });
+        let services = self.services.unwrap_or_default();
         Ok(Settings {
+            services: services.into_model(&format!("{at}.services"))?,
             routing: self.routing.map(|routing| match routing {
                 RoutingSpec::Direct => Routing::Direct,
                 RoutingSpec::Vxlan => Routing::Vxlan,
@@ -214,6 +218,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::config::NodePortAddresses;
 
     fn object(spec: Value, status: Value) -> MillraceConfigObject {
         let metadata = json!({ "name": "default", "generation": 3 });
@@ -224,7 +229,11 @@ mod tests {
     fn settings_and_overrides_are_read() {
         let spec = json!({
             "routing": "direct", "mtu": 9000, "masquerade": { "nonMasqueradeCIDRs": ["10.0.0.0/8"] },
-            "nodes": [{ "nodeSelector": { "fabric": "far" }, "routing": "vxlan" }],
+            "services": { "nodePortAddresses": ["192.0.2.0/24"], "externalIPs": true },
+            "nodes": [{
+                "nodeSelector": { "fabric": "far" }, "routing": "vxlan",
+                "services": { "nodePortAddresses": ["primary"] },
+            }],
         });
         let Object::Settings(settings) = object(spec, Value::Null).into_object().unwrap() else {
             panic!("not settings")
@@ -232,6 +241,15 @@ mod tests {
         assert_eq!(settings.settings.routing, Some(Routing::Direct));
         assert_eq!(settings.settings.masquerade, None);
         assert_eq!(settings.nodes[0].settings.routing, Some(Routing::Vxlan));
+        let services = &settings.settings.services;
+        let ranges = NodePortAddresses::Ranges(vec!["192.0.2.0/24".parse().unwrap()]);
+        assert_eq!(services.node_port_addresses, Some(ranges));
+        assert_eq!(
+            (services.external_ips, services.masquerade_all),
+            (Some(true), None)
+        );
+        let elsewhere = &settings.nodes[0].settings.services;
+        assert_eq!(elsewhere.node_port_addresses, Some(NodePortAddresses::Primary));
     }
 
     #[test]
@@ -246,6 +264,14 @@ mod tests {
             (
                 json!({ "masquerade": { "nonMasqueradeCIDRs": ["10.0.0.1/8"] } }),
                 "spec.masquerade.nonMasqueradeCIDRs",
+            ),
+            (
+                json!({ "services": { "nodePortAddresses": ["primary", "192.0.2.0/24"] } }),
+                "spec.services.nodePortAddresses",
+            ),
+            (
+                json!({ "services": { "masqueradeAll": "yes" } }),
+                "spec.services.masqueradeAll",
             ),
         ] {
             let object = object(spec.clone(), Value::Null);

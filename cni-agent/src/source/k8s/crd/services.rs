@@ -1,0 +1,66 @@
+//! What a [`MillraceConfig`](super::MillraceConfigObject) says of Services.
+
+use kube::KubeSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    config::NodePortAddresses,
+    model::ServiceSettings,
+    source::object::{FieldError, range},
+};
+
+/// How Services are served. Who serves them is decided when an agent starts, and so by its own configuration.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ServicesSpec {
+    /// Ranges of Service addresses, beside those of the cluster's ServiceCIDR objects.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64), inner(length(max = 49)))]
+    #[x_kube(validation = Rule::new("self.all(range, isCIDR(range) && cidr(range) == cidr(range).masked())").message("write ranges like 10.96.0.0/16, without bits behind the prefix"))]
+    cidrs: Option<Vec<String>>,
+    /// Ranges whose addresses are the stack's business in any case.
+    #[serde(default, rename = "viaStackCIDRs", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64), inner(length(max = 49)))]
+    #[x_kube(validation = Rule::new("self.all(range, isCIDR(range) && cidr(range) == cidr(range).masked())").message("write ranges like 10.96.0.0/16, without bits behind the prefix"))]
+    via_stack_cidrs: Option<Vec<String>>,
+    /// Where NodePorts answer: the word primary alone (the addresses of the Node object), or ranges.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64), inner(length(max = 49)))]
+    #[x_kube(validation = Rule::new("self == ['primary'] || self.all(range, isCIDR(range) && cidr(range) == cidr(range).masked())").message("write [primary], or ranges like 192.0.2.0/24, without bits behind the prefix"))]
+    node_port_addresses: Option<Vec<String>>,
+    /// NodePorts answer on 127.0.0.1 and ::1 too, to processes of the node alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    localhost_node_ports: Option<bool>,
+    /// Serve addresses that Services claim by themselves (spec.externalIPs). Whoever may write Services can then take over
+    /// any address outside of the cluster.
+    #[serde(default, rename = "externalIPs", skip_serializing_if = "Option::is_none")]
+    external_ips: Option<bool>,
+    /// Translate the source of everything that is sent to a ClusterIP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    masquerade_all: Option<bool>,
+}
+
+const PRIMARY: &str = "primary";
+
+impl ServicesSpec {
+    pub(super) fn into_model(self, at: &str) -> Result<ServiceSettings, FieldError> {
+        let ranges = |texts: Option<Vec<String>>, name: &str| {
+            let field = format!("{at}.{name}");
+            let read = |texts: Vec<String>| texts.iter().map(|text| range(&field, text)).collect();
+            texts.map(read).transpose()
+        };
+        let primary = |texts: &Vec<String>| texts.is_empty() || *texts == [PRIMARY];
+        let node_port_addresses = match self.node_port_addresses {
+            Some(texts) if primary(&texts) => Some(NodePortAddresses::Primary),
+            texts => ranges(texts, "nodePortAddresses")?.map(NodePortAddresses::Ranges),
+        };
+        Ok(ServiceSettings {
+            cidrs: ranges(self.cidrs, "cidrs")?,
+            via_stack_cidrs: ranges(self.via_stack_cidrs, "viaStackCIDRs")?,
+            node_port_addresses,
+            localhost_node_ports: self.localhost_node_ports,
+            external_ips: self.external_ips,
+            masquerade_all: self.masquerade_all,
+        })
+    }
+}

@@ -1,0 +1,158 @@
+//! Events on Services that are not served as they ask, where `kubectl describe service` shows them.
+
+use std::{
+    collections::BTreeMap,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+    time::Duration,
+};
+
+use k8s_openapi::{
+    api::{core::v1::ObjectReference, events::v1::Event},
+    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
+    jiff::Timestamp,
+};
+use kube::{Api, Client, api::PostParams};
+use tokio::{sync::watch, time::sleep};
+
+use super::{
+    fault,
+    node_events::{CONTROLLER, EVENTS, note},
+    watch::Office,
+};
+use crate::{
+    model::NamespacedName,
+    status::{ServiceProblem, Status},
+};
+
+/// Between events: a thousand bad Services must not fill the store at once.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Says what is wrong with Services, each thing once, until nobody listens.
+pub(super) async fn announce(office: Office, mut status: watch::Receiver<Arc<Status>>) {
+    let desk = Arc::clone(&office.desk);
+    let client = office.servers.client(move || desk.fine(EVENTS));
+    let mut told: BTreeMap<NamespacedName, String> = BTreeMap::new();
+    loop {
+        let Some(problem) = next(&status.borrow_and_update(), &mut told) else {
+            match status.changed().await {
+                Ok(()) => continue,
+                Err(_) => return,
+            }
+        };
+        match tell(&client, &office.node, &problem).await {
+            Ok(()) => _ = told.insert(problem.service, problem.text),
+            Err(error) => {
+                if let Some(text) = fault::of_request("create", EVENTS, &error) {
+                    office.desk.fault(EVENTS, text);
+                }
+            }
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+/// The first that has not been told. What is over may be told again.
+fn next(status: &Status, told: &mut BTreeMap<NamespacedName, String>) -> Option<ServiceProblem> {
+    let troubled = status
+        .services
+        .as_ref()
+        .map_or(&[][..], |services| &services.troubled);
+    told.retain(|name, _| troubled.iter().any(|problem| problem.service == *name));
+    let mut news = troubled
+        .iter()
+        .filter(|problem| told.get(&problem.service) != Some(&problem.text));
+    news.next().cloned()
+}
+
+async fn tell(client: &Client, node: &str, problem: &ServiceProblem) -> Result<(), kube::Error> {
+    let api = Api::<Event>::namespaced(client.clone(), &problem.service.namespace);
+    match api.create(&PostParams::default(), &event(node, problem)).await {
+        // Another agent has said it.
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        result => result.map(drop),
+    }
+}
+
+/// The name follows from what it says, so that agents that say the same say it once.
+fn event(node: &str, problem: &ServiceProblem) -> Event {
+    let mut hasher = DefaultHasher::new();
+    problem.hash(&mut hasher);
+    let service = &problem.service;
+    Event {
+        metadata: ObjectMeta {
+            name: Some(format!("{}.{:016x}", service.name, hasher.finish())),
+            namespace: Some(service.namespace.clone()),
+            ..ObjectMeta::default()
+        },
+        type_: Some("Warning".to_owned()),
+        reason: Some("MillraceNotServed".to_owned()),
+        action: Some("Serve".to_owned()),
+        note: Some(note(problem.text.clone())),
+        event_time: Some(MicroTime(Timestamp::now())),
+        reporting_controller: Some(CONTROLLER.to_owned()),
+        reporting_instance: Some(node.to_owned()),
+        regarding: Some(ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Service".to_owned()),
+            namespace: Some(service.namespace.clone()),
+            name: Some(service.name.clone()),
+            uid: Some(problem.uid.clone()),
+            ..ObjectReference::default()
+        }),
+        ..Event::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::ServicesStatus;
+
+    fn problem(service: &str, text: &str) -> ServiceProblem {
+        ServiceProblem {
+            service: NamespacedName {
+                namespace: "n".into(),
+                name: service.into(),
+            },
+            uid: "u".into(),
+            text: text.into(),
+        }
+    }
+
+    fn status(troubled: &[ServiceProblem]) -> Status {
+        Status {
+            services: Some(ServicesStatus {
+                troubled: troubled.to_vec(),
+                ..ServicesStatus::default()
+            }),
+            ..Status::default()
+        }
+    }
+
+    #[test]
+    fn each_thing_is_said_once_until_it_is_over() {
+        let mut told = BTreeMap::new();
+        let (bad, worse) = (problem("a", "bad"), problem("a", "worse"));
+        for (troubled, said) in [
+            (vec![bad.clone()], Some(&bad)),
+            (vec![bad.clone()], None),
+            (vec![worse.clone()], Some(&worse)),
+            (vec![], None),
+            (vec![worse.clone()], Some(&worse)),
+        ] {
+            let next = next(&status(&troubled), &mut told);
+            assert_eq!(next.as_ref(), said);
+            told.extend(next.map(|problem| (problem.service, problem.text)));
+        }
+        assert_eq!(next(&Status::default(), &mut told), None);
+    }
+
+    #[test]
+    fn agents_that_say_the_same_say_it_by_the_same_name() {
+        let name = |node: &str, text: &str| event(node, &problem("a", text)).metadata.name.unwrap();
+        assert_eq!(name("x", "bad"), name("y", "bad"));
+        assert_ne!(name("x", "bad"), name("x", "worse"));
+        assert!(name("x", "bad").starts_with("a."));
+    }
+}
