@@ -2,15 +2,15 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use cni_plugin::{Attachment, Mac};
 use proptest::prelude::*;
 
+use super::property::{endpoint, run};
 use crate::{
     compile::{changed_pods, compile},
     config::{Config, Families, Routing},
     desired::Desired,
     kernel::{Scope, fake::FakeKernel},
-    model::{Endpoint, Event, Kind, Node, Object, ObjectKey, Phase, Pod, PodName, Rates},
+    model::{Endpoint, Event, Kind, Node, Object, ObjectKey, Pod, PodName},
     reconcile::{Reconciler, Removals},
     state::State,
 };
@@ -90,24 +90,9 @@ fn happening() -> impl Strategy<Value = Happening> {
     ]
 }
 
-fn endpoint() -> Endpoint {
-    Endpoint {
-        id: 1,
-        network: "net".into(),
-        attachment: Attachment::new("c", "eth0"),
-        pod: None,
-        pod_uid: String::new(),
-        confirmed: false,
-        addresses: vec![[172, 30, 0, 1].into()],
-        delegated: true,
-        mac: Mac([2, 0, 0, 0, 0, 1]),
-        host_mac: Mac([2, 0, 0, 0, 1, 1]),
-        mtu: 1450,
-        via_stack: false,
-        rates: Rates::default(),
-        created: 1,
-        phase: Phase::Programmed { ifindex: 100 },
-    }
+/// Another IPAM gave it its address.
+fn own() -> Endpoint {
+    endpoint(3)
 }
 
 /// As the agent does it: part by part where that is enough.
@@ -128,8 +113,8 @@ impl Follower {
             FakeKernel::tunnel_device(),
         ];
         let kernel = FakeKernel::default();
-        kernel.add_veth(&endpoint().host_ifname(), 100);
-        state.endpoints.insert(1, endpoint());
+        kernel.add_veth(&own().host_ifname(), own().ifindex().unwrap());
+        state.endpoints.insert(own().id, own());
         for n in 0..NODES {
             state.handle(Event::Set(Object::Node(node(n, true))));
         }
@@ -193,13 +178,6 @@ impl Follower {
     }
 }
 
-fn run<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread()
-        .build()
-        .unwrap()
-        .block_on(future)
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
@@ -245,9 +223,9 @@ fn pods_elsewhere_are_parts_and_pods_here_are_not() {
     };
     for (n, address, parts) in [
         (1, [10, 0, 1, 1], 1),
-        (2, [172, 30, 0, 3], 2),
+        (2, [172, 30, 0, 2], 2),
         // The endpoint's address, and this node's pod.
-        (3, [172, 30, 0, 1], 2),
+        (3, [172, 30, 0, 3], 2),
         (0, [10, 0, 0, 1], 2),
     ] {
         follower.hear(pod(n, address));

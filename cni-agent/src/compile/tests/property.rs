@@ -48,7 +48,7 @@ fn node_address(n: u8) -> IpAddr {
     Ipv4Addr::new(192, 0, 2, n + 1).into()
 }
 
-fn endpoint(id: u8) -> Endpoint {
+pub(super) fn endpoint(id: u8) -> Endpoint {
     Endpoint {
         id: id.into(),
         network: "net".into(),
@@ -115,7 +115,7 @@ fn cluster(nodes: u8, endpoints: u8, pods: u8, tunnel: bool) -> (Config, State) 
     (config, state)
 }
 
-fn run<T>(future: impl Future<Output = T>) -> T {
+pub(super) fn run<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread()
         .build()
         .unwrap()
