@@ -1,4 +1,4 @@
-//! What a [`MillraceConfig`](super::MillraceConfigObject) says of Services.
+//! What a `MillraceConfig` says of Services.
 
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
