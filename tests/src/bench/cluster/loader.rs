@@ -159,20 +159,37 @@ async fn create(client: Client, object: Object) -> Result<()> {
     send(&client, Method::PATCH, &path, &json!({ "status": status })).await
 }
 
+/// A server that is overtaxed asks for patience, and may have done what it says that it could not.
 async fn send(client: &Client, method: Method, path: &str, body: &Value) -> Result<()> {
+    const ATTEMPTS: u32 = 6;
+    let mut attempt = 1;
+    loop {
+        let error = match client.request::<Value>(request(&method, path, body)?).await {
+            Ok(_) => return Ok(()),
+            Err(error) => error,
+        };
+        let code = match &error {
+            kube::Error::Api(status) => status.code,
+            _ => 0,
+        };
+        match code {
+            409 if attempt > 1 => return Ok(()),
+            429 | 500.. if attempt < ATTEMPTS => tokio::time::sleep(Duration::from_secs(1) * attempt).await,
+            _ => return Err(error).with_context(|| path.to_owned()),
+        }
+        attempt += 1;
+    }
+}
+
+fn request(method: &Method, path: &str, body: &Value) -> Result<Request<Vec<u8>>> {
     let kind = if method == Method::PATCH {
         "application/merge-patch+json"
     } else {
         "application/json"
     };
-    let request = Request::builder()
+    Ok(Request::builder()
         .method(method)
         .uri(path)
         .header(CONTENT_TYPE, kind)
-        .body(body.to_string().into_bytes())?;
-    client
-        .request::<Value>(request)
-        .await
-        .map(drop)
-        .with_context(|| path.to_owned())
+        .body(body.to_string().into_bytes())?)
 }
