@@ -14,17 +14,18 @@ use super::{
     loader::{self, Loaded},
     maps::{self, Map},
     netlink::Netlink,
-    routes,
+    routes, sockets,
 };
 use crate::{
     config::{Config, MapSizes},
-    desired::{Desired, LinkKey, Observed, Table, Tables},
+    desired::{Desired, LinkKey, Observed, SocketPrograms, Table, Tables},
     reconcile::Change,
 };
 
 /// The kernel of this host, in the network namespace of the thread that opened it.
 pub struct Linux {
     pins: Pins,
+    cgroup: PathBuf,
     proc_sys: PathBuf,
     sizes: MapSizes,
     object: &'static [u8],
@@ -46,6 +47,7 @@ impl Linux {
         let netlink = Netlink::open().map_err(|error| KernelError::new("open an rtnetlink socket", error))?;
         Ok(Self {
             pins: Pins::new(&config.paths.bpffs),
+            cgroup: config.paths.cgroup.clone(),
             proc_sys: config.paths.proc_sys.clone(),
             sizes: config.maps,
             object: loader::OBJECT,
@@ -137,6 +139,7 @@ impl Linux {
                 .map_err(|error| KernelError::new(format!("read device {}", self.tunnel), error))?,
             veths: self.veths(wanted, scope)?,
             links: self.links(wanted, scope)?,
+            sockets: self.sockets(scope)?,
             routes: routes::list(&mut self.netlink)
                 .map_err(|error| KernelError::new("list the routes", error))?
                 .into_iter()
@@ -150,6 +153,21 @@ impl Linux {
             self.settle(&observed)?;
         }
         Ok(observed)
+    }
+
+    fn sockets(&self, scope: Scope) -> Result<SocketPrograms, KernelError> {
+        let none = sockets::Programs::new();
+        let programs = self.loaded.as_ref().map_or(&none, |loaded| &loaded.sockets);
+        match scope {
+            Scope::Whole => sockets::observe(&self.pins, &self.cgroup, programs),
+            Scope::Keys => Ok(SocketPrograms::Absent),
+        }
+    }
+
+    fn attach_sockets(&self) -> Result<(), KernelError> {
+        let none = sockets::Programs::new();
+        let programs = self.loaded.as_ref().map_or(&none, |loaded| &loaded.sockets);
+        sockets::attach(&self.pins, &self.cgroup, programs)
     }
 
     fn pacing(&mut self, wanted: &Desired) -> Result<BTreeSet<u32>, KernelError> {
@@ -174,7 +192,8 @@ impl Linux {
         let all_current = observed
             .links
             .values()
-            .all(|link| link.ifindex == 0 || link.current);
+            .all(|link| link.ifindex == 0 || link.current)
+            && observed.sockets != SocketPrograms::Partial;
         match &mut self.loaded {
             Some(loaded) if all_current && !loaded.is_settled() => loaded.settle(),
             _ => Ok(()),
@@ -256,6 +275,8 @@ impl Linux {
             Change::DeleteAll { table, keys } => self.existing_map(*table)?.remove_packed(keys),
             Change::Attach { link, ifindex } => self.attach(link, *ifindex),
             Change::Detach(link) => links::detach(&self.pins, &mut self.netlink, link),
+            Change::AttachSockets => self.attach_sockets(),
+            Change::DetachSockets => sockets::detach(&self.pins).map(drop).map_err(failed),
             Change::RaiseVeth { name, ifindex } => devices::raise(&mut self.netlink, name, *ifindex),
             Change::SetRoute { key, route } => routes::set(&mut self.netlink, key, route),
             Change::RemoveRoute(key) => routes::remove(&mut self.netlink, key).map_err(failed),

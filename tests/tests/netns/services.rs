@@ -2,6 +2,7 @@
 
 mod health;
 mod manifest;
+mod sockets;
 
 use std::net::SocketAddr;
 

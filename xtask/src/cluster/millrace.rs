@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::control::kubectl;
 use super::keys::server;
+use super::node::CGROUP;
 use super::place::{Place, write};
 use super::plan::{Plan, Proxy, Routing};
 use super::up::load;
@@ -45,6 +46,13 @@ fn overlay(folder: &Path) -> Result<Value> {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": [format!("{up}{DEPLOY}/base")],
+        "patches": [{
+            "target": {"kind": "DaemonSet", "name": "millrace"},
+            "patch": json!({
+                "apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "millrace"},
+                "spec": {"template": {"spec": {"volumes": [{"name": "cgroup", "hostPath": {"path": CGROUP}}]}}},
+            }).to_string(),
+        }],
         "configMapGenerator": [{
             "name": "millrace-config", "namespace": "kube-system", "behavior": "merge", "files": ["config.yaml"],
         }],
