@@ -170,6 +170,38 @@ impl Linux {
         sockets::attach(&self.pins, &self.cgroup, programs)
     }
 
+    fn release_sockets(&self) -> Result<(), KernelError> {
+        let Some(loaded) = self.loaded.as_ref().filter(|loaded| !loaded.sockets.is_empty()) else {
+            return Ok(());
+        };
+        let map = |name| loaded.maps.get(name);
+        let (Some(sockets), Some(services), Some(backends)) =
+            (map("sockets"), map("services"), map("backends"))
+        else {
+            return Ok(());
+        };
+        let maps = sockets::Maps {
+            sockets,
+            services,
+            backends,
+        };
+        match sockets::release(&maps) {
+            Ok(0) => Ok(()),
+            Ok(count) => {
+                tracing::info!(
+                    count,
+                    "connected datagram sockets were told that their backend is gone"
+                );
+                Ok(())
+            }
+            // Nothing is to be tried again: not every kernel can (CONFIG_INET_DIAG_DESTROY).
+            Err(error) => {
+                tracing::warn!(%error, "connected datagram sockets keep a backend that is gone until they dial anew");
+                Ok(())
+            }
+        }
+    }
+
     fn pacing(&mut self, wanted: &Desired) -> Result<BTreeSet<u32>, KernelError> {
         if wanted.pacing.is_empty() {
             return Ok(BTreeSet::new());
@@ -277,6 +309,7 @@ impl Linux {
             Change::Detach(link) => links::detach(&self.pins, &mut self.netlink, link),
             Change::AttachSockets => self.attach_sockets(),
             Change::DetachSockets => sockets::detach(&self.pins).map(drop).map_err(failed),
+            Change::ReleaseSockets => self.release_sockets(),
             Change::RaiseVeth { name, ifindex } => devices::raise(&mut self.netlink, name, *ifindex),
             Change::SetRoute { key, route } => routes::set(&mut self.netlink, key, route),
             Change::RemoveRoute(key) => routes::remove(&mut self.netlink, key).map_err(failed),

@@ -2,6 +2,9 @@
 //!
 //! Their links are pinned and outlive the agent as those of devices do, and are found again by their names.
 
+mod diag;
+mod forsaken;
+
 use std::{
     collections::BTreeMap,
     fs::{self, File},
@@ -21,6 +24,8 @@ use super::{
     pins::{self, remove},
 };
 use crate::desired::{SocketProgram, SocketPrograms};
+
+pub use forsaken::{Maps, release};
 
 /// The programs for sockets that this process has loaded.
 pub type Programs = BTreeMap<SocketProgram, LoadedProgram>;

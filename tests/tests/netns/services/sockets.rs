@@ -1,17 +1,17 @@
 //! Services as the sockets of a node use them: its own processes', and its pods'.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 
 use cni_tests::{
     lab::{Lab, Node, Routing, Signal, binary},
     netns::Namespace,
     require,
-    traffic::{Steady, connect, tcp, udp},
+    traffic::{Steady, connect, tcp, udp, udp_socket},
 };
 use serde_json::json;
 
 use super::{ServiceManifest, cluster_ip, plan, publish, serve};
-use crate::needs_root;
+use crate::{eventually, needs_root};
 
 fn vip(number: u8, v4: bool) -> SocketAddr {
     SocketAddr::new(cluster_ip(number, v4), 80)
@@ -185,4 +185,36 @@ fn a_node_without_such_cgroups_serves_its_pods_and_says_what_the_host_lacks() {
         text.contains("no cgroup of version 2") && text.contains("paths.cgroup"),
         "{text}"
     );
+}
+
+#[test]
+fn svc_55_a_connected_datagram_socket_of_the_host_leaves_a_backend_that_is_gone() {
+    needs_root!();
+    let lab = Lab::start(plan(Routing::Direct).nodes(1)).unwrap();
+    let node = &lab.nodes[0];
+    let (old, new) = (node.add_pod("old").unwrap(), node.add_pod("new").unwrap());
+    let _echoes = [serve(&old, 8080), serve(&new, 8080)];
+    publish(&lab, &ServiceManifest::new(1).endpoint(&old, 8080));
+    for v4 in [true, false] {
+        let dial = |to| node.with_sockets(|| udp_socket(&node.namespace, to).unwrap());
+        let (through, past) = (dial(vip(1, v4)), dial(SocketAddr::new(old.ip(v4), 8080)));
+        let says = |socket: &UdpSocket| -> std::io::Result<()> {
+            socket.send(b"q")?;
+            socket.recv(&mut [0; 8]).map(drop)
+        };
+        says(&through).unwrap();
+        // With nobody to go to it stays.
+        publish(&lab, &ServiceManifest::new(1));
+        publish(&lab, &ServiceManifest::new(2).endpoint(&new, 8080));
+        says(&through).unwrap();
+        publish(&lab, &ServiceManifest::new(1).endpoint(&new, 8080));
+        eventually(|| says(&through).is_ok().then(|| "still at the old one".to_owned()));
+        // The same socket may dial again.
+        node.with_sockets(|| through.connect(vip(1, v4)).unwrap());
+        says(&through).unwrap();
+        assert_eq!(through.peer_addr().unwrap(), vip(1, v4));
+        // Whoever dialled the pod itself is nobody's business.
+        says(&past).unwrap();
+        publish(&lab, &ServiceManifest::new(1).endpoint(&old, 8080));
+    }
 }
