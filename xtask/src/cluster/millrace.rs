@@ -62,7 +62,7 @@ fn overlay(folder: &Path) -> Result<Value> {
 /// What differs from the agent's defaults.
 fn settings(plan: &Plan) -> Value {
     let portmap = json!({"type": "portmap", "capabilities": {"portMappings": true}});
-    let proxy = if plan.proxy == Proxy::Millrace {
+    let proxy = if plan.proxy() == Proxy::Millrace {
         "millrace"
     } else {
         "stack"
@@ -74,7 +74,7 @@ fn settings(plan: &Plan) -> Value {
         "kubernetes": {"apiServers": [server(plan)]},
         "services": {"proxy": proxy},
         // hostPorts go the way of Services: through the host's stack.
-        "cni": {"chained": Vec::from_iter(plan.proxy.is_kube_proxy().then_some(portmap))},
+        "cni": {"chained": Vec::from_iter(plan.proxy().is_kube_proxy().then_some(portmap))},
     })
 }
 
@@ -95,6 +95,7 @@ mod tests {
     #[test]
     fn settings_are_the_plans() {
         let plan = Plan {
+            proxy: Some(Proxy::KubeProxyNft),
             family: Family::V6,
             routing: Some(Routing::Direct),
             ..Plan::default()

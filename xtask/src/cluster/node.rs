@@ -104,7 +104,7 @@ impl Machine<'_> {
     }
 
     pub(crate) fn start_proxy(&self) -> Result<()> {
-        if !self.plan.proxy.is_kube_proxy() {
+        if !self.plan.proxy().is_kube_proxy() {
             return Ok(());
         }
         let arguments = ["--config=/etc/kubernetes/kube-proxy.json", "--v=2"].map(str::to_owned);

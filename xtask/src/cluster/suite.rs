@@ -1,9 +1,10 @@
-//! The test layer `cluster`: one cluster, the tests in `tests/tests/cluster`, then upstream's conformance specs.
+//! The test layer `cluster`: a cluster without kube-proxy, the tests in `tests/tests/cluster` and upstream's conformance
+//! specs on it; then one with kube-proxy, and a few of the specs.
 
 use anyhow::{Context, Result};
 
 use super::place::Place;
-use super::plan::Plan;
+use super::plan::{Plan, Proxy};
 use super::{down, e2e, up};
 use crate::process::step;
 use crate::test::{Tally, cargo_test, libtest};
@@ -36,5 +37,16 @@ pub(crate) fn test(arguments: &[String]) -> Result<Tally> {
         tally += e2e::conformance(&place)?;
     }
     drop(cluster);
+    if arguments.is_empty() {
+        step("a few of them beside kube-proxy");
+        let cluster = Up(place.clone());
+        let beside = Plan {
+            proxy: Some(Proxy::KubeProxyNft),
+            ..Plan::default()
+        };
+        up::bring_up(&place, &beside)?;
+        tally += e2e::of_services(&place)?;
+        drop(cluster);
+    }
     Ok(tally)
 }
