@@ -11,7 +11,7 @@ mod settings;
 pub use device::{Device, DeviceAddress, DeviceKind, is_pod_device};
 pub use endpoint::{Endpoint, Phase, Rates};
 pub use event::{Event, Kind, Object, ObjectKey, Source};
-pub use object::{Labels, Namespace, NamespacedName, Node, Pod, PodName, ServiceCidr};
+pub use object::{HostPort, Labels, Namespace, NamespacedName, Node, Pod, PodName, ServiceCidr};
 pub use service::{
     EndpointSlice, Hints, Protocol, Service, ServicePort, SliceEndpoint, SlicePort, TrafficPolicy, Unserved,
 };

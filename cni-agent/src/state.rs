@@ -102,7 +102,10 @@ impl State {
         match object {
             Object::Node(node) => put(&mut self.nodes, node.name.clone(), node),
             Object::Namespace(namespace) => put(&mut self.namespaces, namespace.name.clone(), namespace),
-            Object::Pod(pod) => put(&mut self.pods, pod.name.clone(), pod),
+            Object::Pod(pod) => {
+                self.services.set_host_ports(&pod);
+                put(&mut self.pods, pod.name.clone(), pod)
+            }
             Object::ServiceCidr(ranges) => put(&mut self.service_cidrs, ranges.name.clone(), ranges),
             Object::Settings(settings) => put(&mut self.settings, settings.name.clone(), settings),
             Object::Service(service) => {
@@ -120,7 +123,10 @@ impl State {
         match key {
             ObjectKey::Node(name) => self.nodes.remove(name).is_some(),
             ObjectKey::Namespace(name) => self.namespaces.remove(name).is_some(),
-            ObjectKey::Pod(name) => self.pods.remove(name).is_some(),
+            ObjectKey::Pod(name) => {
+                self.services.remove_host_ports(name);
+                self.pods.remove(name).is_some()
+            }
             ObjectKey::ServiceCidr(name) => self.service_cidrs.remove(name).is_some(),
             ObjectKey::Settings(name) => self.settings.remove(name).is_some(),
             ObjectKey::Service(name) => {

@@ -235,7 +235,10 @@ impl<K: Kernel> Agent<K> {
                 let slices: Vec<&EndpointSlice> = self.state.services.slices_of(name).collect();
                 service::compile(&self.services.place, service, &slices)
             }
-            None => service::Compiled::default(),
+            None => match self.state.services.with_host_ports(name).filter(|_| served) {
+                Some(pod) => service::host_ports(&self.services.place, pod),
+                None => service::Compiled::default(),
+            },
         };
         self.services.book.set(name, compiled)
     }

@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, fmt, net::IpAddr};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+use super::Protocol;
+
 pub type Labels = BTreeMap<String, String>;
 
 /// A node of the cluster, this one included.
@@ -57,6 +59,17 @@ pub struct Pod {
     pub requested_addresses: Vec<IpAddr>,
     /// It has ended: its addresses are nobody's, though the object is still there.
     pub finished: bool,
+    pub host_ports: Vec<HostPort>,
+}
+
+/// A port of the node that leads into a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    /// `None`: every address of the node.
+    pub address: Option<IpAddr>,
+    pub protocol: Protocol,
+    pub port: u16,
+    pub container_port: u16,
 }
 
 /// A range of Service addresses.
