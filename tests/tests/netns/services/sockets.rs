@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 
 use cni_tests::{
-    lab::{Lab, Node, Routing, Signal, binary},
+    lab::{Lab, Routing, Signal, binary},
     netns::Namespace,
     require,
     traffic::{Steady, connect, tcp, udp, udp_socket},
@@ -119,25 +119,11 @@ fn svc_63_sockets_are_let_go_by_uninstalling() {
     let reach = || node.with_sockets(|| tcp(&node.namespace, vip(1, true), 10));
     reach().unwrap();
     node.end_agent(Signal::SIGTERM).unwrap();
-    uninstall(node);
+    node.uninstall().unwrap();
     assert!(!node.pins().join("links").exists());
     // Nobody exchanges the address any more, and nobody knows it.
     node.namespace.ip("route add unreachable 10.96.0.0/16").unwrap();
     reach().unwrap_err();
-}
-
-fn uninstall(node: &Node) {
-    let absent = node.folder().join("absent").display().to_string();
-    let words = [
-        "uninstall",
-        "--yes",
-        "--cni-config",
-        &absent,
-        "--cni-plugin",
-        &absent,
-    ];
-    let output = node.millrace(words).output().unwrap();
-    assert!(output.status.success(), "{output:?}");
 }
 
 #[test]
