@@ -20,7 +20,7 @@ fn vip(number: u8, v4: bool) -> SocketAddr {
 /// Whom the packets of a connection go to, which may be another than its socket shows.
 fn destination(namespace: &Namespace, stream: &TcpStream) -> String {
     let local = format!(":{:04X}", stream.local_addr().unwrap().port());
-    let table = namespace.read("/proc/net/tcp").unwrap();
+    let table = namespace.read("/proc/thread-self/net/tcp").unwrap();
     let mut lines = table
         .lines()
         .map(|line| line.split_whitespace().collect::<Vec<_>>());
@@ -195,7 +195,8 @@ fn svc_55_a_connected_datagram_socket_of_the_host_leaves_a_backend_that_is_gone(
         says(&through).unwrap();
         publish(&lab, &ServiceManifest::new(1).endpoint(&new, 8080));
         eventually(|| says(&through).is_ok().then(|| "still at the old one".to_owned()));
-        // The same socket may dial again.
+        // The same socket may dial again; that it was ended is told once more to whom a send has told it first.
+        through.take_error().unwrap();
         node.with_sockets(|| through.connect(vip(1, v4)).unwrap());
         says(&through).unwrap();
         assert_eq!(through.peer_addr().unwrap(), vip(1, v4));
