@@ -1,5 +1,4 @@
-//! The test layer `cluster`: a cluster without kube-proxy, the tests in `tests/tests/cluster` and upstream's conformance
-//! specs on it; then one with kube-proxy, and a few of the specs.
+//! The test layer `cluster`: one cluster, the tests in `tests/tests/cluster`, then upstream's conformance specs.
 
 use anyhow::{Context, Result};
 
@@ -24,7 +23,11 @@ impl Drop for Up {
 pub(crate) fn test(arguments: &[String]) -> Result<Tally> {
     let place: Place = "mrtest".parse().map_err(anyhow::Error::msg)?;
     let cluster = Up(place.clone());
-    up::bring_up(&place, &Plan::default())?;
+    let plan = Plan {
+        proxy: Some(Proxy::KubeProxyNft),
+        ..Plan::default()
+    };
+    up::bring_up(&place, &plan)?;
     let mut tests = cargo_test();
     tests.args(["--package", "cni-tests", "--test", "cluster"]);
     let own = std::env::current_exe().context("finding this program")?;
@@ -37,16 +40,5 @@ pub(crate) fn test(arguments: &[String]) -> Result<Tally> {
         tally += e2e::conformance(&place)?;
     }
     drop(cluster);
-    if arguments.is_empty() {
-        step("a few of them beside kube-proxy");
-        let cluster = Up(place.clone());
-        let beside = Plan {
-            proxy: Some(Proxy::KubeProxyNft),
-            ..Plan::default()
-        };
-        up::bring_up(&place, &beside)?;
-        tally += e2e::of_services(&place)?;
-        drop(cluster);
-    }
     Ok(tally)
 }
