@@ -53,6 +53,9 @@ struct Settings {
     /// Where maps and links are pinned
     #[arg(long, global = true, value_name = "FOLDER", env = "MILLRACE_BPFFS")]
     bpffs: Option<PathBuf>,
+    /// The root of the node's cgroups
+    #[arg(long, global = true, value_name = "FOLDER", env = "MILLRACE_CGROUP")]
+    cgroup: Option<PathBuf>,
     /// Where kernel settings are written
     #[arg(long, global = true, value_name = "FOLDER", env = "MILLRACE_PROC_SYS")]
     proc_sys: Option<PathBuf>,
@@ -167,6 +170,7 @@ impl Cli {
             _ => Overrides::default(),
         };
         overrides.bpffs = self.settings.bpffs;
+        overrides.cgroup = self.settings.cgroup;
         overrides.proc_sys = self.settings.proc_sys;
         overrides.admin_socket = self.settings.admin_socket;
         overrides.state = self.settings.state;

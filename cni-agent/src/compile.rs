@@ -9,6 +9,8 @@ mod route;
 pub mod service;
 mod topology;
 
+use cni_ebpf::abi::socket_lb;
+
 use crate::{
     config::Config,
     desired::{Desired, Veth},
@@ -46,6 +48,7 @@ pub fn compile(config: &Config, state: &State) -> Compiled {
         };
     };
     desired.config = Some(constants);
+    desired.sockets = constants.socket_lb != socket_lb::OFF;
     host::settings(&topology, &mut desired);
     device::devices(&topology, &mut desired);
     route::routes(&topology, &mut desired, &mut problems);

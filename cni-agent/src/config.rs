@@ -18,7 +18,7 @@ pub(crate) use check::overlap;
 pub use cni::{CniConfig, OnExit};
 pub use kubernetes::{KubernetesConfig, KubernetesMode, service_address};
 pub use load::ConfigError;
-pub use services::{NodePortAddresses, Proxy, ServicesConfig};
+pub use services::{NodePortAddresses, Proxy, ServicesConfig, SocketLb};
 
 /// Where the file is unless somebody says otherwise.
 pub const CONFIG_FILE: &str = "/etc/millrace/config.yaml";
@@ -212,6 +212,8 @@ pub struct MapSizes {
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Paths {
     pub bpffs: PathBuf,
+    /// The root of the node's cgroups, of version 2 or with one in its folder `unified`.
+    pub cgroup: PathBuf,
     /// Where kernel settings are written: a container's own `/proc/sys` is read-only.
     pub proc_sys: PathBuf,
     pub manifests: PathBuf,
@@ -224,6 +226,7 @@ impl Default for Paths {
     fn default() -> Self {
         Self {
             bpffs: "/sys/fs/bpf/millrace".into(),
+            cgroup: "/sys/fs/cgroup".into(),
             proc_sys: "/proc/sys".into(),
             manifests: "/etc/millrace/manifests".into(),
             state: STATE_DIR.into(),
@@ -272,6 +275,7 @@ pub struct Overrides {
     pub kubeconfig: Option<PathBuf>,
     pub api_servers: Vec<String>,
     pub bpffs: Option<PathBuf>,
+    pub cgroup: Option<PathBuf>,
     pub proc_sys: Option<PathBuf>,
     pub manifests: Option<PathBuf>,
     pub state: Option<PathBuf>,

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use cni_plugin::SpecVersion;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
@@ -128,11 +129,15 @@ fn content(settings: &CniConfig, paths: &Paths) -> Value {
         ours["viaStack"] = json!(true);
     }
     let chained = settings.chained.iter().cloned().map(Value::Object);
-    json!({
+    let mut list = json!({
         "cniVersion": settings.version(),
         "name": "millrace",
         "plugins": std::iter::once(ours).chain(chained).collect::<Vec<_>>(),
-    })
+    });
+    if let Some(versions) = settings.versions() {
+        list["cniVersions"] = json!(versions.map(SpecVersion::as_str));
+    }
+    list
 }
 
 /// By rename, so that no runtime reads a half. False: it is there already.

@@ -2,6 +2,7 @@
 //! knowledge of either.
 
 mod network;
+mod sockets;
 mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,6 +13,7 @@ pub use network::{
     HostRoute, LinkKey, LinkOwner, LinkState, NeighbourKey, NextHop, Program, RouteKey, Veth, VethState,
     Vxlan,
 };
+pub use sockets::{SocketProgram, SocketPrograms};
 pub use table::{Chain, MalformedEntry, Table, Tables};
 
 /// What the kernel should hold. `Default` is nothing at all: comparing with it removes everything.
@@ -26,6 +28,8 @@ pub struct Desired {
     pub veths: BTreeMap<String, Veth>,
     /// Which program is on which device.
     pub links: BTreeMap<LinkKey, u32>,
+    /// Sockets are connected to the backends of Services.
+    pub sockets: bool,
     /// Routes with Millrace's protocol number in the main table.
     pub routes: BTreeMap<RouteKey, HostRoute>,
     /// Permanent neighbours: the pods' MACs on the host's side.
@@ -45,6 +49,8 @@ pub struct Observed {
     pub vxlan: Option<Vxlan>,
     pub veths: BTreeMap<String, VethState>,
     pub links: BTreeMap<LinkKey, LinkState>,
+    /// [`Scope::Keys`](crate::kernel::Scope) does not look.
+    pub sockets: SocketPrograms,
     pub routes: BTreeMap<RouteKey, HostRoute>,
     pub neighbours: BTreeMap<NeighbourKey, [u8; 6]>,
     /// Devices that pace, and those that were found unable to.

@@ -12,6 +12,7 @@ pub mod netlink;
 mod notices;
 pub mod pins;
 pub mod routes;
+pub mod sockets;
 
 use std::future::Future;
 

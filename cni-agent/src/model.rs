@@ -13,7 +13,7 @@ pub use device::{Device, DeviceAddress, DeviceKind, is_pod_device};
 pub use endpoint::{Endpoint, Phase, Rates};
 pub use event::{Event, Kind, Object, ObjectKey, Source};
 pub use labels::Labels;
-pub use object::{Namespace, NamespacedName, Node, Pod, PodName, ServiceCidr};
+pub use object::{HostPort, Namespace, NamespacedName, Node, Pod, PodName, ServiceCidr};
 pub use service::{
     EndpointSlice, Hints, Protocol, Service, ServicePort, SliceEndpoint, SlicePort, TrafficPolicy, Unserved,
 };

@@ -113,6 +113,7 @@ impl State {
             Object::ServiceCidr(ranges) => put(&mut self.service_cidrs, ranges.name.clone(), ranges),
             Object::Settings(settings) => put(&mut self.settings, settings.name.clone(), settings),
             Object::Pod(pod) => {
+                self.services.set_host_ports(&pod);
                 self.pods.set(pod);
                 false
             }
@@ -134,6 +135,7 @@ impl State {
             ObjectKey::ServiceCidr(name) => self.service_cidrs.remove(name).is_some(),
             ObjectKey::Settings(name) => self.settings.remove(name).is_some(),
             ObjectKey::Pod(name) => {
+                self.services.remove_host_ports(name);
                 self.pods.remove(name);
                 false
             }

@@ -15,6 +15,7 @@
 //! ([`require_in_vm`]: SCTP, bonds, VLANs, `fq`) is a failure only there.
 
 pub mod bench;
+pub mod cgroup;
 pub mod frames;
 pub mod lab;
 pub mod memory;

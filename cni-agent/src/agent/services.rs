@@ -14,19 +14,22 @@ use crate::{
         Topology,
         service::{self, Place},
     },
-    config::Proxy,
+    config::{Proxy, SocketLb},
     kernel::Kernel,
     model::{EndpointSlice, NamespacedName, Source},
     observe::{
         admin::Inquiry,
         health::{Health, ServiceHealth},
     },
+    reconcile::Change,
     services::{Book, Edits, Keys, Numbers, Pending, Progress, Rows, audit, recovered},
     status::{ServiceProblem, ServicesStatus},
 };
 
 /// Even if nobody says anything: others change the kernel too.
 const AUDIT: Duration = Duration::from_secs(60);
+/// From a change until sockets are looked through, which many changes have in common. Behind the removal of rows.
+const RELEASE: Duration = Duration::from_millis(100);
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
@@ -40,6 +43,8 @@ pub(super) struct ServiceWork {
     /// What is in the kernel is in the book, and the other way round.
     begun: bool,
     pending: Pending,
+    /// When sockets are looked for whose backend is gone.
+    release: Option<Instant>,
     /// When the kernel is looked at next; `None`: not before it has begun.
     audit: Option<Instant>,
     failures: u32,
@@ -56,6 +61,7 @@ impl ServiceWork {
             place: Place::default(),
             begun: false,
             pending: Pending::default(),
+            release: None,
             audit: None,
             failures: 0,
             error: None,
@@ -111,7 +117,8 @@ impl ServiceWork {
     }
 
     pub(super) fn next(&self) -> Option<Instant> {
-        [self.audit, self.pending.due()].into_iter().flatten().min()
+        let due = [self.audit, self.pending.due(), self.release];
+        due.into_iter().flatten().min()
     }
 
     fn failed(&mut self, error: String) {
@@ -188,6 +195,9 @@ impl<K: Kernel> Agent<K> {
         if !due.is_empty() {
             self.remove_rows(&due).await;
         }
+        if self.services.release.take_if(|at| *at <= now).is_some() {
+            self.release_sockets().await;
+        }
     }
 
     /// Takes over what an earlier agent has left: its numbers, so that rows stay as they are, and then the differences.
@@ -220,7 +230,10 @@ impl<K: Kernel> Agent<K> {
                 let slices: Vec<&EndpointSlice> = self.state.services.slices_of(name).collect();
                 service::compile(&self.services.place, service, &slices)
             }
-            None => service::Compiled::default(),
+            None => match self.state.services.with_host_ports(name).filter(|_| served) {
+                Some(pod) => service::host_ports(&self.services.place, pod),
+                None => service::Compiled::default(),
+            },
         };
         self.services.book.set(name, compiled)
     }
@@ -258,7 +271,12 @@ impl<K: Kernel> Agent<K> {
             self.services.failed(error);
             return false;
         }
-        self.services.pending.add(gone, Instant::now());
+        let now = Instant::now();
+        // One that comes back first may be where a socket can go.
+        if !(put.slots.is_empty() && gone.backends.is_empty()) {
+            self.services.release.get_or_insert(now + RELEASE);
+        }
+        self.services.pending.add(gone, now);
         true
     }
 
@@ -299,6 +317,14 @@ impl<K: Kernel> Agent<K> {
     async fn remove_rows(&mut self, keys: &Keys) {
         if let Err(error) = self.carry_out(&Rows::default(), keys).await {
             self.services.failed(error);
+        }
+    }
+
+    async fn release_sockets(&mut self) {
+        if self.config.services.socket_lb != SocketLb::Off
+            && let Err(failure) = self.reconciler.carry_out(vec![Change::ReleaseSockets]).await
+        {
+            tracing::warn!(error = failure.error, "sockets could not be looked through");
         }
     }
 

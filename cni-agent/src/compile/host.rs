@@ -4,7 +4,7 @@ use cni_ebpf::abi;
 
 use super::Topology;
 use crate::{
-    config::Proxy,
+    config::{Config, Proxy, SocketLb},
     desired::{Desired, Vxlan},
 };
 
@@ -26,10 +26,19 @@ pub(super) fn constants(topology: &Topology<'_>) -> Option<abi::Config> {
         snat_first: config.snat_ports.first.into(),
         snat_last: config.snat_ports.last.into(),
         services: (config.services.proxy == Proxy::Millrace).into(),
+        socket_lb: socket_lb(config),
         // Always: a pod with a limit must not be a reason to load programs.
         bandwidth: 1,
         ..abi::Config::DEFAULT
     })
+}
+
+fn socket_lb(config: &Config) -> u32 {
+    match (config.services.proxy, config.services.socket_lb) {
+        (Proxy::Stack, _) | (_, SocketLb::Off) => abi::socket_lb::OFF,
+        (Proxy::Millrace, SocketLb::Host) => abi::socket_lb::HOST,
+        (Proxy::Millrace, SocketLb::All) => abi::socket_lb::ALL,
+    }
 }
 
 /// The numbers that change while programs stay.

@@ -1,6 +1,7 @@
 //! One Service: from the objects to its frontends, and to the endpoints behind each of them. Numbers come later.
 
 mod choice;
+mod host_port;
 #[cfg(test)]
 mod oracle;
 mod place;
@@ -15,6 +16,7 @@ use ipnetwork::IpNetwork;
 use crate::model::{EndpointSlice, Service, ServicePort, TrafficPolicy};
 pub use choice::Topology as HintsUsed;
 use choice::{Candidate, Choice, Standing, candidates};
+pub use host_port::compile as host_ports;
 pub use place::Place;
 
 /// What a backend is, wherever it is named.

@@ -167,8 +167,9 @@ impl Config {
 
     fn check_paths(&self, problems: &mut Problems) {
         let paths = &self.paths;
-        let all: [(&str, &Path); 6] = [
+        let all: [(&str, &Path); 7] = [
             ("paths.bpffs", &paths.bpffs),
+            ("paths.cgroup", &paths.cgroup),
             ("paths.procSys", &paths.proc_sys),
             ("paths.manifests", &paths.manifests),
             ("paths.state", &paths.state),
@@ -185,7 +186,7 @@ impl Config {
             }
         }
         // sun_path has 108 bytes, its end included.
-        for (key, path) in &all[4..] {
+        for (key, path) in &all[5..] {
             if path.as_os_str().len() > 107 {
                 problems.add(
                     *key,

@@ -19,7 +19,8 @@ pub struct CniConfig {
     pub on_exit: OnExit,
     /// Configurations of other networks in that folder get another name, so that the runtime does not see them.
     pub move_others_aside: bool,
-    /// The version of the specification that the configuration follows. Empty: the newest that is sure to be understood.
+    /// The version of the specification that the configuration follows. Empty: the newest that the runtime and the chained
+    /// plugins are sure to understand.
     pub cni_version: String,
     /// Plugins after ours, each as its own configuration has it. Pods' packets pass the host's stack if there are any.
     pub chained: Vec<Map<String, Value>>,
@@ -50,17 +51,18 @@ pub enum OnExit {
 }
 
 impl CniConfig {
-    /// The reference plugins know 1.1.0 from their release 1.5 on, and distributions have older ones.
+    /// containerd before 2.0 refuses 1.1.0, and so do the reference plugins before their release 1.5.
     pub fn version(&self) -> &str {
-        let newest = if self.chained.is_empty() {
-            SpecVersion::NEWEST
-        } else {
-            SpecVersion::V1_0_0
-        };
         match self.cni_version.as_str() {
-            "" => newest.as_str(),
+            "" => SpecVersion::V1_0_0.as_str(),
             chosen => chosen,
         }
+    }
+
+    /// What a runtime that knows how to choose, as all that know 1.1.0 do, may take instead.
+    pub fn versions(&self) -> Option<[SpecVersion; 2]> {
+        let free = self.cni_version.is_empty() && self.chained.is_empty();
+        free.then_some([SpecVersion::V1_0_0, SpecVersion::NEWEST])
     }
 
     pub(super) fn check(&self, problems: &mut Problems) {

@@ -83,6 +83,7 @@ impl Config {
         set(&mut self.kubernetes.kubeconfig, overrides.kubeconfig);
         set_list(&mut self.kubernetes.api_servers, overrides.api_servers);
         set(&mut self.paths.bpffs, overrides.bpffs);
+        set(&mut self.paths.cgroup, overrides.cgroup);
         set(&mut self.paths.proc_sys, overrides.proc_sys);
         set(&mut self.paths.manifests, overrides.manifests);
         set(&mut self.paths.state, overrides.state);

@@ -11,6 +11,7 @@ use super::check::Problems;
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct ServicesConfig {
     pub proxy: Proxy,
+    pub socket_lb: SocketLb,
     /// Ranges of Service addresses, beside those of the cluster's ServiceCIDR objects.
     pub cidrs: Vec<IpNetwork>,
     /// Ranges whose addresses are the stack's business in any case.
@@ -33,6 +34,7 @@ impl Default for ServicesConfig {
     fn default() -> Self {
         Self {
             proxy: Proxy::default(),
+            socket_lb: SocketLb::default(),
             cidrs: Vec::new(),
             via_stack_cidrs: Vec::new(),
             node_port_addresses: NodePortAddresses::default(),
@@ -53,6 +55,19 @@ pub enum Proxy {
     /// Another one in the host's stack: kube-proxy.
     #[default]
     Stack,
+}
+
+/// Whose sockets are connected to backends, without a translation of packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SocketLb {
+    /// Those of the host, and the streams of pods.
+    #[default]
+    All,
+    /// Those of the host: what pods send bears the Service's address until it leaves them.
+    Host,
+    /// Nobody's: host processes reach no Service.
+    Off,
 }
 
 /// The node's addresses on which NodePorts answer.

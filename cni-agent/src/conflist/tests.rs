@@ -76,9 +76,21 @@ fn chained_plugins_come_after_ours_which_then_uses_the_stack() {
     assert_eq!(list["plugins"], json!([ours, portmap]));
     // Debian 12's portmap refuses anything newer.
     assert_eq!(list["cniVersion"], "1.0.0");
+    assert_eq!(list["cniVersions"], Value::Null);
     host.config.cni.cni_version = "1.1.0".into();
     let list: Value = serde_json::from_str(&Conflist::new(&host.config).text).unwrap();
     assert_eq!(list["cniVersion"], "1.1.0");
+}
+
+#[test]
+fn runtimes_that_know_the_newest_version_may_choose_it_and_older_ones_are_not_refused() {
+    let mut host = Host::new();
+    let list = |host: &Host| -> Value { serde_json::from_str(&Conflist::new(&host.config).text).unwrap() };
+    // Debian 12's containerd refuses anything newer.
+    assert_eq!(list(&host)["cniVersion"], "1.0.0");
+    assert_eq!(list(&host)["cniVersions"], json!(["1.0.0", "1.1.0"]));
+    host.config.cni.cni_version = "1.1.0".into();
+    assert_eq!(list(&host)["cniVersions"], Value::Null);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! The ELF object is loaded by aya. Links and maps are handled here, because everything that the packet path needs
 //! must outlive this process: nothing in this module detaches or deletes when a value is dropped.
 
+mod cgroup;
 mod link;
 mod map;
 
@@ -17,6 +18,7 @@ use std::{
     path::Path,
 };
 
+pub use cgroup::{CgroupLinkInfo, cgroup_link_info, create_cgroup_link};
 pub use link::{AttachPoint, LinkInfo, attached_programs, create_link, detach_link, link_info, update_link};
 pub use map::{
     MapInfo, create_map, delete, delete_batch, lookup, lookup_batch, map_info, next_key, possible_cpus,

@@ -11,8 +11,8 @@ use cni_ebpf::abi::Config;
 use super::{Kernel, KernelError, Scope};
 use crate::{
     desired::{
-        Desired, HostRoute, LinkKey, LinkState, NeighbourKey, Observed, RouteKey, Table, Tables, VethState,
-        Vxlan,
+        Desired, HostRoute, LinkKey, LinkState, NeighbourKey, Observed, RouteKey, SocketPrograms, Table,
+        Tables, VethState, Vxlan,
     },
     model::{Device, DeviceKind},
     reconcile::Change,
@@ -26,6 +26,7 @@ pub(crate) struct FakeState {
     pub(crate) vxlan: Option<Vxlan>,
     pub(crate) veths: BTreeMap<String, VethState>,
     pub(crate) links: BTreeMap<LinkKey, LinkState>,
+    pub(crate) sockets: SocketPrograms,
     pub(crate) routes: BTreeMap<RouteKey, HostRoute>,
     pub(crate) neighbours: BTreeMap<NeighbourKey, [u8; 6]>,
     pub(crate) pacing: BTreeSet<u32>,
@@ -59,6 +60,7 @@ impl FakeKernel {
         for link in state.links.values_mut() {
             link.current = false;
         }
+        state.age_sockets();
     }
 
     pub(crate) fn add_veth(&self, name: &str, ifindex: u32) {
@@ -89,7 +91,8 @@ impl FakeKernel {
     /// Nothing that bears Millrace's mark.
     pub(crate) fn is_empty(&self) -> bool {
         let state = self.lock();
-        state.tables.is_empty() && state.veths.is_empty() && state.links.is_empty() && state.routes.is_empty()
+        let empty_maps = state.tables.is_empty() && state.sockets == SocketPrograms::Absent;
+        empty_maps && state.veths.is_empty() && state.links.is_empty() && state.routes.is_empty()
     }
 
     pub(crate) fn device(name: &str, ifindex: u32, addresses: &[&str]) -> Device {
@@ -161,6 +164,11 @@ impl Kernel for FakeKernel {
                 !overlooked.contains(name) && (whole || wanted.veths.contains_key(name))
             }),
             links: pick(&state.links, |key| whole || wanted.links.contains_key(key)),
+            sockets: if whole {
+                state.sockets
+            } else {
+                SocketPrograms::Absent
+            },
             routes: pick(&state.routes, |key| whole || wanted.routes.contains_key(key)),
             neighbours: pick(&state.neighbours, |key| wanted.neighbours.contains_key(key)),
             pacing: wanted.pacing.intersection(&state.pacing).copied().collect(),
@@ -190,12 +198,20 @@ impl Kernel for FakeKernel {
 }
 
 impl FakeState {
+    /// They run, and are not those that would be attached.
+    fn age_sockets(&mut self) {
+        if self.sockets == SocketPrograms::Current {
+            self.sockets = SocketPrograms::Partial;
+        }
+    }
+
     fn perform(&mut self, change: &Change, text: &str) -> Result<(), KernelError> {
         let refuse = |cause: &str| Err(KernelError::new(text, cause));
         match change.clone() {
             Change::Load(config) => {
                 self.config = Some(config);
                 self.links.values_mut().for_each(|link| link.current = false);
+                self.age_sockets();
             }
             Change::SetVxlan(vxlan) => self.vxlan = Some(vxlan),
             Change::RemoveVxlan(_) => self.vxlan = None,
@@ -238,6 +254,10 @@ impl FakeState {
             Change::Detach(link) => {
                 self.links.remove(&link);
             }
+            Change::AttachSockets if self.config.is_none() => return refuse("no program is loaded"),
+            Change::AttachSockets => self.sockets = SocketPrograms::Current,
+            Change::DetachSockets => self.sockets = SocketPrograms::Absent,
+            Change::ReleaseSockets => {}
             Change::RaiseVeth { name, ifindex } => match self.veths.get_mut(&name) {
                 Some(veth) if veth.ifindex == ifindex => veth.up = true,
                 _ => return refuse("no such device"),

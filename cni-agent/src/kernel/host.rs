@@ -15,8 +15,11 @@ use netlink_packet_route::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Pins, devices::is_pod_device, linux::read_sysctl, netlink::Netlink, pins};
-use crate::config::{Config, Routing};
+use super::{Pins, devices::is_pod_device, linux::read_sysctl, netlink::Netlink, pins, sockets};
+use crate::{
+    config::{Config, Proxy, Routing, SocketLb},
+    desired::SocketProgram,
+};
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -68,6 +71,7 @@ pub fn checks(config: &Config) -> Vec<Check> {
         checks.push(accept_ra());
     }
     checks.push(rp_filter(config));
+    checks.extend(services_of_sockets(config));
     checks.extend(daemon::checks(Path::new("/"), &config.vxlan.device));
     let port = (config.routing == Routing::Vxlan).then_some(config.vxlan.port);
     checks.extend(firewall::checks(port));
@@ -87,6 +91,38 @@ fn bpffs(pins: &Pins) -> Check {
         ),
         Err(error) => Check::new(NAME, State::Failed, format!("{root}: {error}"), "run as root"),
     }
+}
+
+/// Whether Services are there for processes of the host.
+fn services_of_sockets(config: &Config) -> Option<Check> {
+    const NAME: &str = "services-of-sockets";
+    let services = &config.services;
+    if services.proxy != Proxy::Millrace {
+        return None;
+    }
+    if services.socket_lb == SocketLb::Off {
+        let remedy = "set services.socketLb to host or all if they should";
+        let detail = "processes of the host reach none";
+        return Some(Check::new(NAME, State::Warning, detail, remedy));
+    }
+    let (pins, cgroup) = (Pins::new(&config.paths.bpffs), &config.paths.cgroup);
+    let remedy = "see the agent's log; name the root of the host's cgroups by paths.cgroup or --cgroup";
+    Some(match sockets::running(&pins, cgroup) {
+        Ok(running) if running.len() == SocketProgram::ALL.len() => {
+            Check::ok(NAME, format!("programs run for {}", cgroup.display()))
+        }
+        Ok(running) => {
+            let (running, all) = (running.len(), SocketProgram::ALL.len());
+            let detail = format!("{running} of {all} programs run for {}", cgroup.display());
+            Check::new(NAME, State::Warning, detail, remedy)
+        }
+        Err(error) => Check::new(
+            NAME,
+            State::Warning,
+            format!("{}: {error}", cgroup.display()),
+            remedy,
+        ),
+    })
 }
 
 fn proc_sys(root: &Path) -> Check {

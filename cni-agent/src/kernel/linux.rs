@@ -14,17 +14,18 @@ use super::{
     loader::{self, Loaded},
     maps::{self, Map},
     netlink::Netlink,
-    routes,
+    routes, sockets,
 };
 use crate::{
     config::{Config, MapSizes},
-    desired::{Desired, HostRoute, LinkKey, Observed, RouteKey, Table, Tables, Vxlan},
+    desired::{Desired, HostRoute, LinkKey, Observed, RouteKey, SocketPrograms, Table, Tables, Vxlan},
     reconcile::Change,
 };
 
 /// The kernel of this host, in the network namespace of the thread that opened it.
 pub struct Linux {
     pins: Pins,
+    cgroup: PathBuf,
     proc_sys: PathBuf,
     sizes: MapSizes,
     object: &'static [u8],
@@ -46,6 +47,7 @@ impl Linux {
         let netlink = Netlink::open().map_err(|error| KernelError::new("open an rtnetlink socket", error))?;
         Ok(Self {
             pins: Pins::new(&config.paths.bpffs),
+            cgroup: config.paths.cgroup.clone(),
             proc_sys: config.paths.proc_sys.clone(),
             sizes: config.maps,
             object: loader::OBJECT,
@@ -134,6 +136,7 @@ impl Linux {
             vxlan: self.vxlan(wanted, scope)?,
             veths: self.veths(wanted, scope)?,
             links: self.links(wanted, scope)?,
+            sockets: self.sockets(scope)?,
             routes: self.routes(wanted, scope)?,
             neighbours: self.neighbours(wanted)?,
             pacing: self.pacing(wanted)?,
@@ -143,6 +146,53 @@ impl Linux {
             self.settle(&observed)?;
         }
         Ok(observed)
+    }
+
+    fn sockets(&self, scope: Scope) -> Result<SocketPrograms, KernelError> {
+        let none = sockets::Programs::new();
+        let programs = self.loaded.as_ref().map_or(&none, |loaded| &loaded.sockets);
+        match scope {
+            Scope::Whole => sockets::observe(&self.pins, &self.cgroup, programs),
+            Scope::Keys => Ok(SocketPrograms::Absent),
+        }
+    }
+
+    fn attach_sockets(&self) -> Result<(), KernelError> {
+        let none = sockets::Programs::new();
+        let programs = self.loaded.as_ref().map_or(&none, |loaded| &loaded.sockets);
+        sockets::attach(&self.pins, &self.cgroup, programs)
+    }
+
+    fn release_sockets(&self) -> Result<(), KernelError> {
+        let Some(loaded) = self.loaded.as_ref().filter(|loaded| !loaded.sockets.is_empty()) else {
+            return Ok(());
+        };
+        let map = |name| loaded.maps.get(name);
+        let (Some(sockets), Some(services), Some(backends)) =
+            (map("sockets"), map("services"), map("backends"))
+        else {
+            return Ok(());
+        };
+        let maps = sockets::Maps {
+            sockets,
+            services,
+            backends,
+        };
+        match sockets::release(&maps) {
+            Ok(0) => Ok(()),
+            Ok(count) => {
+                tracing::info!(
+                    count,
+                    "connected datagram sockets were told that their backend is gone"
+                );
+                Ok(())
+            }
+            // Nothing is to be tried again: not every kernel can (CONFIG_INET_DIAG_DESTROY).
+            Err(error) => {
+                tracing::warn!(%error, "connected datagram sockets keep a backend that is gone until they dial anew");
+                Ok(())
+            }
+        }
     }
 
     fn vxlan(&mut self, wanted: &Desired, scope: Scope) -> Result<Option<Vxlan>, KernelError> {
@@ -191,7 +241,8 @@ impl Linux {
         let all_current = observed
             .links
             .values()
-            .all(|link| link.ifindex == 0 || link.current);
+            .all(|link| link.ifindex == 0 || link.current)
+            && observed.sockets != SocketPrograms::Partial;
         match &mut self.loaded {
             Some(loaded) if all_current && !loaded.is_settled() => loaded.settle(),
             _ => Ok(()),
@@ -273,6 +324,9 @@ impl Linux {
             Change::DeleteAll { table, keys } => self.existing_map(*table)?.remove_packed(keys),
             Change::Attach { link, ifindex } => self.attach(link, *ifindex),
             Change::Detach(link) => links::detach(&self.pins, &mut self.netlink, link),
+            Change::AttachSockets => self.attach_sockets(),
+            Change::DetachSockets => sockets::detach(&self.pins).map(drop).map_err(failed),
+            Change::ReleaseSockets => self.release_sockets(),
             Change::RaiseVeth { name, ifindex } => devices::raise(&mut self.netlink, name, *ifindex),
             Change::SetRoute { key, route } => routes::set(&mut self.netlink, key, route),
             Change::RemoveRoute(key) => routes::remove(&mut self.netlink, key).map_err(failed),

@@ -19,17 +19,20 @@ use std::{collections::BTreeMap, io, path::PathBuf};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    programs::{ProgramError, SchedClassifier},
+    programs::{CgroupSockAddr, Program as Entry, ProgramError, ProgramFd, SchedClassifier},
 };
-use cni_ebpf::abi::{Config, MAPS, MapSpec, as_bytes};
+use cni_ebpf::abi::{Config, MAPS, MapSpec, as_bytes, socket_lb};
 
 use super::{
     KernelError, Pins,
     links::{LoadedProgram, Programs},
     maps::Map,
-    pins,
+    pins, sockets,
 };
-use crate::{config::MapSizes, desired::Program};
+use crate::{
+    config::MapSizes,
+    desired::{Program, SocketProgram},
+};
 
 pub use prepare::Unsettled;
 
@@ -43,6 +46,8 @@ const CONFIG: &str = "CONFIG";
 pub struct Loaded {
     pub config: Config,
     pub programs: Programs,
+    /// None where sockets are not balanced.
+    pub sockets: sockets::Programs,
     pub maps: BTreeMap<&'static str, Map>,
     unsettled: Vec<Unsettled>,
     /// Of programs built to tell what they do.
@@ -81,6 +86,7 @@ pub fn load(object: &[u8], pins: &Pins, config: Config, sizes: &MapSizes) -> Res
     let mut loaded = Loaded {
         config,
         programs: Programs::new(),
+        sockets: sockets::Programs::new(),
         maps: BTreeMap::new(),
         unsettled: Vec::new(),
         _messages: None,
@@ -92,9 +98,21 @@ pub fn load(object: &[u8], pins: &Pins, config: Config, sizes: &MapSizes) -> Res
         loaded.maps.insert(spec.name, prepared.map);
         loaded.unsettled.extend(prepared.unsettled);
     }
-    let mut ebpf = load_object(object, &config, &paths)?;
+    let told = Config {
+        // Not part of what is wanted: it is the machine's.
+        host_netns: sockets::netns_cookie()
+            .map_err(|error| KernelError::new("read the cookie of the host's network namespace", error))?,
+        ..config
+    };
+    let mut ebpf = load_object(object, &told, &paths)?;
     for program in Program::ALL {
         loaded.programs.insert(program, load_program(&mut ebpf, program)?);
+    }
+    if config.socket_lb != socket_lb::OFF {
+        for program in SocketProgram::ALL {
+            let loaded_program = load_socket_program(&mut ebpf, program)?;
+            loaded.sockets.insert(program, loaded_program);
+        }
     }
     prepare::collect(pins)?;
     // The verifier took its time, and old programs wrote meanwhile.
@@ -165,23 +183,31 @@ fn load_object(
 }
 
 fn load_program(ebpf: &mut Ebpf, program: Program) -> Result<LoadedProgram, KernelError> {
-    let name = program.name();
+    load_entry(ebpf, program.name(), |entry| {
+        let program: &mut SchedClassifier = entry.try_into()?;
+        program.load()?;
+        Ok(program.fd()?.try_clone()?)
+    })
+}
+
+fn load_socket_program(ebpf: &mut Ebpf, program: SocketProgram) -> Result<LoadedProgram, KernelError> {
+    load_entry(ebpf, program.name(), |entry| {
+        let program: &mut CgroupSockAddr = entry.try_into()?;
+        program.load()?;
+        Ok(program.fd()?.try_clone()?)
+    })
+}
+
+fn load_entry(
+    ebpf: &mut Ebpf,
+    name: &str,
+    load: impl FnOnce(&mut Entry) -> Result<ProgramFd, ProgramError>,
+) -> Result<LoadedProgram, KernelError> {
     let action = || format!("load program {name}");
     let entry = ebpf
         .program_mut(name)
         .ok_or_else(|| KernelError::new(action(), "the object does not contain it"))?;
-    let classifier: &mut SchedClassifier = entry
-        .try_into()
-        .map_err(|error| KernelError::new(action(), error))?;
-    classifier
-        .load()
-        .map_err(|error| verifier_error(action(), &error))?;
-    let fd = classifier
-        .fd()
-        .map_err(|error| KernelError::new(action(), error))?;
-    let fd = fd
-        .try_clone()
-        .map_err(|error| KernelError::new(action(), error))?;
+    let fd = load(entry).map_err(|error| verifier_error(action(), &error))?;
     let fd = std::os::fd::AsFd::as_fd(&fd).try_clone_to_owned();
     fd.and_then(LoadedProgram::new)
         .map_err(|error| KernelError::new(action(), error))

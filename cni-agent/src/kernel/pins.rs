@@ -2,10 +2,13 @@
 
 use std::{
     fs, io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
 use cni_ebpf::abi::MapSpec;
+
+use super::bpf;
 
 /// The root of the pins, below a mounted bpffs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +60,27 @@ impl Pins {
 
     pub fn netdev_links(&self) -> PathBuf {
         self.root.join("links/netdev")
+    }
+
+    pub fn cgroup_links(&self) -> PathBuf {
+        self.root.join("links/cgroup")
+    }
+
+    /// `links/cgroup/PROGRAM`.
+    pub fn cgroup_link(&self, program: &str) -> PathBuf {
+        self.cgroup_links().join(program)
+    }
+
+    /// Pins a link where another one may be pinned, in one step.
+    pub fn replace_link(&self, link: &OwnedFd, path: &Path) -> io::Result<()> {
+        // Beside the folders that are listed: an agent that dies here leaves nothing that looks alive.
+        let temporary = self.root.join("links/new");
+        remove(&temporary)?;
+        bpf::pin(link, &temporary)?;
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        fs::rename(&temporary, path)
     }
 
     /// `links/endpoint/ID/PROGRAM`.

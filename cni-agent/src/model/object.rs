@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr, sync::Arc};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use super::Labels;
+use super::{Labels, Protocol};
 
 /// A node of the cluster, this one included.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +57,17 @@ pub struct Pod {
     pub requested_addresses: Box<[IpAddr]>,
     /// It has ended: its addresses are nobody's, though the object is still there.
     pub finished: bool,
+    pub host_ports: Vec<HostPort>,
+}
+
+/// A port of the node that leads into a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    /// `None`: every address of the node.
+    pub address: Option<IpAddr>,
+    pub protocol: Protocol,
+    pub port: u16,
+    pub container_port: u16,
 }
 
 impl Pod {

@@ -197,6 +197,7 @@ fn is_removal(change: &Change) -> bool {
         Change::RemoveVxlan(_)
             | Change::Delete { .. }
             | Change::Detach(_)
+            | Change::DetachSockets
             | Change::RemoveVeth(_)
             | Change::RemoveRoute(_)
     )

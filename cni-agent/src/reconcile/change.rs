@@ -46,6 +46,11 @@ pub enum Change {
         ifindex: u32,
     },
     Detach(LinkKey),
+    /// Have the loaded programs run for all sockets of the node, and pin their links. Live ones are exchanged in place.
+    AttachSockets,
+    DetachSockets,
+    /// Connected datagram sockets of the host whose backend serves no longer are told so.
+    ReleaseSockets,
     /// Set the host side of a pod up.
     RaiseVeth {
         name: String,
@@ -79,6 +84,9 @@ impl fmt::Display for Change {
             Self::Delete { table, .. } => write!(f, "delete from map {}", table.name()),
             Self::Attach { link, ifindex } => write!(f, "attach {link} to device {ifindex}"),
             Self::Detach(link) => write!(f, "detach {link}"),
+            Self::AttachSockets => f.write_str("attach the programs of sockets"),
+            Self::DetachSockets => f.write_str("detach the programs of sockets"),
+            Self::ReleaseSockets => f.write_str("release sockets without a backend"),
             Self::RaiseVeth { name, .. } => write!(f, "set {name} up"),
             Self::RemoveVeth(name) => write!(f, "remove device {name}"),
             Self::SetRoute { key, .. } => write!(f, "set route {}", key.destination),
@@ -97,6 +105,7 @@ pub enum Group {
     Load,
     Table(Table),
     Link(LinkKey),
+    Sockets,
     Veth(String),
     Route(RouteKey),
     Neighbour(NeighbourKey),
@@ -114,6 +123,7 @@ impl Change {
             | Self::PutAll { table, .. }
             | Self::DeleteAll { table, .. } => Group::Table(*table),
             Self::Attach { link, .. } | Self::Detach(link) => Group::Link(link.clone()),
+            Self::AttachSockets | Self::DetachSockets | Self::ReleaseSockets => Group::Sockets,
             Self::RaiseVeth { name, .. } | Self::RemoveVeth(name) => Group::Veth(name.clone()),
             Self::SetRoute { key, .. } | Self::RemoveRoute(key) => Group::Route(*key),
             Self::Pace(ifindex) => Group::Pacing(*ifindex),

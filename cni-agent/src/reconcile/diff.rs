@@ -6,7 +6,7 @@
 use cni_ebpf::abi::{self, Route, route_action};
 
 use super::Change;
-use crate::desired::{Desired, Observed, Table, Veth};
+use crate::desired::{Desired, Observed, SocketPrograms, Table, Veth};
 
 /// Whether anything may be deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +98,9 @@ fn add_links(desired: &Desired, observed: &Observed, changes: &mut Vec<Change>) 
             });
         }
     }
+    if desired.sockets && (observed.sockets != SocketPrograms::Current || reload) {
+        changes.push(Change::AttachSockets);
+    }
 }
 
 fn add_routes(desired: &Desired, observed: &Observed, changes: &mut Vec<Change>) {
@@ -156,6 +159,9 @@ fn remove(desired: &Desired, observed: &Observed, changes: &mut Vec<Change>) {
         .filter(|key| !desired.links.contains_key(key))
     {
         changes.push(Change::Detach(key.clone()));
+    }
+    if !desired.sockets && observed.sockets != SocketPrograms::Absent {
+        changes.push(Change::DetachSockets);
     }
     if let (None, Some(vxlan)) = (&desired.vxlan, &observed.vxlan) {
         changes.push(Change::RemoveVxlan(vxlan.name.clone()));

@@ -9,12 +9,14 @@ use std::{
 };
 
 use super::shared::Shared;
-use crate::model::{EndpointSlice, Hints, NamespacedName, Service};
+use crate::model::{EndpointSlice, Hints, NamespacedName, Pod, Service};
 
 #[derive(Debug, Default)]
 pub struct Services {
     services: BTreeMap<NamespacedName, Service>,
     slices: BTreeMap<NamespacedName, EndpointSlice>,
+    /// Pods with ports of their node, under names that no Service has.
+    host_ports: BTreeMap<NamespacedName, Pod>,
     /// The names of each Service's slices.
     of_service: BTreeMap<NamespacedName, BTreeSet<Box<str>>>,
     /// One copy of what a hundred thousand endpoints say.
@@ -36,6 +38,28 @@ impl Services {
     pub(super) fn remove(&mut self, name: &NamespacedName) {
         if self.services.remove(name).is_some() {
             self.changed.entry(name.clone()).or_default();
+        }
+    }
+
+    pub(super) fn set_host_ports(&mut self, pod: &Pod) {
+        if pod.host_ports.is_empty() || pod.addresses.is_empty() || pod.finished {
+            return self.remove_host_ports(&pod.name);
+        }
+        let name = host_ports_of(&pod.name);
+        if self.host_ports.get(&name) != Some(pod) {
+            self.changed.entry(name.clone()).or_default();
+            self.host_ports.insert(name, pod.clone());
+        }
+    }
+
+    pub(super) fn remove_host_ports(&mut self, pod: &NamespacedName) {
+        // Few pods have any.
+        if self.host_ports.is_empty() {
+            return;
+        }
+        let name = host_ports_of(pod);
+        if self.host_ports.remove(&name).is_some() {
+            self.changed.entry(name).or_default();
         }
     }
 
@@ -112,8 +136,14 @@ impl Services {
         self.services.get(name)
     }
 
+    /// A pod by the name that its host ports have here.
+    pub fn with_host_ports(&self, name: &NamespacedName) -> Option<&Pod> {
+        self.host_ports.get(name)
+    }
+
+    /// Of Services, and of pods' host ports.
     pub fn names(&self) -> impl Iterator<Item = &NamespacedName> {
-        self.services.keys()
+        self.services.keys().chain(self.host_ports.keys())
     }
 
     pub fn len(&self) -> usize {
@@ -153,6 +183,13 @@ impl Services {
         for name in names {
             self.changed.entry(name).or_default();
         }
+    }
+}
+
+fn host_ports_of(pod: &NamespacedName) -> NamespacedName {
+    NamespacedName {
+        namespace: pod.namespace.clone(),
+        name: format!("pod/{}", pod.name),
     }
 }
 

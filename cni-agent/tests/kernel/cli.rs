@@ -435,7 +435,8 @@ fn a_drop_is_counted_and_told_with_its_reason() {
         });
         // From outside, with the address of a pod of this node.
         let forged = frame([10, 1, 0, 5], [10, 1, 0, 5], &mac);
-        let endpoints = maps::open_existing(&host.pins(), "endpoints").unwrap();
+        let [addresses, endpoints] =
+            ["addresses", "endpoints"].map(|name| maps::open_existing(&host.pins(), name).unwrap());
         let pod = abi::Endpoint {
             id: 5,
             ifindex: crate::namespace::ifindex("lo"),
@@ -454,8 +455,10 @@ fn a_drop_is_counted_and_told_with_its_reason() {
                 node.json("drops --json")
             );
             // The agent does not know this endpoint and may take it out again.
-            endpoints
-                .put(abi::as_bytes(&Addr::v4([10, 1, 0, 5])), abi::as_bytes(&pod))
+            let slot = abi::Endpoint::slot(pod.id);
+            endpoints.put(abi::as_bytes(&slot), abi::as_bytes(&pod)).unwrap();
+            addresses
+                .put(abi::as_bytes(&Addr::v4([10, 1, 0, 5])), abi::as_bytes(&pod.id))
                 .unwrap();
             send_frame("peth0", &forged);
             std::thread::sleep(Duration::from_millis(50));

@@ -5,7 +5,7 @@ use cni_agent::{
     kernel::{Kernel, Linux, Scope, bpf, maps},
     reconcile::Change,
 };
-use cni_ebpf::abi::{self, Addr, Config, Endpoint, Flow, FlowKey, MapSpec, MapType, Port, Racy};
+use cni_ebpf::abi::{self, Addr, Config, Flow, FlowKey, MapSpec, MapType, Peer, Port, Racy};
 
 use crate::namespace::{block_on, cable, ifindex, on_host};
 
@@ -26,15 +26,15 @@ fn load(linux: &mut Linux) {
     block_on(linux.apply(&Change::Load(Config::DEFAULT))).unwrap();
 }
 
-fn put_endpoint(linux: &mut Linux, last: u8) -> Result<(), cni_agent::kernel::KernelError> {
-    let endpoint = Endpoint {
-        id: u32::from(last),
-        ..Endpoint::default()
+fn put_peer(linux: &mut Linux, last: u8) -> Result<(), cni_agent::kernel::KernelError> {
+    let peer = Peer {
+        class: u32::from(last),
+        ..Peer::default()
     };
     block_on(linux.apply(&Change::Put {
-        table: Table::Endpoints,
+        table: Table::Peers,
         key: abi::as_bytes(&Addr::v4([10, 0, 0, last])).to_vec(),
-        value: abi::as_bytes(&endpoint).to_vec(),
+        value: abi::as_bytes(&peer).to_vec(),
     }))
 }
 
@@ -43,14 +43,14 @@ fn entries_are_written_read_and_deleted() {
     on_host(|host| {
         let mut linux = host.linux(None);
         load(&mut linux);
-        put_endpoint(&mut linux, 1).unwrap();
-        put_endpoint(&mut linux, 2).unwrap();
+        put_peer(&mut linux, 1).unwrap();
+        put_peer(&mut linux, 2).unwrap();
         let wanted = Desired::default();
         let seen = block_on(linux.observe(&wanted, Scope::Whole)).unwrap();
-        assert_eq!(seen.tables.endpoints.len(), 2);
+        assert_eq!(seen.tables.peers.len(), 2);
         let key = abi::as_bytes(&Addr::v4([10, 0, 0, 1])).to_vec();
         let delete = Change::Delete {
-            table: Table::Endpoints,
+            table: Table::Peers,
             key,
         };
         block_on(linux.apply(&delete)).unwrap();
@@ -59,7 +59,7 @@ fn entries_are_written_read_and_deleted() {
         let mut other = host.linux(None);
         let seen = block_on(other.observe(&wanted, Scope::Whole)).unwrap();
         assert_eq!(
-            seen.tables.endpoints.keys().collect::<Vec<_>>(),
+            seen.tables.peers.keys().collect::<Vec<_>>(),
             [&Addr::v4([10, 0, 0, 2])]
         );
         assert_eq!(seen.config, None);
@@ -70,17 +70,17 @@ fn entries_are_written_read_and_deleted() {
 fn a_full_map_names_itself_the_setting_and_the_remedy() {
     on_host(|host| {
         let mut config = host.config.clone();
-        config.maps.endpoints = 2;
+        config.maps.peers = 2;
         let mut linux = Linux::open(&config).unwrap();
         load(&mut linux);
         // A hash that is not preallocated may hold a few more than it says.
         let error = (0..=255)
-            .find_map(|last| put_endpoint(&mut linux, last).err())
+            .find_map(|last| put_peer(&mut linux, last).err())
             .unwrap()
             .to_string();
-        assert!(error.contains("endpoints") && error.contains("full"), "{error}");
+        assert!(error.contains("peers") && error.contains("full"), "{error}");
         assert!(
-            error.contains("maps.endpoints") && error.contains("restart"),
+            error.contains("maps.peers") && error.contains("restart"),
             "{error}"
         );
     });

@@ -15,7 +15,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::netns;
+use crate::{cgroup, netns};
 
 /// All labs' folders.
 const ROOT: &str = "/run/mrlab";
@@ -197,6 +197,7 @@ fn remove(path: &Path) {
         for namespace in namespaces(&name.to_string_lossy()) {
             netns::remove(&namespace);
         }
+        cgroup::sweep(&format!("{}-", name.to_string_lossy()));
     }
     // With the mount go its pins, and with them the links and maps.
     let _ = umount2(&path.join(BPFFS), MntFlags::MNT_DETACH);

@@ -19,7 +19,7 @@ pub use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::{Families, Plan, Routing, control_plane};
-use crate::{netns::Namespace, patience};
+use crate::{cgroup::Cgroup, netns::Namespace, patience};
 pub use query::Drops;
 
 /// How long an agent may take until it is ready, on a machine with nothing to spare.
@@ -42,6 +42,7 @@ pub struct Node {
     pub number: usize,
     pub namespace: Namespace,
     pub families: Families,
+    cgroup: Cgroup,
     addresses: [IpAddr; 2],
     second: [IpAddr; 2],
     lab: PathBuf,
@@ -55,8 +56,9 @@ impl Node {
         let name = format!("node{number}");
         let node = Self {
             number,
-            namespace,
             families: plan.families,
+            cgroup: Cgroup::create(namespace.name())?,
+            namespace,
             addresses: [true, false].map(|v4| plan.node_address(number, v4)),
             second: [true, false].map(|v4| plan.second_address(number, v4)),
             lab: lab.to_owned(),
@@ -113,6 +115,7 @@ impl Node {
             "families": match plan.families { Families::Dual => "dual", Families::V4 => "v4", Families::V6 => "v6" },
             "paths": {
                 "bpffs": self.pins(),
+                "cgroup": self.cgroup.path(),
                 "manifests": self.folder.join("manifests"),
                 "state": self.folder.join("state"),
                 "agentSocket": self.socket(),
@@ -137,6 +140,12 @@ impl Node {
         let aside = self.folder.join(name);
         fs::write(&aside, format!("{object:#}\n"))?;
         fs::rename(aside, folder.join(name)).context("put a manifest in place")
+    }
+
+    /// Does `work` as the node's own processes and those of its pods do it: sockets that it makes are the node's. In which
+    /// namespace they are made is another matter.
+    pub fn with_sockets<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.cgroup.run(work).expect("entering the node's cgroup")
     }
 
     /// The command line `millrace ARGS` on this node.

@@ -13,6 +13,7 @@ use cni_ebpf::datapath::{Verdict, Work};
 
 use super::content::{NARROW, device, endpoints, ranges, routes, rules, services};
 use super::{CONFIG, Hook, ifindex};
+use crate::cgroup::Cgroup;
 use crate::memory::Frame;
 use crate::object;
 
@@ -62,36 +63,15 @@ fn netns_cookie() -> Result<u64> {
     Ok(cookie)
 }
 
-/// A cgroup of the calling thread, which it leaves again.
-pub struct Cgroup(std::path::PathBuf);
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        if let Some(root) = self.0.parent() {
-            let _ = std::fs::write(root.join("cgroup.threads"), "0");
-        }
-        let _ = std::fs::remove_dir(&self.0);
-    }
-}
-
 impl Kernel {
     /// Has the programs for sockets run for what this thread opens from now on.
     pub fn balance_sockets(&mut self) -> Result<Cgroup> {
-        let mounts = std::fs::read_to_string("/proc/self/mounts")?;
-        let root = mounts
-            .lines()
-            .map(|line| line.split(' ').collect::<Vec<_>>())
-            .find(|fields| fields.get(2) == Some(&"cgroup2"))
-            .context("no cgroup2 is mounted")?[1];
-        let name = format!("millrace-test-{}", nix::unistd::gettid());
-        let cgroup = Cgroup(std::path::Path::new(root).join(name));
-        std::fs::create_dir(&cgroup.0)?;
-        std::fs::write(cgroup.0.join("cgroup.type"), "threaded")?;
-        std::fs::write(cgroup.0.join("cgroup.threads"), "0")?;
+        let cgroup = Cgroup::create(&format!("millrace-test-{}", nix::unistd::gettid()))?;
         for program in object::SOCKET_PROGRAMS {
-            let folder = std::fs::File::open(&cgroup.0)?;
+            let folder = std::fs::File::open(cgroup.path())?;
             object::load_socket(&mut self.ebpf, program)?.attach(folder, CgroupAttachMode::Single)?;
         }
+        cgroup.enter()?;
         Ok(cgroup)
     }
 

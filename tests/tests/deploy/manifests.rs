@@ -94,6 +94,7 @@ fn rel_15_what_is_written_on_the_host_is_listed_here() {
             ("/proc/sys/net".to_owned(), agent()),
             ("/run/millrace".to_owned(), agent()),
             ("/sys/fs/bpf".to_owned(), agent()),
+            ("/sys/fs/cgroup".to_owned(), Vec::new()),
             ("/var/lib/millrace".to_owned(), agent()),
         ])
     };

@@ -1,7 +1,9 @@
 //! Services from a folder of manifests, and what clients see of them.
 
+mod external;
 mod health;
 mod manifest;
+mod sockets;
 
 use std::net::SocketAddr;
 

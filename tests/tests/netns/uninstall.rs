@@ -89,17 +89,7 @@ fn uninstalled(attach: &str) {
         }
     }
     node.end_agent(Signal::SIGTERM).unwrap();
-    let absent = node.folder().join("absent").display().to_string();
-    let arguments = [
-        "uninstall",
-        "--yes",
-        "--cni-config",
-        &absent,
-        "--cni-plugin",
-        &absent,
-    ];
-    let output = node.millrace(arguments).output().unwrap();
-    assert!(output.status.success(), "{output:?}");
+    let output = node.uninstall().unwrap();
     // The folders were made for the agent, before it was there.
     let made = [
         node.pins(),

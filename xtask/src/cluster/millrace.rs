@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::control::kubectl;
 use super::keys::server;
+use super::node::CGROUP;
 use super::place::{Place, write};
 use super::plan::{Plan, Proxy, Routing};
 use super::up::load;
@@ -45,6 +46,13 @@ fn overlay(folder: &Path) -> Result<Value> {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": [format!("{up}{DEPLOY}/base")],
+        "patches": [{
+            "target": {"kind": "DaemonSet", "name": "millrace"},
+            "patch": json!({
+                "apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "millrace"},
+                "spec": {"template": {"spec": {"volumes": [{"name": "cgroup", "hostPath": {"path": CGROUP}}]}}},
+            }).to_string(),
+        }],
         "configMapGenerator": [{
             "name": "millrace-config", "namespace": "kube-system", "behavior": "merge", "files": ["config.yaml"],
         }],
@@ -54,7 +62,7 @@ fn overlay(folder: &Path) -> Result<Value> {
 /// What differs from the agent's defaults.
 fn settings(plan: &Plan) -> Value {
     let portmap = json!({"type": "portmap", "capabilities": {"portMappings": true}});
-    let proxy = if plan.proxy == Proxy::Millrace {
+    let proxy = if plan.proxy() == Proxy::Millrace {
         "millrace"
     } else {
         "stack"
@@ -66,7 +74,7 @@ fn settings(plan: &Plan) -> Value {
         "kubernetes": {"apiServers": [server(plan)]},
         "services": {"proxy": proxy},
         // hostPorts go the way of Services: through the host's stack.
-        "cni": {"chained": Vec::from_iter(plan.proxy.is_kube_proxy().then_some(portmap))},
+        "cni": {"chained": Vec::from_iter(plan.proxy().is_kube_proxy().then_some(portmap))},
     })
 }
 
@@ -87,6 +95,7 @@ mod tests {
     #[test]
     fn settings_are_the_plans() {
         let plan = Plan {
+            proxy: Some(Proxy::KubeProxyNft),
             family: Family::V6,
             routing: Some(Routing::Direct),
             ..Plan::default()

@@ -24,7 +24,7 @@ use super::programs::program;
 use super::{fabric, namespace};
 use crate::process::output;
 
-pub(crate) use boot::run as boot;
+pub(crate) use boot::{CGROUP, run as boot};
 pub(crate) use files::{CNI_CONFIGURATION, PAUSE};
 
 /// The cgroup of a node's own daemons, below the node's.
@@ -104,7 +104,7 @@ impl Machine<'_> {
     }
 
     pub(crate) fn start_proxy(&self) -> Result<()> {
-        if !self.plan.proxy.is_kube_proxy() {
+        if !self.plan.proxy().is_kube_proxy() {
             return Ok(());
         }
         let arguments = ["--config=/etc/kubernetes/kube-proxy.json", "--v=2"].map(str::to_owned);
@@ -115,16 +115,16 @@ impl Machine<'_> {
     fn start(&self, name: &str, program: &Path, arguments: &[String]) -> Result<Daemon> {
         let mut command = self.inside(program)?;
         command.args(arguments);
-        self.join_cgroup(&mut command)?;
         Daemon::start(self.place, &format!("{name}-{}", self.node), command)
     }
 
-    /// A command in all of the node's namespaces. Its child is not the program: who enters a pid namespace forks.
+    /// A command in all of the node's namespaces, and in the cgroup of its daemons. Its child is not the program: who enters a pid namespace forks.
     pub(crate) fn inside(&self, program: impl AsRef<OsStr>) -> Result<Command> {
         let mut enter = namespace::bare("nsenter");
         enter.args(["--target", &self.init()?.to_string()]);
         enter.args(["--mount", "--uts", "--ipc", "--net", "--pid", "--wd=/", "--"]);
         enter.arg(program);
+        self.join_cgroup(&mut enter)?;
         Ok(enter)
     }
 
@@ -173,10 +173,7 @@ impl Machine<'_> {
     /// In the hierarchy of version 2, in which the node's pods are, too: programs that are attached to the node's cgroup
     /// see both.
     fn daemons_cgroup(&self) -> Option<PathBuf> {
-        let unified = hierarchies()
-            .into_iter()
-            .find(|folder| folder.join("cgroup.controllers").exists());
-        Some(unified?.join(self.name()).join(DAEMONS))
+        Some(node_cgroup(&self.name())?.join(DAEMONS))
     }
 
     fn join_cgroup(&self, command: &mut Command) -> Result<()> {
@@ -192,6 +189,14 @@ impl Machine<'_> {
         unsafe { command.pre_exec(move || file.write_all(b"0")) };
         Ok(())
     }
+}
+
+/// A node's cgroup in the hierarchy of version 2.
+fn node_cgroup(name: &str) -> Option<PathBuf> {
+    let unified = hierarchies()
+        .into_iter()
+        .find(|folder| folder.join("cgroup.controllers").exists());
+    Some(unified?.join(name))
 }
 
 /// Whether a process is number 1 of a pid namespace directly below this machine's: containers are one level deeper.

@@ -18,9 +18,9 @@ pub(crate) struct Plan {
     /// How pods reach those of other nodes; the reference bridge knows direct routing alone
     #[arg(long, value_enum)]
     pub(crate) routing: Option<Routing>,
-    /// Who serves Services
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) proxy: Proxy,
+    /// Who serves Services; without a word Millrace where it gives pods their network, else kube-proxy with nftables
+    #[arg(long, value_enum)]
+    pub(crate) proxy: Option<Proxy>,
     /// Who gives pods their network
     #[arg(long, value_enum, default_value_t)]
     pub(crate) cni: Cni,
@@ -42,13 +42,12 @@ pub(crate) enum Routing {
     Vxlan,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Proxy {
     /// Millrace itself
     Millrace,
     /// kube-proxy with nftables
-    #[default]
     KubeProxyNft,
     /// kube-proxy with iptables
     KubeProxyIptables,
@@ -81,7 +80,7 @@ impl Default for Plan {
             nodes: 2,
             family: Family::default(),
             routing: None,
-            proxy: Proxy::default(),
+            proxy: None,
             cni: Cni::default(),
         }
     }
@@ -94,7 +93,7 @@ impl Plan {
             nodes: 0,
             family,
             routing: None,
-            proxy: Proxy::None,
+            proxy: Some(Proxy::None),
             cni: Cni::None,
         }
     }
@@ -104,12 +103,19 @@ impl Plan {
         if self.cni == Cni::Bridge && self.routing == Some(Routing::Vxlan) {
             bail!("--routing vxlan: the reference bridge has no tunnels; use --routing direct");
         }
-        if self.proxy == Proxy::Millrace && self.cni != Cni::Millrace {
+        if self.proxy() == Proxy::Millrace && self.cni != Cni::Millrace {
             bail!(
                 "--proxy millrace: Millrace serves Services on nodes whose pods it connects; use --cni millrace"
             );
         }
         Ok(())
+    }
+
+    pub(crate) fn proxy(&self) -> Proxy {
+        self.proxy.unwrap_or(match self.cni {
+            Cni::Millrace => Proxy::Millrace,
+            Cni::Bridge | Cni::None => Proxy::KubeProxyNft,
+        })
     }
 
     pub(crate) fn layouts(&self) -> &'static [Layout] {
@@ -264,10 +270,26 @@ mod tests {
     #[test]
     fn services_by_millrace_over_another_network_are_refused_with_the_remedy() {
         let mut plan = plan(Family::Dual, None);
-        plan.proxy = Proxy::Millrace;
+        plan.proxy = Some(Proxy::Millrace);
         assert!(plan.check().unwrap_err().to_string().contains("--cni millrace"));
         plan.cni = Cni::Millrace;
         assert!(plan.check().is_ok());
+    }
+
+    #[test]
+    fn a_peers_cluster_has_the_peers_proxy_unless_told_otherwise() {
+        let of = |cni, proxy| {
+            let plan = Plan {
+                cni,
+                proxy,
+                ..Plan::default()
+            };
+            assert!(plan.check().is_ok());
+            plan.proxy()
+        };
+        assert_eq!(of(Cni::Millrace, None), Proxy::Millrace);
+        assert_eq!(of(Cni::Bridge, None), Proxy::KubeProxyNft);
+        assert_eq!(of(Cni::Millrace, Some(Proxy::KubeProxyNft)), Proxy::KubeProxyNft);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 
 use super::place::Place;
-use super::plan::Plan;
+use super::plan::{Plan, Proxy};
 use super::{down, e2e, up};
 use crate::process::step;
 use crate::test::{Tally, cargo_test, libtest};
@@ -23,7 +23,11 @@ impl Drop for Up {
 pub(crate) fn test(arguments: &[String]) -> Result<Tally> {
     let place: Place = "mrtest".parse().map_err(anyhow::Error::msg)?;
     let cluster = Up(place.clone());
-    up::bring_up(&place, &Plan::default())?;
+    let plan = Plan {
+        proxy: Some(Proxy::KubeProxyNft),
+        ..Plan::default()
+    };
+    up::bring_up(&place, &plan)?;
     let mut tests = cargo_test();
     tests.args(["--package", "cni-tests", "--test", "cluster"]);
     let own = std::env::current_exe().context("finding this program")?;

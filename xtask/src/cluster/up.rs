@@ -126,10 +126,10 @@ fn up(place: &Place, plan: &Plan, archive: &Path) -> Result<()> {
         return Ok(());
     }
     wait(place, &["wait", "--for=condition=Ready", "node", "--all"])?;
-    if plan.proxy.is_kube_proxy() {
+    if plan.proxy().is_kube_proxy() {
         on_all(place, plan, wait_for_proxy)?;
     }
-    if plan.proxy != Proxy::None {
+    if plan.proxy() != Proxy::None {
         wait(
             place,
             &[

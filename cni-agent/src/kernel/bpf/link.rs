@@ -1,4 +1,4 @@
-//! tcx links.
+//! tcx links, and what can be done with every link.
 
 use std::{
     io,

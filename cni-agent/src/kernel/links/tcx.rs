@@ -94,11 +94,11 @@ pub(super) fn attach(pins: &Pins, program: &LoadedProgram, key: &LinkKey, ifinde
     {
         let link = bpf::get(&old)?;
         bpf::update_link(&link, program)?;
-        replace(pins, &link, &path)?;
+        pins.replace_link(&link, &path)?;
         return unpin(&old);
     }
     let link = bpf::create_link(program, ifindex, point(key.program))?;
-    replace(pins, &link, &path)
+    pins.replace_link(&link, &path)
 }
 
 /// A device that was renamed has our link under its old name: that one is taken over, for two links would be two runs.
@@ -115,18 +115,6 @@ fn renamed(pins: &Pins, key: &LinkKey, ifindex: u32) -> io::Result<Option<PathBu
         }
     }
     Ok(None)
-}
-
-/// Pins a link where another one may be pinned, in one step.
-fn replace(pins: &Pins, link: &OwnedFd, path: &Path) -> io::Result<()> {
-    // The folder of new pins is beside those that are listed: an agent that dies here leaves nothing that looks alive.
-    let temporary = pins.root().join("links/new");
-    remove(&temporary)?;
-    bpf::pin(link, &temporary)?;
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
-    }
-    fs::rename(&temporary, path)
 }
 
 fn unpin(path: &Path) -> io::Result<()> {

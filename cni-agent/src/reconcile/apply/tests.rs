@@ -17,6 +17,7 @@ fn address(n: u8) -> Addr {
 fn desired(which: u16) -> Desired {
     let mut desired = Desired {
         config: Some(Config::DEFAULT),
+        sockets: which & 1 != 0,
         ..Desired::default()
     };
     for n in (0..8u8).filter(|n| which & (1 << n) != 0) {
@@ -134,7 +135,7 @@ fn a_second_round_has_nothing_to_do_and_a_restart_only_exchanges_programs() {
     assert!(
         log[1..]
             .iter()
-            .all(|change| matches!(change, Change::Attach { .. })),
+            .all(|change| matches!(change, Change::Attach { .. } | Change::AttachSockets)),
         "{log:?}"
     );
 }

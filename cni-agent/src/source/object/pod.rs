@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 
 use super::{FieldError, Known, address, described, name_of, nullable, resource};
-use crate::model::{Object, ObjectKey, Pod};
+use crate::model::{HostPort, Object, ObjectKey, Pod, Protocol};
 
 /// Asks for fixed addresses, one of each family, separated by commas.
 pub(super) const ADDRESSES_ANNOTATION: &str = "millrace.dev/addresses";
@@ -26,6 +26,49 @@ struct PodSpec {
     node_name: String,
     #[serde(default, deserialize_with = "nullable")]
     host_network: bool,
+    #[serde(default, deserialize_with = "nullable")]
+    containers: Vec<Container>,
+    #[serde(default, deserialize_with = "nullable")]
+    init_containers: Vec<Container>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+struct Container {
+    #[serde(default, deserialize_with = "nullable")]
+    ports: Vec<ContainerPort>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ContainerPort {
+    #[serde(default, deserialize_with = "nullable")]
+    container_port: u16,
+    #[serde(default, deserialize_with = "nullable")]
+    host_port: u16,
+    #[serde(default, rename = "hostIP", deserialize_with = "nullable")]
+    host_ip: String,
+    #[serde(default, deserialize_with = "nullable")]
+    protocol: String,
+}
+
+impl ContainerPort {
+    fn read(&self) -> Result<HostPort, FieldError> {
+        let field = |name: &str| format!("spec.containers[].ports[].{name}");
+        let address = match self.host_ip.as_str() {
+            "" => None,
+            text => Some(address(&field("hostIP"), text)?),
+        };
+        let protocol = Protocol::from_name(&self.protocol).ok_or_else(|| {
+            let reason = format!("`{}` is not TCP, UDP or SCTP", self.protocol);
+            FieldError::new(field("protocol"), reason)
+        })?;
+        Ok(HostPort {
+            address: address.filter(|ip| !ip.is_unspecified()),
+            protocol,
+            port: self.host_port,
+            container_port: self.container_port,
+        })
+    }
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -64,6 +107,16 @@ impl PodObject {
         Ok(addresses.into())
     }
 
+    fn host_ports(&self) -> Result<Vec<HostPort>, FieldError> {
+        if self.spec.host_network {
+            return Ok(Vec::new());
+        }
+        let containers = self.spec.containers.iter().chain(&self.spec.init_containers);
+        let ports = containers.flat_map(|container| &container.ports);
+        let asked = ports.filter(|port| port.host_port != 0 && port.container_port != 0);
+        asked.map(ContainerPort::read).collect()
+    }
+
     fn requested_addresses(&self) -> Result<Box<[IpAddr]>, FieldError> {
         let annotations = self.metadata.annotations.as_ref();
         let asked = annotations.and_then(|all| all.get(ADDRESSES_ANNOTATION));
@@ -88,6 +141,7 @@ impl Known for PodObject {
             name: name_of(&self.metadata),
             addresses: self.addresses()?,
             requested_addresses: self.requested_addresses()?,
+            host_ports: self.host_ports()?,
             uid: self.metadata.uid.unwrap_or_default(),
             node: self.spec.node_name.into(),
             labels: self.metadata.labels.unwrap_or_default().into(),

@@ -6,7 +6,7 @@ use std::{
     net::{SocketAddr, TcpStream},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Child, Stdio},
+    process::{Child, Output, Stdio},
     time::{Duration, Instant},
 };
 
@@ -148,6 +148,22 @@ impl Node {
             );
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// `millrace uninstall`. What it says of files that belong to the machine is left out: there are none.
+    pub fn uninstall(&self) -> Result<Output> {
+        let absent = self.folder().join("absent").display().to_string();
+        let words = [
+            "uninstall",
+            "--yes",
+            "--cni-config",
+            &absent,
+            "--cni-plugin",
+            &absent,
+        ];
+        let output = self.millrace(words).output()?;
+        ensure!(output.status.success(), "{output:?}");
+        Ok(output)
     }
 
     fn is_ready(&self) -> bool {

@@ -11,6 +11,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, sethostname};
 
 use super::files::{OWN, kept};
+use super::node_cgroup;
 use crate::cluster::place::{NAMESPACES, Place, write};
 use crate::cluster::plan::Node;
 
@@ -26,6 +27,9 @@ const SETTINGS: [(&str, &str); 6] = [
     ("kernel/keys/root_maxkeys", "1000000"),
     ("kernel/keys/root_maxbytes", "25000000"),
 ];
+
+/// The root of the node's cgroups, as `/sys/fs/cgroup` is an ordinary machine's.
+pub(crate) const CGROUP: &str = "/run/cgroup";
 
 const BOOT_ID: &str = "kernel/random/boot_id";
 
@@ -43,6 +47,7 @@ pub(crate) fn run(place: &Place, node: Node) -> Result<()> {
     system(&disk)?;
     settings(&disk)?;
     runtime_folder()?;
+    cgroup(place, node)?;
     layers(&disk)?;
     for path in OWN {
         bind(&kept(&disk, path), Path::new(path))?;
@@ -110,6 +115,14 @@ fn runtime_folder() -> Result<()> {
         .into_iter()
         .map(Path::new)
         .try_for_each(create)
+}
+
+/// The node's own cgroup under one name on every node.
+fn cgroup(place: &Place, node: Node) -> Result<()> {
+    match node_cgroup(&place.node(node)) {
+        Some(own) => bind(&own, Path::new(CGROUP)),
+        None => create(Path::new(CGROUP)),
+    }
 }
 
 fn layers(disk: &Path) -> Result<()> {

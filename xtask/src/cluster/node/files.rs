@@ -164,7 +164,7 @@ fn kube_proxy(node: &str, plan: &Plan) -> Value {
     json!({
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
-        "mode": if plan.proxy == Proxy::KubeProxyIptables { "iptables" } else { "nftables" },
+        "mode": if plan.proxy() == Proxy::KubeProxyIptables { "iptables" } else { "nftables" },
         "clientConnection": {"kubeconfig": "/etc/kubernetes/kube-proxy.kubeconfig"},
         "clusterCIDR": plan.list(|layout| layout.pods.to_owned()),
         "hostnameOverride": node,

@@ -1,0 +1,127 @@
+//! Services for clients that are in no node and no pod.
+
+use std::net::{IpAddr, SocketAddr};
+
+use cni_tests::{
+    lab::{Lab, Node, Pod, Routing},
+    traffic::{Echo, tcp, udp},
+};
+use serde_json::{Value, json};
+
+use super::{ServiceManifest, plan, publish, serve};
+use crate::{eventually, needs_root};
+
+const NODE_PORT: u16 = 30080;
+
+fn node_port(policy: &str) -> Value {
+    json!({
+        "type": "NodePort", "externalTrafficPolicy": policy,
+        "ports": [
+            { "name": "t", "port": 80, "nodePort": NODE_PORT, "protocol": "TCP" },
+            { "name": "u", "port": 80, "nodePort": NODE_PORT, "protocol": "UDP" },
+        ],
+    })
+}
+
+/// The addresses of those that have talked to any of these.
+fn clients(echoes: &[Echo]) -> Vec<IpAddr> {
+    let mut all: Vec<IpAddr> = echoes
+        .iter()
+        .flat_map(Echo::peers)
+        .map(|peer| peer.ip())
+        .collect();
+    all.sort();
+    all.dedup();
+    all
+}
+
+#[test]
+fn svc_30_svc_33_svc_34_a_client_outside_of_all_nodes_uses_a_node_port() {
+    needs_root!();
+    for routing in [Routing::Direct, Routing::Vxlan] {
+        let lab = Lab::start(plan(routing)).unwrap();
+        let [near, far] = lab.pair();
+        let pod = far.add_pod("pod").unwrap();
+        let outside: Vec<IpAddr> = [true, false].map(|v4| lab.outside_address(v4)).into();
+        let reach = |node: &Node| {
+            for v4 in [true, false] {
+                let to = SocketAddr::new(node.address(v4), NODE_PORT);
+                tcp(&lab.outside, to, 100_000).unwrap();
+                udp(&lab.outside, to, 1000).unwrap();
+            }
+        };
+        // By a node without the pod, the other one sees that node and not the client.
+        let echoes = serve(&pod, 8080);
+        let service = |policy| {
+            ServiceManifest::new(1)
+                .spec(node_port(policy))
+                .endpoint_at(&pod, 8080, "node1", json!({}))
+        };
+        publish(&lab, &service("Cluster"));
+        reach(near);
+        let seen = clients(&echoes);
+        assert!(
+            !seen.is_empty() && !seen.iter().any(|ip| outside.contains(ip)),
+            "{routing:?} {seen:?}"
+        );
+        drop(echoes);
+        // A local endpoint sees the client itself.
+        let echoes = serve(&pod, 8081);
+        let local =
+            ServiceManifest::new(1)
+                .spec(node_port("Local"))
+                .endpoint_at(&pod, 8081, "node1", json!({}));
+        publish(&lab, &local);
+        eventually(|| {
+            let text = far.ask(["dump", "backends"]).unwrap().to_string();
+            (!text.contains("8081")).then_some(text)
+        });
+        reach(far);
+        assert_eq!(clients(&echoes), outside, "{routing:?}");
+    }
+}
+
+/// As the API server has it once the pod runs.
+fn pod_object(node: &Node, pod: &Pod, ports: Value) -> Value {
+    let addresses = [true, false].map(|v4| json!({ "ip": pod.ip(v4) }));
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "served", "namespace": "lab", "uid": "u" },
+        "spec": { "nodeName": node.name(), "containers": [{ "name": "c", "ports": ports }] },
+        "status": { "phase": "Running", "podIP": pod.ip(true), "podIPs": addresses },
+    })
+}
+
+#[test]
+fn host_ports_lead_into_their_pod_from_outside_and_from_the_node() {
+    needs_root!();
+    let lab = Lab::start(plan(Routing::Direct)).unwrap();
+    let [node, far] = lab.pair();
+    let (pod, other) = (node.add_pod("pod").unwrap(), far.add_pod("other").unwrap());
+    let echoes = serve(&pod, 8080);
+    let ports = json!([
+        { "containerPort": 8080, "hostPort": 9080, "protocol": "TCP" },
+        { "containerPort": 8080, "hostPort": 9080, "protocol": "UDP" },
+        { "containerPort": 8080, "hostPort": 9081, "hostIP": "127.0.0.1" },
+    ]);
+    node.write_manifest("pod.yaml", &pod_object(node, &pod, ports))
+        .unwrap();
+    eventually(|| {
+        let services = node.ask(["dump", "services"]).unwrap().to_string();
+        (!services.contains("9081")).then_some(services)
+    });
+    for v4 in [true, false] {
+        let to = SocketAddr::new(node.address(v4), 9080);
+        tcp(&lab.outside, to, 100_000).unwrap();
+        udp(&lab.outside, to, 1000).unwrap();
+        assert!(clients(&echoes).contains(&lab.outside_address(v4)));
+        tcp(&other.namespace, to, 1000).unwrap();
+        node.with_sockets(|| tcp(&node.namespace, to, 1000).unwrap());
+    }
+    let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
+    node.with_sockets(|| {
+        tcp(&node.namespace, loopback(9080), 10).unwrap();
+        tcp(&node.namespace, loopback(9081), 10).unwrap();
+    });
+    // That one is the node's own, and nobody listens.
+    tcp(&lab.outside, SocketAddr::new(node.address(true), 9081), 10).unwrap_err();
+}

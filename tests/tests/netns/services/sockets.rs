@@ -1,0 +1,207 @@
+//! Services as the sockets of a node use them: its own processes', and its pods'.
+
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+
+use cni_tests::{
+    lab::{Lab, Routing, Signal, binary},
+    netns::Namespace,
+    require,
+    traffic::{Steady, connect, tcp, udp, udp_socket},
+};
+use serde_json::json;
+
+use super::{ServiceManifest, cluster_ip, plan, publish, serve};
+use crate::{eventually, needs_root};
+
+fn vip(number: u8, v4: bool) -> SocketAddr {
+    SocketAddr::new(cluster_ip(number, v4), 80)
+}
+
+/// Whom the packets of a connection go to, which may be another than its socket shows.
+fn destination(namespace: &Namespace, stream: &TcpStream) -> String {
+    let local = format!(":{:04X}", stream.local_addr().unwrap().port());
+    let table = namespace.read("/proc/thread-self/net/tcp").unwrap();
+    let mut lines = table
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let line = lines.find(|fields| fields[1].ends_with(&local)).unwrap();
+    line[2].to_owned()
+}
+
+/// As `/proc/net/tcp` writes it.
+fn written(address: SocketAddr) -> String {
+    let SocketAddr::V4(address) = address else {
+        panic!("{address}")
+    };
+    let ip = u32::from_ne_bytes(address.ip().octets());
+    format!("{ip:08X}:{:04X}", address.port())
+}
+
+#[test]
+fn svc_21_svc_61_host_processes_reach_a_cluster_ip_whether_an_agent_runs_or_not() {
+    needs_root!();
+    for routing in [Routing::Direct, Routing::Vxlan] {
+        let lab = Lab::start(plan(routing)).unwrap();
+        let node = &lab.nodes[0];
+        let near = node.add_pod("near").unwrap();
+        let far = lab.nodes[1].add_pod("far").unwrap();
+        let _echoes = [serve(&near, 8080), serve(&far, 8080)];
+        publish(&lab, &ServiceManifest::new(1).endpoint(&near, 8080));
+        publish(&lab, &ServiceManifest::new(2).endpoint(&far, 8080));
+        let reach = || {
+            for (number, v4) in [(1, true), (1, false), (2, true), (2, false)] {
+                let to = vip(number, v4);
+                node.with_sockets(|| {
+                    tcp(&node.namespace, to, 1000).unwrap();
+                    udp(&node.namespace, to, 1000).unwrap();
+                    let stream = connect(&node.namespace, to).unwrap();
+                    assert_eq!(stream.peer_addr().unwrap(), to);
+                });
+            }
+        };
+        reach();
+        node.end_agent(Signal::SIGKILL).unwrap();
+        reach();
+    }
+}
+
+#[test]
+fn svc_52_host_processes_notice_nothing_of_the_agent_after_this_one() {
+    needs_root!();
+    let next = binary("MILLRACE_NEXT_BIN", "bpf/millrace-next");
+    require!(
+        next.is_file(),
+        "`cargo xtask test netns` builds {}",
+        next.display()
+    );
+    let lab = Lab::start(plan(Routing::Direct)).unwrap();
+    let node = &lab.nodes[0];
+    let (near, far) = (
+        node.add_pod("near").unwrap(),
+        lab.nodes[1].add_pod("far").unwrap(),
+    );
+    let _echoes = [serve(&near, 8080), serve(&far, 8080)];
+    let service = ServiceManifest::new(1).endpoint(&near, 8080).endpoint(&far, 8080);
+    publish(&lab, &service);
+    // Threads inherit the cgroup: all that this traffic opens is the host's.
+    let flows = node.with_sockets(|| {
+        let host = &node.namespace;
+        [
+            Steady::tcp(host, vip(1, true)).unwrap(),
+            Steady::connections(host, vip(1, true)).unwrap(),
+            Steady::connections(host, vip(1, false)).unwrap(),
+            Steady::udp(host, vip(1, false)).unwrap(),
+        ]
+    });
+    let go_on = || flows.iter().for_each(|flow| flow.wait_for(20));
+    let ours = binary("MILLRACE_BIN", "millrace");
+    for millrace in [&ours, &next, &ours] {
+        go_on();
+        node.end_agent(Signal::SIGKILL).unwrap();
+        go_on();
+        node.start_agent_of(millrace).unwrap();
+        node.wait_until_ready().unwrap();
+        go_on();
+    }
+    for flow in flows {
+        assert_eq!(flow.stop().failures, Vec::<String>::new());
+    }
+}
+
+#[test]
+fn svc_63_sockets_are_let_go_by_uninstalling() {
+    needs_root!();
+    let lab = Lab::start(plan(Routing::Direct)).unwrap();
+    let node = &lab.nodes[0];
+    let pod = node.add_pod("pod").unwrap();
+    let _echoes = serve(&pod, 8080);
+    publish(&lab, &ServiceManifest::new(1).endpoint(&pod, 8080));
+    let reach = || node.with_sockets(|| tcp(&node.namespace, vip(1, true), 10));
+    reach().unwrap();
+    node.end_agent(Signal::SIGTERM).unwrap();
+    node.uninstall().unwrap();
+    assert!(!node.pins().join("links").exists());
+    // Nobody exchanges the address any more, and nobody knows it.
+    node.namespace.ip("route add unreachable 10.96.0.0/16").unwrap();
+    reach().unwrap_err();
+}
+
+#[test]
+fn packets_of_pods_bear_the_services_address_where_they_are_asked_to() {
+    needs_root!();
+    for (setting, bears_it) in [("host", true), ("all", false)] {
+        let mut plan = plan(Routing::Direct).nodes(1);
+        plan.config["services"]["socketLb"] = json!(setting);
+        let lab = Lab::start(plan).unwrap();
+        let node = &lab.nodes[0];
+        let (client, server) = (node.add_pod("client").unwrap(), node.add_pod("server").unwrap());
+        let _echoes = serve(&server, 8080);
+        publish(&lab, &ServiceManifest::new(1).endpoint(&server, 8080));
+        let to = vip(1, true);
+        let of = |namespace: &Namespace| {
+            let stream = node.with_sockets(|| connect(namespace, to).unwrap());
+            assert_eq!(stream.peer_addr().unwrap(), to, "{setting}");
+            destination(namespace, &stream)
+        };
+        let backend = written(SocketAddr::new(server.ip(true), 8080));
+        let expected = if bears_it { written(to) } else { backend.clone() };
+        assert_eq!(of(&client.namespace), expected, "{setting}");
+        assert_eq!(of(&node.namespace), backend, "{setting}");
+    }
+}
+
+#[test]
+fn a_node_without_such_cgroups_serves_its_pods_and_says_what_the_host_lacks() {
+    needs_root!();
+    let lab = Lab::prepare(
+        plan(Routing::Direct).nodes(1),
+        &format!("mrlab-nocgroup-{}", std::process::id()),
+    )
+    .unwrap();
+    let node = &lab.nodes[0];
+    node.start_agent_with(&[("MILLRACE_CGROUP", "/proc")]).unwrap();
+    node.wait_until_ready().unwrap();
+    let (client, server) = (node.add_pod("client").unwrap(), node.add_pod("server").unwrap());
+    let _echoes = serve(&server, 8080);
+    publish(&lab, &ServiceManifest::new(1).endpoint(&server, 8080));
+    tcp(&client.namespace, vip(1, true), 10).unwrap();
+    let status = node.millrace(["status", "--cgroup", "/proc"]).output().unwrap();
+    let text = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(
+        text.contains("no cgroup of version 2") && text.contains("paths.cgroup"),
+        "{text}"
+    );
+}
+
+#[test]
+fn svc_55_a_connected_datagram_socket_of_the_host_leaves_a_backend_that_is_gone() {
+    needs_root!();
+    let lab = Lab::start(plan(Routing::Direct).nodes(1)).unwrap();
+    let node = &lab.nodes[0];
+    let (old, new) = (node.add_pod("old").unwrap(), node.add_pod("new").unwrap());
+    let _echoes = [serve(&old, 8080), serve(&new, 8080)];
+    publish(&lab, &ServiceManifest::new(1).endpoint(&old, 8080));
+    for v4 in [true, false] {
+        let dial = |to| node.with_sockets(|| udp_socket(&node.namespace, to).unwrap());
+        let (through, past) = (dial(vip(1, v4)), dial(SocketAddr::new(old.ip(v4), 8080)));
+        let says = |socket: &UdpSocket| -> std::io::Result<()> {
+            socket.send(b"q")?;
+            socket.recv(&mut [0; 8]).map(drop)
+        };
+        says(&through).unwrap();
+        // With nobody to go to it stays.
+        publish(&lab, &ServiceManifest::new(1));
+        publish(&lab, &ServiceManifest::new(2).endpoint(&new, 8080));
+        says(&through).unwrap();
+        publish(&lab, &ServiceManifest::new(1).endpoint(&new, 8080));
+        eventually(|| says(&through).is_ok().then(|| "still at the old one".to_owned()));
+        // The same socket may dial again; that it was ended is told once more to whom a send has told it first.
+        through.take_error().unwrap();
+        node.with_sockets(|| through.connect(vip(1, v4)).unwrap());
+        says(&through).unwrap();
+        assert_eq!(through.peer_addr().unwrap(), vip(1, v4));
+        // Whoever dialled the pod itself is nobody's business.
+        says(&past).unwrap();
+        publish(&lab, &ServiceManifest::new(1).endpoint(&old, 8080));
+    }
+}
