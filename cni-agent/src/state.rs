@@ -161,8 +161,10 @@ impl State {
             Kind::ServiceCidr => known(&self.service_cidrs, ObjectKey::ServiceCidr),
             Kind::Settings => known(&self.settings, ObjectKey::Settings),
             Kind::Pod => {
-                self.pods
+                let gone = self
+                    .pods
                     .retain(|name| keys.contains(&ObjectKey::Pod(name.clone())));
+                gone.iter().for_each(|name| self.services.remove_host_ports(name));
                 return false;
             }
             Kind::Service => {
@@ -254,7 +256,10 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
+    use crate::model::{HostPort, Pod, PodName, Protocol};
 
     fn node(name: &str, zone: Option<&str>) -> Object {
         Object::Node(Node {
@@ -307,6 +312,29 @@ mod tests {
         assert!(state.handle(only(&["b"])));
         assert_eq!(state.nodes.keys().collect::<Vec<_>>(), ["b"]);
         assert_eq!(state.namespaces.len(), 1);
+    }
+
+    #[test]
+    fn a_pod_that_a_new_list_has_no_longer_leaves_no_host_port() {
+        let mut state = State::new([]);
+        let pod = Pod {
+            name: PodName {
+                namespace: "a".into(),
+                name: "p".into(),
+            },
+            addresses: vec![IpAddr::from([10, 1, 0, 2])].into(),
+            host_ports: vec![HostPort {
+                address: None,
+                protocol: Protocol::Tcp,
+                port: 80,
+                container_port: 8080,
+            }],
+            ..Pod::default()
+        };
+        state.handle(Event::Set(Object::Pod(pod)));
+        assert_eq!(state.services.names().count(), 1);
+        state.handle(Event::Only(Kind::Pod, BTreeSet::new()));
+        assert_eq!(state.services.names().count(), 0);
     }
 
     #[test]

@@ -49,11 +49,12 @@ impl Pods {
         }
     }
 
-    /// Removes what is not among them.
-    pub(super) fn retain(&mut self, keep: impl Fn(&PodName) -> bool) {
+    /// Removes what is not among them, and names it.
+    pub(super) fn retain(&mut self, keep: impl Fn(&PodName) -> bool) -> Vec<PodName> {
         let names = self.values().map(|pod| &pod.name);
         let gone: Vec<PodName> = names.filter(|name| !keep(name)).cloned().collect();
         gone.iter().for_each(|name| self.remove(name));
+        gone
     }
 
     fn exchange(&mut self, before: Option<Arc<Pod>>, after: Option<Arc<Pod>>) {

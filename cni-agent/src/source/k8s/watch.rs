@@ -120,6 +120,7 @@ fn reduce(object: Object, node: &str) -> Object {
         Object::Pod(mut pod) if *pod.node != *node => {
             pod.uid = String::new();
             pod.requested_addresses = Box::default();
+            pod.host_ports = Vec::new();
             Object::Pod(pod)
         }
         object => object,
