@@ -1,4 +1,5 @@
-//! The test layer `cluster`: one cluster, the tests in `tests/tests/cluster`, then upstream's conformance specs.
+//! The test layer `cluster`: a cluster without kube-proxy, the tests in `tests/tests/cluster` and upstream's conformance
+//! specs on it; then one with kube-proxy, and a few of the specs.
 
 use anyhow::{Context, Result};
 
@@ -23,11 +24,7 @@ impl Drop for Up {
 pub(crate) fn test(arguments: &[String]) -> Result<Tally> {
     let place: Place = "mrtest".parse().map_err(anyhow::Error::msg)?;
     let cluster = Up(place.clone());
-    let plan = Plan {
-        proxy: Some(Proxy::KubeProxyNft),
-        ..Plan::default()
-    };
-    up::bring_up(&place, &plan)?;
+    up::bring_up(&place, &Plan::default())?;
     let mut tests = cargo_test();
     tests.args(["--package", "cni-tests", "--test", "cluster"]);
     let own = std::env::current_exe().context("finding this program")?;
@@ -40,5 +37,16 @@ pub(crate) fn test(arguments: &[String]) -> Result<Tally> {
         tally += e2e::conformance(&place)?;
     }
     drop(cluster);
+    if arguments.is_empty() {
+        step("a few of them beside kube-proxy");
+        let cluster = Up(place.clone());
+        let beside = Plan {
+            proxy: Some(Proxy::KubeProxyNft),
+            ..Plan::default()
+        };
+        up::bring_up(&place, &beside)?;
+        tally += e2e::of_services(&place)?;
+        drop(cluster);
+    }
     Ok(tally)
 }
