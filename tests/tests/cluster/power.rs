@@ -1,6 +1,6 @@
 //! A node whose plug is pulled.
 
-use super::kubernetes::{Kubernetes, web, workload};
+use super::kubernetes::{Kubernetes, eventually, web, workload};
 use serde_json::json;
 
 #[test]
@@ -36,8 +36,20 @@ fn a_node_comes_back_from_a_power_cycle_with_its_disk_and_without_its_memory() {
     // Its pods run again, on the same node, and are reached from the other.
     cluster.rolled_out("daemonset/client");
     cluster.rolled_out("deployment/web");
-    for client in cluster.pods("client") {
-        for server in cluster.pods("web") {
+    // A rollout may be seen as it stood before the cut.
+    let [clients, servers] = ["client", "web"].map(|app| {
+        eventually(|| {
+            let pods = cluster.pods(app);
+            let all = pods.iter().all(|pod| !pod.addresses.is_empty());
+            if all {
+                Ok(pods)
+            } else {
+                Err(format!("not all have addresses: {pods:?}"))
+            }
+        })
+    });
+    for client in clients {
+        for server in &servers {
             let page = cluster.fetch(&client.name, &format!("http://{}/", server.addresses[0]));
             assert_eq!(page, server.name);
         }
