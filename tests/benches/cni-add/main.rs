@@ -66,7 +66,9 @@ impl Pod {
 
 fn main() -> Result<()> {
     let command = Command::read()?;
-    let plan = Plan::new(Routing::Direct, Families::V4).nodes(1);
+    // The range holds two storms; `host-local` rests no address either.
+    let config = json!({ "ipam": { "quarantineSeconds": 1 } });
+    let plan = Plan::new(Routing::Direct, Families::V4).nodes(1).config(config);
     // One family: the reference plugin would wait for duplicate address detection of the other.
     let contenders = [
         Contender::Millrace(Box::new(Lab::start(plan)?)),
