@@ -16,7 +16,6 @@ use crate::process::{command, output, stream};
 use crate::test::Tally;
 
 const CONFORMANCE: &str = r"\[sig-network\].*\[Conformance\]";
-const OF_SERVICES: &str = r"\[sig-network\] (HostPort|DNS should provide DNS for services|Services should (serve a basic|be able to create)).*\[Conformance\]";
 /// What needs more than a plain cluster, or breaks it for others that run at the time.
 const SPECIAL: &str = r"\[Slow\]|\[Serial\]|\[Disruptive\]|\[Feature:|\[Alpha\]|\[Beta\]";
 
@@ -40,17 +39,8 @@ pub(crate) struct E2e {
 
 /// Upstream's network conformance specs, as many at a time as this machine takes.
 pub(crate) fn conformance(place: &Place) -> Result<Tally> {
-    focused_on(CONFORMANCE, place)
-}
-
-/// Those that say whether Services are served at all.
-pub(crate) fn of_services(place: &Place) -> Result<Tally> {
-    focused_on(OF_SERVICES, place)
-}
-
-fn focused_on(focus: &str, place: &Place) -> Result<Tally> {
     let e2e = E2e {
-        focus: focus.to_owned(),
+        focus: CONFORMANCE.to_owned(),
         skip: SPECIAL.to_owned(),
         report: None,
         processes: PROCESSES,

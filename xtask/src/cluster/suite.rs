@@ -1,5 +1,5 @@
 //! The test layer `cluster`: a cluster without kube-proxy, the tests in `tests/tests/cluster` and upstream's conformance
-//! specs on it; then one with kube-proxy, and a few of the specs.
+//! specs on it; then one with kube-proxy, and the specs again.
 
 use anyhow::{Context, Result};
 
@@ -38,14 +38,14 @@ pub(crate) fn test(arguments: &[String]) -> Result<Tally> {
     }
     drop(cluster);
     if arguments.is_empty() {
-        step("a few of them beside kube-proxy");
+        step("the same beside kube-proxy");
         let cluster = Up(place.clone());
         let beside = Plan {
             proxy: Some(Proxy::KubeProxyNft),
             ..Plan::default()
         };
         up::bring_up(&place, &beside)?;
-        tally += e2e::of_services(&place)?;
+        tally += e2e::conformance(&place)?;
         drop(cluster);
     }
     Ok(tally)
