@@ -1,12 +1,14 @@
 //! Events while nobody listens.
 
+use std::process::Stdio;
+
 use cni_tests::{
     lab::{Families, Lab, Node, Plan, Pod, Routing, Signal},
     traffic::{self, Echo},
 };
 use serde_json::json;
 
-use crate::needs_root;
+use crate::{eventually, needs_root};
 
 /// So many new connections, each an event.
 fn connect(from: &Pod, to: &Pod, connections: usize) {
@@ -21,14 +23,29 @@ fn lost(node: &Node) -> u64 {
 }
 
 #[test]
-fn events_that_nobody_reads_are_lost_counted_and_cost_no_packet() {
+fn events_that_nobody_listens_to_are_not_told_and_what_nobody_reads_is_lost_and_counted() {
     needs_root!();
     // Room for about forty.
     let config = json!({ "maps": { "events": 4096 } });
     let lab = Lab::start(Plan::new(Routing::Direct, Families::Dual).nodes(1).config(config)).unwrap();
     let node = &lab.nodes[0];
     let (a, b) = (node.add_pod("a").unwrap(), node.add_pod("b").unwrap());
+    let before = lost(node);
+    connect(&a, &b, 100);
+    assert_eq!(lost(node), before, "told to nobody");
+    // An agent that dies while somebody listens leaves the programs telling.
+    let mut listener = node.millrace(["monitor"]);
+    let mut listener = listener
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    eventually(|| {
+        let told = node.dump("listeners").unwrap();
+        told.is_empty().then(|| "nobody listens".to_owned())
+    });
     node.end_agent(Signal::SIGKILL).unwrap();
+    listener.wait().unwrap();
     let before = lost(node);
     connect(&a, &b, 100);
     let counted = lost(node) - before;
@@ -42,7 +59,7 @@ fn events_that_nobody_reads_are_lost_counted_and_cost_no_packet() {
     );
     // Whoever listens again hears what happens then.
     let mut monitor = node.millrace(["monitor", "--kind", "new", "--count", "1", "--json"]);
-    let monitor = monitor.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let monitor = monitor.stdout(Stdio::piped()).spawn().unwrap();
     let heard = std::thread::scope(|scope| {
         let heard = scope.spawn(|| monitor.wait_with_output().unwrap());
         while !heard.is_finished() {
