@@ -317,6 +317,9 @@ fn arrived<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) ->
         Err(_) if !tunnel => return work.pass(),
         Err(reason) => return Err(reason),
     }
+    if !tunnel && carries_tunnelled(tables, work) {
+        return work.pass();
+    }
     // A pod of this node sends by `from_pod`, never from outside, whoever the packet is for.
     let loopback = route::is_loopback(&work.tuple.src) || route::is_loopback(&work.tuple.dst);
     if loopback || tables.endpoint(&work.tuple.src).is_some() {
@@ -343,6 +346,19 @@ fn arrived<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) ->
         }
     }
     external::arriving(tables, packet, work, tunnel)
+}
+
+/// Whether this is a packet of the tunnel to this node: what is in it comes by the tunnel's device, and is asked about
+/// there.
+#[inline(always)]
+fn carries_tunnelled<T: Tables>(tables: &T, work: &Work) -> bool {
+    let port = tables.config().port_of_tunnel();
+    port != 0
+        && work.tuple.proto == headers::proto::UDP
+        && u32::from(work.tuple.dst_port.get()) == port
+        && tables
+            .settings()
+            .is_some_and(|node| work.tuple.dst == node.node_v4 || work.tuple.dst == node.node_v6)
 }
 
 /// The node that sent a tunnelled packet must own the address inside. It may send from any of its addresses, whichever its

@@ -53,6 +53,7 @@ pub const CONFIG: Config = Config {
     snat_last: 40000,
     bandwidth: 1,
     tunnel_ifindex: ifindex::TUNNEL,
+    tunnel_port: 4789,
     ..Config::DEFAULT
 };
 

@@ -32,6 +32,7 @@ fn configurations() -> Vec<(String, Config)> {
                     ipv6,
                     tunnel,
                     tunnel_ifindex: if tunnel == 1 { 7 } else { 0 },
+                    tunnel_port: if tunnel == 1 { 4789 } else { 0 },
                     masquerade: on,
                     events: on,
                     services: on,

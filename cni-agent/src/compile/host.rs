@@ -23,6 +23,11 @@ pub(super) fn constants(topology: &Topology<'_>) -> Option<abi::Config> {
         masquerade: config.masquerade.enabled.into(),
         tunnel_ifindex,
         vni: config.vxlan.vni,
+        tunnel_port: if topology.tunnelled() {
+            config.vxlan.port.into()
+        } else {
+            0
+        },
         snat_first: config.snat_ports.first.into(),
         snat_last: config.snat_ports.last.into(),
         services: (config.services.proxy == Proxy::Millrace).into(),

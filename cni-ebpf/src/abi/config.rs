@@ -15,7 +15,7 @@ crate::abi! {
     /// Read-only globals, set at load, so that the verifier prunes what is switched off. Changing one is loading the
     /// programs again and exchanging them under their links.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-    pub struct Config: 72 {
+    pub struct Config: 80 {
         /// Booleans are 0 or 1.
         pub ipv4: u32,
         pub ipv6: u32,
@@ -42,6 +42,9 @@ crate::abi! {
         pub socket_lb: u32,
         /// The cookie of the host's network namespace.
         pub host_netns: u64,
+        /// The tunnel's UDP port, 0: there is no tunnel.
+        pub tunnel_port: u32,
+        pub reserved: u32,
     }
 }
 
@@ -65,6 +68,8 @@ impl Config {
         bandwidth: 0,
         socket_lb: socket_lb::OFF,
         host_netns: 0,
+        tunnel_port: 0,
+        reserved: 0,
     };
 
     /// The MAC of every node's tunnel device: one address, so that no node has to learn another's.
@@ -134,6 +139,7 @@ globals! {
     has_policy: policy u32;
     tunnel_device: tunnel_ifindex u32;
     tunnel_number: vni u32;
+    port_of_tunnel: tunnel_port u32;
     own_mark: mark u32;
     own_mark_mask: mark_mask u32;
     mark_of_arrival: arrived_mark u32;

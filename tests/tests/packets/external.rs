@@ -59,6 +59,23 @@ fn tunnelled(bytes: Vec<u8>) -> Frame {
 }
 
 #[test]
+fn what_carries_the_tunnel_is_the_stacks_and_what_is_in_it_is_asked_about_behind() {
+    families(|pair, v6| {
+        // A source that nothing else may have that comes by a device.
+        let carrier = |dst_port| Ends {
+            src: pod(2, v6),
+            ..outside(v6, dst_port)
+        };
+        let there = carrier(4789).udp(b"outer");
+        assert_eq!(arrive(pair, &there), (Ok(Verdict::Pass), there));
+        let beside = carrier(4790).udp(b"outer");
+        assert_eq!(arrive(pair, &beside).0, Err(Reason::Martian));
+        let stream = carrier(4789).tcp(SYN, b"");
+        assert_eq!(arrive(pair, &stream).0, Err(Reason::Martian));
+    });
+}
+
+#[test]
 fn svc_33_cluster_policy_hides_the_client_behind_the_node() {
     families(|pair, v6| {
         let dialled = outside(v6, port::NODE_CLUSTER);
