@@ -150,8 +150,12 @@ fn what_is_wrong_with_a_service_is_said_on_it_and_the_clusters_settings_cure_it(
     control.apply(&[settings]).unwrap();
     eventually(|| {
         let services = node.ask(["services"]).unwrap();
-        let fronts = services[0]["frontends"].as_array().unwrap();
-        let served = fronts.iter().any(|front| front["address"] == "198.51.100.7");
+        let mut fronts = services
+            .as_array()
+            .unwrap()
+            .iter()
+            .flat_map(|one| one["frontends"].as_array().unwrap());
+        let served = fronts.any(|front| front["address"] == "198.51.100.7");
         (!served).then(|| services.to_string())
     });
 }

@@ -89,6 +89,11 @@ pub(super) fn cannot_stream(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if matches!(status.code, 400 | 422))
 }
 
+/// Whether the server has no such object.
+pub(super) fn is_gone(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 404)
+}
+
 /// Whether the server has no such kind at all.
 pub(super) fn is_unknown(error: &watcher::Error) -> bool {
     matches!(

@@ -92,6 +92,8 @@ pub(in crate::source::k8s) async fn publish(office: Office, mut reviews: mpsc::R
                     let Some((review, _)) = open.remove(&name) else { continue };
                     let patch = Patch::Merge(review.status(Timestamp::now()));
                     if let Err(error) = api.patch_status(&name, &PatchParams::default(), &patch).await
+                        // Taken away meanwhile: nobody reads its status. Whether there is such a kind, the watch says.
+                        && !fault::is_gone(&error)
                         && let Some(text) = fault::of_request("patch", STATUS, &error)
                     {
                         office.desk.fault(STATUS, text);
