@@ -6,6 +6,7 @@
 
 mod dial;
 
+use std::iter;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -37,21 +38,14 @@ fn main() -> Result<()> {
     let mut samples = Samples::default();
     let crowd = Crowd::start(&json!({}))?;
     let peers = crowd.peers()?;
-    let mut places = vec![(Place::ours(&crowd, 2, 0)?, &crowd.lab.nodes[0].namespace, CHANGES)];
-    for (number, peer) in (1..).zip(&peers) {
-        places.push((
-            Place::theirs(peer, 2, number)?,
-            &peer.host.namespace,
-            PEER_CHANGES,
-        ));
-    }
-    for (place, ..) in &places {
-        place.publish(&crowd, 0)?;
-    }
+    let places = Place::of_all(&crowd, &peers, 2)?;
+    let ours = (&crowd.lab.nodes[0].namespace, CHANGES);
+    let theirs = peers.iter().map(|peer| (&peer.host.namespace, PEER_CHANGES));
     let editor = crowd.loader()?.editor()?;
     let mut dials = places
         .iter()
-        .map(|(place, host, changes)| Ok((Dial::new(place, host)?, *changes)))
+        .zip(iter::once(ours).chain(theirs))
+        .map(|(place, (host, changes))| Ok((Dial::new(place, host)?, changes)))
         .collect::<Result<Vec<_>>>()?;
     for number in &services {
         crowd.fill(*number as usize, ENDPOINTS)?;

@@ -94,13 +94,7 @@ fn main() -> Result<()> {
     let mut samples = Samples::default();
     let crowd = Crowd::start(&json!({}))?;
     let peers = crowd.peers()?;
-    let mut places = vec![Place::ours(&crowd, 1, 0)?];
-    for (number, peer) in (1..).zip(&peers) {
-        places.push(Place::theirs(peer, 1, number)?);
-    }
-    for place in &places {
-        place.publish(&crowd, 0)?;
-    }
+    let places = Place::of_all(&crowd, &peers, 1)?;
     for number in &services {
         crowd.fill(*number as usize, ENDPOINTS)?;
         crowd.wait_for(*number as usize)?;

@@ -48,3 +48,17 @@ macro_rules! needs_root {
     };
 }
 use needs_root;
+
+/// A program of the release to come; says so if it was not built.
+macro_rules! next_release {
+    ($variable:literal, $name:literal) => {{
+        let next = cni_tests::lab::binary($variable, concat!("bpf/", $name, "-next"));
+        cni_tests::require!(
+            next.is_file(),
+            "`cargo xtask test netns` builds {}",
+            next.display()
+        );
+        next
+    }};
+}
+use next_release;

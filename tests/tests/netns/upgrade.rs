@@ -3,10 +3,9 @@
 use cni_tests::{
     lab::{Drops, Families, Lab, Node, Plan, Routing, Signal, binary},
     netns::Namespace,
-    require,
 };
 
-use crate::{eventually, needs_root, restart::Load};
+use crate::{eventually, needs_root, next_release, restart::Load};
 
 /// The pinned tables of connections.
 fn tables(node: &Node) -> Vec<String> {
@@ -24,12 +23,7 @@ fn tables(node: &Node) -> Vec<String> {
 /// one by one and flows cross old and new programs.
 fn replaced_and_back(routing: Routing) {
     needs_root!();
-    let next = binary("MILLRACE_NEXT_BIN", "bpf/millrace-next");
-    require!(
-        next.is_file(),
-        "`cargo xtask test netns` builds {}",
-        next.display()
-    );
+    let next = next_release!("MILLRACE_NEXT_BIN", "millrace");
     let lab = Lab::start(Plan::new(routing, Families::Dual)).unwrap();
     let node = &lab.nodes[0];
     let (a, b) = (node.add_pod("a").unwrap(), node.add_pod("b").unwrap());
@@ -73,20 +67,14 @@ fn rel_29_agent_replaced_by_a_newer_layout_and_back_vxlan() {
 #[test]
 fn rel_29_plugin_and_agent_one_release_apart_attach_check_and_detach() {
     needs_root!();
-    let of_next = |variable, name| binary(variable, &format!("bpf/{name}-next"));
     let agents = [
         binary("MILLRACE_BIN", "millrace"),
-        of_next("MILLRACE_NEXT_BIN", "millrace"),
+        next_release!("MILLRACE_NEXT_BIN", "millrace"),
     ];
     let plugins = [
         binary("MILLRACE_CNI_BIN", "millrace-cni"),
-        of_next("MILLRACE_NEXT_CNI_BIN", "millrace-cni"),
+        next_release!("MILLRACE_NEXT_CNI_BIN", "millrace-cni"),
     ];
-    require!(
-        plugins[1].is_file(),
-        "`cargo xtask test netns` builds {}",
-        plugins[1].display()
-    );
     let lab = Lab::start(Plan::new(Routing::Direct, Families::Dual).nodes(1)).unwrap();
     let node = &lab.nodes[0];
     let before = node.intent().unwrap();

@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
-use super::{Command, call_fd, info, raw};
+use super::{Command, call_fd, info, link::RawLinkInfo, raw};
 use crate::desired::SocketProgram;
 
 /// The kernel's `enum bpf_attach_type`.
@@ -50,11 +50,7 @@ pub fn create_cgroup_link(
 
 #[repr(C)]
 #[derive(Default)]
-struct RawLinkInfo {
-    link_type: u32,
-    id: u32,
-    program: u32,
-    pad: u32,
+struct CgroupArm {
     cgroup: u64,
     attach_type: u32,
     tail: u32,
@@ -71,10 +67,10 @@ pub struct CgroupLinkInfo {
 /// `None` if it is another kind of link.
 pub fn cgroup_link_info(link: impl AsFd) -> io::Result<Option<CgroupLinkInfo>> {
     const BPF_LINK_TYPE_CGROUP: u32 = 3;
-    // SAFETY: the head of `struct bpf_link_info` with the `cgroup` arm of its union, and room behind it.
-    let raw = unsafe { info::<RawLinkInfo>(link.as_fd()) }?;
+    // SAFETY: plain numbers, as the kernel has them for `cgroup`, and room behind them.
+    let raw = unsafe { info::<RawLinkInfo<CgroupArm>>(link.as_fd()) }?;
     Ok((raw.link_type == BPF_LINK_TYPE_CGROUP).then_some(CgroupLinkInfo {
         program_id: raw.program,
-        cgroup: raw.cgroup,
+        cgroup: raw.arm.cgroup,
     }))
 }

@@ -78,13 +78,20 @@ pub fn detach_link(link: impl AsFd) -> io::Result<()> {
     unsafe { call(Command::LinkDetach, &mut attr) }.map(drop)
 }
 
+/// The head of `struct bpf_link_info`, and the arm of its union for a kind of link.
 #[repr(C)]
 #[derive(Default)]
-struct RawLinkInfo {
-    link_type: u32,
+pub(super) struct RawLinkInfo<Arm> {
+    pub(super) link_type: u32,
     id: u32,
-    program: u32,
+    pub(super) program: u32,
     pad: u32,
+    pub(super) arm: Arm,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct TcxArm {
     ifindex: u32,
     attach_type: u32,
 }
@@ -101,12 +108,12 @@ pub struct LinkInfo {
 
 pub fn link_info(link: impl AsFd) -> io::Result<LinkInfo> {
     const BPF_LINK_TYPE_TCX: u32 = 11;
-    // SAFETY: the head of `struct bpf_link_info` with the `tcx` arm of its union.
-    let raw = unsafe { info::<RawLinkInfo>(link.as_fd()) }?;
+    // SAFETY: plain numbers, as the kernel has them for `tcx`.
+    let raw = unsafe { info::<RawLinkInfo<TcxArm>>(link.as_fd()) }?;
     Ok(LinkInfo {
         is_tcx: raw.link_type == BPF_LINK_TYPE_TCX,
         program_id: raw.program,
-        ifindex: raw.ifindex,
+        ifindex: raw.arm.ifindex,
     })
 }
 

@@ -98,8 +98,7 @@ pub(super) fn is_gone(error: &kube::Error) -> bool {
 pub(super) fn is_unknown(error: &watcher::Error) -> bool {
     matches!(
         error,
-        watcher::Error::InitialListFailed(kube::Error::Api(status))
-            | watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 404
+        watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error) if is_gone(error)
     )
 }
 

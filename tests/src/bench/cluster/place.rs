@@ -51,6 +51,18 @@ impl Place {
         Self::new(super::MILLRACE, all, pods, number)
     }
 
+    /// Pods of the crowd's node and of each peer's host in this order, each behind a ClusterIP that leads to its first server.
+    pub fn of_all(crowd: &Crowd, peers: &[KubeProxy], servers: usize) -> Result<Vec<Self>> {
+        let mut places = vec![Self::ours(crowd, servers, 0)?];
+        for (number, peer) in (1..).zip(peers) {
+            places.push(Self::theirs(peer, servers, number)?);
+        }
+        for place in &places {
+            place.publish(crowd, 0)?;
+        }
+        Ok(places)
+    }
+
     /// Pods of kube-proxy's host.
     pub fn theirs(proxy: &KubeProxy, servers: usize, number: u8) -> Result<Self> {
         let mut all = Vec::new();

@@ -5,13 +5,12 @@ use std::net::{SocketAddr, TcpStream, UdpSocket};
 use cni_tests::{
     lab::{Lab, Routing, Signal, binary},
     netns::Namespace,
-    require,
     traffic::{Steady, connect, tcp, udp, udp_socket},
 };
 use serde_json::json;
 
 use super::{ServiceManifest, cluster_ip, plan, publish, serve};
-use crate::{eventually, needs_root};
+use crate::{eventually, needs_root, next_release};
 
 fn vip(number: u8, v4: bool) -> SocketAddr {
     SocketAddr::new(cluster_ip(number, v4), 80)
@@ -68,12 +67,7 @@ fn svc_21_svc_61_host_processes_reach_a_cluster_ip_whether_an_agent_runs_or_not(
 #[test]
 fn svc_52_host_processes_notice_nothing_of_the_agent_after_this_one() {
     needs_root!();
-    let next = binary("MILLRACE_NEXT_BIN", "bpf/millrace-next");
-    require!(
-        next.is_file(),
-        "`cargo xtask test netns` builds {}",
-        next.display()
-    );
+    let next = next_release!("MILLRACE_NEXT_BIN", "millrace");
     let lab = Lab::start(plan(Routing::Direct)).unwrap();
     let node = &lab.nodes[0];
     let (near, far) = (
