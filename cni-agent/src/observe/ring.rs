@@ -55,7 +55,12 @@ impl Ring {
 
     /// Reads for ever.
     pub async fn read(&self) {
-        self.rests();
+        // An agent that died while somebody listened has left the programs telling, and what they told since.
+        if self.rests()
+            && let Ok(Some((_, mut ring))) = self.open()
+        {
+            self.pass_on(&mut ring);
+        }
         loop {
             while self.listeners.receiver_count() > 0 {
                 match self.open() {

@@ -5,6 +5,7 @@ use std::process::Stdio;
 use cni_tests::{
     lab::{Families, Lab, Node, Plan, Pod, Routing, Signal},
     traffic::{self, Echo},
+    world,
 };
 use serde_json::json;
 
@@ -57,7 +58,8 @@ fn events_that_nobody_listens_to_are_not_told_and_what_nobody_reads_is_lost_and_
         page.contains(&format!("millrace_events_lost_total {}", lost(node))),
         "{page}"
     );
-    // Whoever listens again hears what happens then.
+    // Whoever listens again hears what happens then, and not what the dead agent has left.
+    let begun = world::monotonic();
     let mut monitor = node.millrace(["monitor", "--kind", "new", "--count", "1", "--json"]);
     let monitor = monitor.stdout(Stdio::piped()).spawn().unwrap();
     let heard = std::thread::scope(|scope| {
@@ -69,6 +71,7 @@ fn events_that_nobody_listens_to_are_not_told_and_what_nobody_reads_is_lost_and_
     });
     let text = String::from_utf8(heard.stdout).unwrap();
     let event: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert!(event["time"].as_u64() >= Some(begun), "{begun}: {event}");
     assert_eq!(
         (&event["kind"], &event["src"]),
         (&json!("new"), &json!(a.ip(true))),
