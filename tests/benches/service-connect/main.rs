@@ -36,8 +36,26 @@ fn contender(place: &str, dialled: Dialled) -> String {
     }
 }
 
-fn metric(services: u32, cpus: Cpus) -> String {
-    format!("connects, {services} Services, {}", cpus.name())
+/// Who exchanges the ClusterIP for a pod's address: each socket when it connects, or each packet on its way.
+const SOCKET_LB: [&str; 2] = ["off", "all"];
+
+fn metric(services: u32, socket_lb: &str, cpus: Cpus) -> String {
+    format!(
+        "connects, {services} Services, socketLb {socket_lb}, {}",
+        cpus.name()
+    )
+}
+
+/// Does what a process of the place's machine does: where one is Millrace's node, its programs for sockets see it.
+fn on_the_machine<T: Send>(
+    crowd: &Crowd,
+    place: &Place,
+    work: impl FnOnce() -> Result<T> + Send,
+) -> Result<T> {
+    match place.name {
+        MILLRACE => crowd.node()?.with_sockets(work),
+        _ => work(),
+    }
 }
 
 fn connect(place: &Place, dialled: Dialled, cpus: Cpus, time: Duration) -> Result<f64> {
@@ -88,6 +106,11 @@ fn wait_for(place: &Place) -> Result<()> {
     })
 }
 
+fn each_way() -> impl Iterator<Item = (Dialled, Cpus)> {
+    let dialled = Dialled::ALL.into_iter();
+    dialled.flat_map(|dialled| Cpus::possible().iter().map(move |cpus| (dialled, *cpus)))
+}
+
 fn main() -> Result<()> {
     let command = Command::read()?;
     let services = command.services(&SERVICES);
@@ -97,25 +120,23 @@ fn main() -> Result<()> {
     let places = Place::of_all(&crowd, &peers, 1)?;
     for number in &services {
         crowd.fill(*number as usize, ENDPOINTS)?;
-        crowd.wait_for(*number as usize)?;
-        for place in &places {
-            wait_for(place)?;
-        }
-        for peer in &peers {
-            peer.wait_until_quiet(PATIENCE)?;
-        }
-        for round in 0..command.rounds {
-            for turn in turns(places.len(), round) {
-                for dialled in Dialled::ALL {
-                    for cpus in Cpus::possible() {
-                        let place = &places[turn];
-                        let rate = connect(place, dialled, *cpus, TIME)?;
-                        samples.add(
-                            &contender(place.name, dialled),
-                            &metric(*number, *cpus),
-                            "1/s",
-                            rate,
-                        );
+        for socket_lb in SOCKET_LB {
+            crowd.change(&json!({ "socketLb": socket_lb }))?;
+            crowd.wait_for(*number as usize)?;
+            for place in &places {
+                on_the_machine(&crowd, place, || wait_for(place))?;
+            }
+            for peer in &peers {
+                peer.wait_until_quiet(PATIENCE)?;
+            }
+            for round in 0..command.rounds {
+                for turn in turns(places.len(), round) {
+                    let place = &places[turn];
+                    for (dialled, cpus) in each_way() {
+                        let connect = || connect(place, dialled, cpus, TIME);
+                        let rate = on_the_machine(&crowd, place, connect)?;
+                        let metric = metric(*number, socket_lb, cpus);
+                        samples.add(&contender(place.name, dialled), &metric, "1/s", rate);
                     }
                 }
             }
@@ -130,9 +151,12 @@ fn main() -> Result<()> {
 
 fn judge(services: &[u32], report: &mut Report, samples: &Samples) {
     let ours = contender(MILLRACE, Dialled::ClusterIp);
-    for number in services {
+    let all = services
+        .iter()
+        .flat_map(|number| SOCKET_LB.map(|socket_lb| (number, socket_lb)));
+    for (number, socket_lb) in all {
         for cpus in Cpus::possible() {
-            let metric = metric(*number, *cpus);
+            let metric = metric(*number, socket_lb, *cpus);
             let mut ratio = |to: &str, goal| {
                 report.ratio(&metric, &ours, to, samples.ratio(&ours, to, &metric), goal);
             };

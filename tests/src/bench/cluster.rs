@@ -76,6 +76,19 @@ impl Crowd {
         self.lab.nodes.first().context("no node")
     }
 
+    /// Starts the agent anew with these keys of the section `services` too.
+    pub fn change(&self, more: &Value) -> Result<()> {
+        let (node, mut plan) = (self.node()?, self.lab.plan.clone());
+        let services = plan.config["services"].as_object_mut();
+        services
+            .context("no section `services`")?
+            .extend(more.as_object().cloned().unwrap_or_default());
+        node.write_config(&plan)?;
+        node.end_agent(Signal::SIGTERM)?;
+        node.start_agent()?;
+        node.wait_until_ready()
+    }
+
     pub fn watched(&self) -> Result<Watched<'_>> {
         let node = self.node()?;
         Ok(Watched {
