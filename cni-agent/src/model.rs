@@ -15,6 +15,7 @@ pub use event::{Event, Kind, Object, ObjectKey, Source};
 pub use labels::Labels;
 pub use object::{HostPort, Namespace, NamespacedName, Node, Pod, PodName, ServiceCidr};
 pub use service::{
-    EndpointSlice, Hints, Protocol, Service, ServicePort, SliceEndpoint, SlicePort, TrafficPolicy, Unserved,
+    EndpointSlice, Hints, Locality, Protocol, Service, ServicePort, SliceEndpoint, SlicePort, TrafficPolicy,
+    Unserved,
 };
 pub use settings::{ClusterSettings, NodeSettings, ServiceSettings, Settings};

@@ -1,5 +1,6 @@
 //! What is known of the world. One task owns it; nobody else changes it.
 
+mod named;
 mod pods;
 mod services;
 mod shared;
@@ -18,7 +19,7 @@ use crate::model::{
 };
 
 pub use pods::{PodChanges, Pods};
-pub use services::Services;
+pub use services::{ServiceChanges, Services};
 
 /// Everything that sources have said, and this node's endpoints.
 #[derive(Debug)]

@@ -169,7 +169,7 @@ impl<K: Kernel> Agent<K> {
         self.services.tell_health();
         if place != self.services.place {
             self.services.place = place;
-            let names: Vec<NamespacedName> = self.state.services.names().cloned().collect();
+            let names: Vec<_> = self.state.services.names().cloned().collect();
             self.state.services.touch(names);
         }
     }
@@ -207,7 +207,7 @@ impl<K: Kernel> Agent<K> {
             Ok(recovered) => self.services.book.recover(recovered),
             Err(error) => return self.services.failed(error.to_string()),
         }
-        let names: Vec<NamespacedName> = self.state.services.names().cloned().collect();
+        let names: Vec<_> = self.state.services.names().cloned().collect();
         self.state.services.take_changed();
         for name in names {
             // Whatever changes is found by the comparison.
@@ -223,7 +223,7 @@ impl<K: Kernel> Agent<K> {
         tracing::info!(?summary, "Services are as the cluster has them");
     }
 
-    fn compile_service(&mut self, name: &NamespacedName) -> Edits {
+    fn compile_service(&mut self, name: &Arc<NamespacedName>) -> Edits {
         let served = self.config.services.proxy == Proxy::Millrace;
         let compiled = match self.state.services.get(name).filter(|_| served) {
             Some(service) => {

@@ -96,7 +96,7 @@ impl Object {
             Self::Namespace(namespace) => ObjectKey::Namespace(namespace.name.clone()),
             Self::Pod(pod) => ObjectKey::Pod(pod.name.clone()),
             Self::ServiceCidr(ranges) => ObjectKey::ServiceCidr(ranges.name.clone()),
-            Self::Service(service) => ObjectKey::Service(service.name.clone()),
+            Self::Service(service) => ObjectKey::Service((*service.name).clone()),
             Self::EndpointSlice(slice) => ObjectKey::EndpointSlice(slice.name.clone()),
             Self::Settings(settings) => ObjectKey::Settings(settings.name.clone()),
         }

@@ -88,7 +88,8 @@ impl fmt::Display for Unserved {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Service {
-    pub name: NamespacedName,
+    /// All who know the Service share it.
+    pub name: Arc<NamespacedName>,
     /// For what is said of it; empty where there is no API server.
     pub uid: Box<str>,
     /// With this everything else is empty.
@@ -110,7 +111,7 @@ pub struct Service {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePort {
-    pub name: Box<str>,
+    pub name: Arc<str>,
     pub protocol: Protocol,
     pub port: u16,
     /// The same on every node.
@@ -121,8 +122,8 @@ pub struct ServicePort {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EndpointSlice {
     pub name: NamespacedName,
-    /// In the same namespace; empty: nobody's.
-    pub service: Box<str>,
+    /// In the same namespace; without a name of its own: nobody's.
+    pub service: Arc<NamespacedName>,
     pub v4: bool,
     pub ports: Box<[SlicePort]>,
     pub endpoints: Box<[SliceEndpoint]>,
@@ -134,7 +135,7 @@ pub struct EndpointSlice {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlicePort {
-    pub name: Box<str>,
+    pub name: Arc<str>,
     pub protocol: Protocol,
     pub port: u16,
 }
@@ -145,11 +146,17 @@ pub struct SliceEndpoint {
     pub ready: bool,
     pub serving: bool,
     pub terminating: bool,
-    pub node: Option<Arc<str>>,
-    pub hints: Option<Arc<Hints>>,
+    pub locality: Arc<Locality>,
 }
 
-/// For whom an endpoint is meant.
+/// Where an endpoint is and for whom it is meant: the same for many.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Locality {
+    pub node: Option<Box<str>>,
+    pub hints: Hints,
+}
+
+/// For whom an endpoint is meant; empty: for everybody.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Hints {
     pub zones: Vec<Box<str>>,

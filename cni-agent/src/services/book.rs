@@ -24,7 +24,7 @@ pub(super) use view::Verdict;
 /// What Services have in the kernel, and how many of them name each backend.
 #[derive(Debug)]
 pub struct Book {
-    entries: BTreeMap<Arc<NamespacedName>, Entry>,
+    entries: BTreeMap<Arc<NamespacedName>, Box<Entry>>,
     backends: HashMap<Target, Known>,
     owners: HashMap<ServiceKey, Arc<NamespacedName>>,
     /// Services that wanted a frontend that another one has.
@@ -39,19 +39,19 @@ pub struct Book {
 
 #[derive(Debug, Default)]
 struct Entry {
-    frontends: Vec<(ServiceKey, Service)>,
-    sets: Vec<Set>,
-    serving: Vec<Target>,
-    ranges: Vec<SourceRange>,
+    frontends: Box<[(ServiceKey, Service)]>,
+    sets: Box<[Set]>,
+    serving: Box<[Target]>,
+    ranges: Box<[SourceRange]>,
     ranges_number: u32,
-    problems: Vec<String>,
+    problems: Box<[String]>,
 }
 
 #[derive(Debug)]
 struct Set {
     name: SetName,
     number: u32,
-    slots: Vec<u32>,
+    slots: Box<[u32]>,
     /// Its backends have rows of their own.
     members: bool,
     hints: HintsUsed,
@@ -131,24 +131,21 @@ impl Book {
     }
 
     /// Takes over what a Service needs now, and says which rows that changes. A Service that needs nothing is forgotten.
-    pub fn set(&mut self, name: &NamespacedName, compiled: Compiled) -> Edits {
-        let (name, old) = match self.entries.remove_entry(name) {
+    pub fn set(&mut self, name: &Arc<NamespacedName>, compiled: Compiled) -> Edits {
+        let (name, old) = match self.entries.remove_entry(&**name) {
             Some(known) => known,
-            None => (Arc::new(name.clone()), Entry::default()),
+            None => (Arc::clone(name), Box::default()),
         };
         self.slots -= old.slots();
         self.ranges -= old.ranges.len();
         let mut edits = Edits::default();
-        let mut entry = Entry {
-            problems: compiled.problems,
-            ..Entry::default()
-        };
+        let mut problems = compiled.problems;
         // New users before old ones go: what both name stays as it is.
-        entry.serving = compiled.serving.iter().map(|(target, _)| *target).collect();
         for (target, flags) in &compiled.serving {
             self.use_backend(*target, *flags, &mut edits.put);
         }
         let mut old_sets: BTreeMap<SetName, Set> = old.sets.into_iter().map(|set| (set.name, set)).collect();
+        let mut sets = Vec::with_capacity(compiled.sets.len());
         for set in compiled.sets {
             let keys = compiled
                 .frontends
@@ -157,7 +154,7 @@ impl Book {
             let old = old_sets
                 .remove(&set.name)
                 .or_else(|| self.recovered_set(set.name, keys.map(|frontend| frontend.key)));
-            entry.sets.push(self.fill(set, old, &mut edits));
+            sets.push(self.fill(set, old, &mut edits));
         }
         for set in old_sets.into_values() {
             self.empty(&set, &mut edits);
@@ -167,12 +164,13 @@ impl Book {
             0 => self.recovered.ranges_of(restricted.map(|frontend| frontend.key)),
             number => number,
         };
-        self.restrict(&mut entry, &compiled.ranges, (old.ranges, number), &mut edits);
+        let (ranges, ranges_number) = self.restrict(&compiled.ranges, (&old.ranges, number), &mut edits);
+        let mut frontends = Vec::with_capacity(compiled.frontends.len());
         let old_frontends: BTreeMap<ServiceKey, Service> = old.frontends.into_iter().collect();
         for frontend in &compiled.frontends {
             match self.owners.get(&frontend.key) {
                 Some(owner) if **owner != *name => {
-                    entry.problems.push(collision(&name, owner, &frontend.key));
+                    problems.push(collision(&name, owner, &frontend.key));
                     self.contenders
                         .entry(frontend.key)
                         .or_default()
@@ -181,17 +179,13 @@ impl Book {
                 }
                 _ => {}
             }
-            let set = entry.sets.iter().find(|set| Some(set.name) == frontend.set);
+            let set = sets.iter().find(|set| Some(set.name) == frontend.set);
             let service = Service {
                 id: set.map_or(0, |set| set.number),
                 slots: set.map_or(0, |set| u32::try_from(set.slots.len()).unwrap_or(u32::MAX)),
                 flags: frontend.flags,
                 affinity_seconds: frontend.affinity_seconds,
-                ranges: if frontend.restricted {
-                    entry.ranges_number
-                } else {
-                    0
-                },
+                ranges: if frontend.restricted { ranges_number } else { 0 },
                 ..Service::default()
             };
             self.owners
@@ -200,9 +194,9 @@ impl Book {
             if old_frontends.get(&frontend.key) != Some(&service) {
                 edits.put.services.push((frontend.key, service));
             }
-            entry.frontends.push((frontend.key, service));
+            frontends.push((frontend.key, service));
         }
-        let kept: BTreeSet<ServiceKey> = entry.frontends.iter().map(|(key, _)| *key).collect();
+        let kept: BTreeSet<ServiceKey> = frontends.iter().map(|(key, _)| *key).collect();
         for key in old_frontends.keys().filter(|key| !kept.contains(key)) {
             self.owners.remove(key);
             edits.gone.services.push(*key);
@@ -210,7 +204,15 @@ impl Book {
         for target in &old.serving {
             self.leave_backend(target, &mut edits);
         }
-        entry.problems.dedup();
+        problems.dedup();
+        let entry = Box::new(Entry {
+            frontends: frontends.into(),
+            sets: sets.into(),
+            serving: compiled.serving.iter().map(|(target, _)| *target).collect(),
+            ranges,
+            ranges_number,
+            problems: problems.into(),
+        });
         self.slots += entry.slots();
         self.ranges += entry.ranges.len();
         match compiled.health {
@@ -229,12 +231,12 @@ impl Book {
     }
 
     /// Who waits for these frontends, which nobody has any more.
-    pub fn heirs(&mut self, freed: &[ServiceKey]) -> Vec<NamespacedName> {
+    pub fn heirs(&mut self, freed: &[ServiceKey]) -> Vec<Arc<NamespacedName>> {
         let heirs = freed
             .iter()
             .filter_map(|key| self.contenders.remove(key))
             .flatten();
-        heirs.map(|name| (*name).clone()).collect()
+        heirs.collect()
     }
 
     /// Whether a Service has this frontend.
@@ -253,7 +255,7 @@ impl Book {
     /// Services that are not served as they ask, and why.
     pub fn troubled(&self) -> impl Iterator<Item = (&NamespacedName, &[String])> {
         let troubled = self.troubled.iter();
-        troubled.filter_map(|name| Some((&**name, self.entries.get(name)?.problems.as_slice())))
+        troubled.filter_map(|name| Some((&**name, &*self.entries.get(name)?.problems)))
     }
 
     pub fn health(&self) -> impl Iterator<Item = (&NamespacedName, Health)> {
@@ -309,7 +311,7 @@ impl Book {
         Some(Set {
             name,
             number: service.id,
-            slots: self.recovered.slots_of(service.id, service.slots),
+            slots: self.recovered.slots_of(service.id, service.slots).into(),
             members: false,
             hints: HintsUsed::default(),
         })
@@ -319,7 +321,7 @@ impl Book {
     fn fill(&mut self, set: SlotSet, old: Option<Set>, edits: &mut Edits) -> Set {
         let (number, before, had_members) = match old {
             Some(old) => (old.number, old.slots, old.members),
-            None => (self.numbers.give(), Vec::new(), false),
+            None => (self.numbers.give(), Box::default(), false),
         };
         let wanted: BTreeSet<u32> = set
             .targets
@@ -355,7 +357,7 @@ impl Book {
         Set {
             name: set.name,
             number,
-            slots,
+            slots: slots.into(),
             members: set.affinity,
             hints: set.hints,
         }
@@ -376,24 +378,24 @@ impl Book {
         self.numbers.release(set.number);
     }
 
+    /// The rows of the source ranges, and their number.
     fn restrict(
         &mut self,
-        entry: &mut Entry,
         ranges: &[ipnetwork::IpNetwork],
-        (old, old_number): (Vec<SourceRange>, u32),
+        (old, old_number): (&[SourceRange], u32),
         edits: &mut Edits,
-    ) {
-        if !ranges.is_empty() {
-            entry.ranges_number = if old_number == 0 {
-                self.numbers.give()
-            } else {
-                old_number
-            };
-        } else if old_number != 0 {
-            self.numbers.release(old_number);
-        }
-        let number = entry.ranges_number;
-        entry.ranges = ranges
+    ) -> (Box<[SourceRange]>, u32) {
+        let number = match (ranges.is_empty(), old_number) {
+            (false, 0) => self.numbers.give(),
+            (false, number) => number,
+            (true, number) => {
+                if number != 0 {
+                    self.numbers.release(number);
+                }
+                0
+            }
+        };
+        let rows: Box<[SourceRange]> = ranges
             .iter()
             .filter_map(|range| Prefix::new(range.network(), range.prefix()))
             .map(|prefix| SourceRange {
@@ -402,12 +404,11 @@ impl Book {
                 words: prefix.words,
             })
             .collect();
-        let new = entry.ranges.iter().filter(|range| !old.contains(range));
+        let new = rows.iter().filter(|range| !old.contains(range));
         edits.put.ranges.extend(new.map(|range| (*range, 1)));
-        edits
-            .gone
-            .ranges
-            .extend(old.iter().filter(|range| !entry.ranges.contains(range)));
+        let gone = old.iter().filter(|range| !rows.contains(range));
+        edits.gone.ranges.extend(gone);
+        (rows, number)
     }
 }
 

@@ -4,14 +4,12 @@
 //! mean something to a few addresses: neither may cost a look at all pods.
 
 use std::{
-    borrow::Borrow,
-    cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
 };
 
-use super::shared::Shared;
+use super::{named::Named, shared::Shared};
 use crate::model::{Pod, PodName};
 
 /// For each pod that has changed what it was before; `None`: not there.
@@ -19,17 +17,13 @@ pub type PodChanges = BTreeMap<PodName, Option<Arc<Pod>>>;
 
 #[derive(Debug, Default)]
 pub struct Pods {
-    all: BTreeSet<Named>,
+    all: BTreeSet<Named<Arc<Pod>>>,
     /// Those that have an address, in the order of their names. More than one while an address passes on.
     by_address: BTreeMap<IpAddr, Box<[Arc<Pod>]>>,
     changed: PodChanges,
     labels: Shared<str>,
     nodes: Shared<str>,
 }
-
-/// A pod that is found by its name, without a copy of it.
-#[derive(Debug)]
-struct Named(Arc<Pod>);
 
 impl Pods {
     pub(super) fn set(&mut self, mut pod: Pod) {
@@ -138,32 +132,6 @@ fn has_same_effect(before: &Pod, after: &Pod) -> bool {
         && before.node == after.node
         && before.uid == after.uid
         && fate(before) == fate(after)
-}
-
-impl Borrow<PodName> for Named {
-    fn borrow(&self) -> &PodName {
-        &self.0.name
-    }
-}
-
-impl PartialEq for Named {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.name == other.0.name
-    }
-}
-
-impl Eq for Named {}
-
-impl PartialOrd for Named {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Named {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.0.name.cmp(&other.0.name)
-    }
 }
 
 #[cfg(test)]

@@ -5,49 +5,67 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Deref,
+    sync::Arc,
     time::SystemTime,
 };
 
-use super::shared::Shared;
-use crate::model::{EndpointSlice, Hints, NamespacedName, Pod, Service};
+use super::{
+    named::{Bears, Named},
+    shared::Shared,
+};
+use crate::model::{EndpointSlice, Locality, NamespacedName, Pod, Service};
+
+/// For each Service that has changed the moment that led to the first of its changes.
+pub type ServiceChanges = BTreeMap<Arc<NamespacedName>, Option<SystemTime>>;
 
 #[derive(Debug, Default)]
 pub struct Services {
-    services: BTreeMap<NamespacedName, Service>,
-    slices: BTreeMap<NamespacedName, EndpointSlice>,
+    services: BTreeSet<Named<Box<Service>>>,
+    slices: BTreeSet<Named<Arc<EndpointSlice>>>,
     /// Pods with ports of their node, under names that no Service has.
-    host_ports: BTreeMap<NamespacedName, Pod>,
-    /// The names of each Service's slices.
-    of_service: BTreeMap<NamespacedName, BTreeSet<Box<str>>>,
-    /// One copy of what a hundred thousand endpoints say.
-    nodes: Shared<str>,
-    hints: Shared<Hints>,
-    /// With the moment that led to the first of its changes.
-    changed: BTreeMap<NamespacedName, Option<SystemTime>>,
+    host_ports: BTreeMap<Arc<NamespacedName>, Pod>,
+    /// Each Service's slices, in the order of their names.
+    of_service: BTreeMap<Arc<NamespacedName>, Box<[Arc<EndpointSlice>]>>,
+    /// One copy of what ports are called, and of what a hundred thousand endpoints say.
+    ports: Shared<str>,
+    localities: Shared<Locality>,
+    changed: ServiceChanges,
 }
 
 impl Services {
-    pub(super) fn set(&mut self, service: Service) {
-        if self.services.get(&service.name) == Some(&service) {
+    pub(super) fn set(&mut self, mut service: Service) {
+        if self.get(&service.name) == Some(&service) {
             return;
         }
-        self.changed.entry(service.name.clone()).or_default();
-        self.services.insert(service.name.clone(), service);
+        service.name = self.one_name(service.name);
+        for port in &mut service.ports {
+            self.ports.share(&mut port.name);
+        }
+        self.changed.entry(Arc::clone(&service.name)).or_default();
+        self.services.replace(Named(Box::new(service)));
     }
 
     pub(super) fn remove(&mut self, name: &NamespacedName) {
-        if self.services.remove(name).is_some() {
-            self.changed.entry(name.clone()).or_default();
+        if let Some(Named(service)) = self.services.take(name) {
+            self.changed.entry(service.name).or_default();
         }
+    }
+
+    /// The copy that whoever knows the Service already has.
+    fn one_name(&self, name: Arc<NamespacedName>) -> Arc<NamespacedName> {
+        let service = self.services.get(&*name).map(|known| &known.0.name);
+        let of_slices = || self.of_service.get_key_value(&*name).map(|(known, _)| known);
+        service.or_else(of_slices).map_or(name.clone(), Arc::clone)
     }
 
     pub(super) fn set_host_ports(&mut self, pod: &Pod) {
         if pod.host_ports.is_empty() || pod.addresses.is_empty() || pod.finished {
             return self.remove_host_ports(&pod.name);
         }
-        let name = host_ports_of(&pod.name);
+        let name = Arc::new(host_ports_of(&pod.name));
         if self.host_ports.get(&name) != Some(pod) {
-            self.changed.entry(name.clone()).or_default();
+            self.changed.entry(Arc::clone(&name)).or_default();
             self.host_ports.insert(name, pod.clone());
         }
     }
@@ -58,14 +76,19 @@ impl Services {
             return;
         }
         let name = host_ports_of(pod);
-        if self.host_ports.remove(&name).is_some() {
+        if let Some((name, _)) = self.host_ports.remove_entry(&name) {
             self.changed.entry(name).or_default();
         }
     }
 
     pub(super) fn set_slice(&mut self, mut slice: EndpointSlice) {
-        self.share(&mut slice);
-        let before = self.slices.get(&slice.name);
+        for endpoint in &mut slice.endpoints {
+            self.localities.share(&mut endpoint.locality);
+        }
+        for port in &mut slice.ports {
+            self.ports.share(&mut port.name);
+        }
+        let before = self.slices.get(&slice.name).map(|known| &*known.0);
         // What triggered a change that changes nothing is no news.
         if before.is_some_and(|before| {
             before.service == slice.service
@@ -76,31 +99,34 @@ impl Services {
         }) {
             return;
         }
-        let name = slice.name.clone();
         if before.is_some_and(|before| before.service != slice.service) {
-            self.remove_slice(&name);
+            self.remove_slice(&slice.name);
         }
-        let owner = owner(&slice);
-        self.of_service
-            .entry(owner.clone())
-            .or_default()
-            .insert(name.name.as_str().into());
-        let first = self.changed.entry(owner).or_default();
+        let owner = self.one_name(slice.service);
+        slice.service = Arc::clone(&owner);
+        let first = self.changed.entry(Arc::clone(&owner)).or_default();
         *first = match (*first, slice.triggered) {
             (Some(first), Some(then)) => Some(first.min(then)),
             (first, then) => first.or(then),
         };
-        self.slices.insert(name, slice);
+        let slice = Arc::new(slice);
+        self.slices.replace(Named(Arc::clone(&slice)));
+        let all = self.of_service.entry(owner).or_default();
+        let others = std::mem::take(all).into_iter();
+        let mut new: Vec<_> = others.filter(|other| other.name != slice.name).collect();
+        new.insert(new.partition_point(|other| other.name < slice.name), slice);
+        *all = new.into();
     }
 
     pub(super) fn remove_slice(&mut self, name: &NamespacedName) {
-        let Some(slice) = self.slices.remove(name) else {
+        let Some(Named(slice)) = self.slices.take(name) else {
             return;
         };
-        let owner = owner(&slice);
-        if let Some(names) = self.of_service.get_mut(&owner) {
-            names.remove(name.name.as_str());
-            if names.is_empty() {
+        let owner = Arc::clone(&slice.service);
+        if let Some(all) = self.of_service.get_mut(&owner) {
+            let others = std::mem::take(all).into_iter();
+            *all = others.filter(|other| other.name != *name).collect();
+            if all.is_empty() {
                 self.of_service.remove(&owner);
             }
         }
@@ -109,31 +135,19 @@ impl Services {
 
     /// Removes what is not among them.
     pub(super) fn retain(&mut self, keep: impl Fn(&NamespacedName) -> bool) {
-        let gone: Vec<NamespacedName> = self.services.keys().filter(|name| !keep(name)).cloned().collect();
+        let gone = unwanted(&self.services, keep);
         gone.iter().for_each(|name| self.remove(name));
     }
 
     pub(super) fn retain_slices(&mut self, keep: impl Fn(&NamespacedName) -> bool) {
-        let gone: Vec<NamespacedName> = self.slices.keys().filter(|name| !keep(name)).cloned().collect();
+        let gone = unwanted(&self.slices, keep);
         gone.iter().for_each(|name| self.remove_slice(name));
-        self.nodes.sweep();
-        self.hints.sweep();
-    }
-
-    /// Endpoints of one node say its name once.
-    fn share(&mut self, slice: &mut EndpointSlice) {
-        for endpoint in &mut slice.endpoints {
-            if let Some(node) = &mut endpoint.node {
-                self.nodes.share(node);
-            }
-            if let Some(hints) = &mut endpoint.hints {
-                self.hints.share(hints);
-            }
-        }
+        self.ports.sweep();
+        self.localities.sweep();
     }
 
     pub fn get(&self, name: &NamespacedName) -> Option<&Service> {
-        self.services.get(name)
+        self.services.get(name).map(|known| &*known.0)
     }
 
     /// A pod by the name that its host ports have here.
@@ -142,8 +156,9 @@ impl Services {
     }
 
     /// Of Services, and of pods' host ports.
-    pub fn names(&self) -> impl Iterator<Item = &NamespacedName> {
-        self.services.keys().chain(self.host_ports.keys())
+    pub fn names(&self) -> impl Iterator<Item = &Arc<NamespacedName>> {
+        let services = self.services.iter().map(|known| &known.0.name);
+        services.chain(self.host_ports.keys())
     }
 
     pub fn len(&self) -> usize {
@@ -160,13 +175,8 @@ impl Services {
 
     /// The slices of a Service, in the order of their names.
     pub fn slices_of(&self, name: &NamespacedName) -> impl Iterator<Item = &EndpointSlice> {
-        let names = self.of_service.get(name).into_iter().flatten();
-        names.filter_map(|slice| {
-            self.slices.get(&NamespacedName {
-                namespace: name.namespace.clone(),
-                name: slice.to_string(),
-            })
-        })
+        let slices = self.of_service.get(name).into_iter();
+        slices.flat_map(|all| all.iter().map(|slice| &**slice))
     }
 
     pub fn has_changed(&self) -> bool {
@@ -174,12 +184,12 @@ impl Services {
     }
 
     /// What has changed since this was called last.
-    pub fn take_changed(&mut self) -> BTreeMap<NamespacedName, Option<SystemTime>> {
+    pub fn take_changed(&mut self) -> ServiceChanges {
         std::mem::take(&mut self.changed)
     }
 
     /// They are to be looked at again, though they are as they were.
-    pub fn touch(&mut self, names: impl IntoIterator<Item = NamespacedName>) {
+    pub fn touch(&mut self, names: impl IntoIterator<Item = Arc<NamespacedName>>) {
         for name in names {
             self.changed.entry(name).or_default();
         }
@@ -193,17 +203,16 @@ fn host_ports_of(pod: &NamespacedName) -> NamespacedName {
     }
 }
 
-fn owner(slice: &EndpointSlice) -> NamespacedName {
-    NamespacedName {
-        namespace: slice.name.namespace.clone(),
-        name: slice.service.to_string(),
-    }
+fn unwanted<P: Deref<Target: Bears>>(
+    all: &BTreeSet<Named<P>>,
+    keep: impl Fn(&NamespacedName) -> bool,
+) -> Vec<NamespacedName> {
+    let names = all.iter().map(|known| known.0.name());
+    names.filter(|name| !keep(name)).cloned().collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::model::SliceEndpoint;
 
@@ -220,12 +229,14 @@ mod tests {
             ready: true,
             serving: true,
             terminating: false,
-            node: Some(node.into()),
-            hints: None,
+            locality: Arc::new(Locality {
+                node: Some(node.into()),
+                ..Locality::default()
+            }),
         };
         EndpointSlice {
             name: name(slice),
-            service: service.into(),
+            service: Arc::new(name(service)),
             endpoints: [endpoint].into(),
             ..EndpointSlice::default()
         }
@@ -235,7 +246,7 @@ mod tests {
         services
             .take_changed()
             .into_keys()
-            .map(|name| name.name)
+            .map(|name| name.name.clone())
             .collect()
     }
 
@@ -258,14 +269,14 @@ mod tests {
     }
 
     #[test]
-    fn the_name_of_a_node_is_kept_once() {
+    fn where_endpoints_are_is_kept_once() {
         let mut services = Services::default();
         services.set_slice(slice("a", "a", "x"));
         services.set_slice(slice("b", "b", "x"));
         let all: Vec<_> = services
             .slices
-            .values()
-            .map(|slice| slice.endpoints[0].node.clone().unwrap())
+            .iter()
+            .map(|slice| Arc::clone(&slice.0.endpoints[0].locality))
             .collect();
         assert!(Arc::ptr_eq(&all[0], &all[1]));
     }

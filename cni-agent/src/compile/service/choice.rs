@@ -14,7 +14,7 @@ pub(super) struct Candidate<'a> {
     pub(super) port: u16,
     pub(super) state: Standing,
     pub(super) local: bool,
-    hints: Option<&'a Hints>,
+    hints: &'a Hints,
 }
 
 /// The better ones come first.
@@ -79,8 +79,8 @@ pub(super) fn candidates<'a>(
                     address: endpoint.address,
                     port: port.port,
                     state: Standing::of(endpoint),
-                    local: endpoint.node.as_deref() == Some(place.node.as_str()),
-                    hints: endpoint.hints.as_deref(),
+                    local: endpoint.locality.node.as_deref() == Some(place.node.as_str()),
+                    hints: &endpoint.locality.hints,
                 };
                 found
                     .entry((endpoint.address, port.port))
@@ -132,13 +132,11 @@ impl<'a> Choice<'a> {
 
 impl Candidate<'_> {
     fn has_node(&self, node: &str) -> bool {
-        self.hints
-            .is_some_and(|hints| hints.nodes.iter().any(|name| **name == *node))
+        self.hints.nodes.iter().any(|name| **name == *node)
     }
 
     fn has_zone(&self, zone: &str) -> bool {
-        self.hints
-            .is_some_and(|hints| hints.zones.iter().any(|name| **name == *zone))
+        self.hints.zones.iter().any(|name| **name == *zone)
     }
 
     fn is_for(&self, topology: Topology, place: &Place) -> bool {
@@ -158,7 +156,7 @@ fn topology(candidates: &[Candidate<'_>], place: &Place) -> Topology {
             .iter()
             .filter(|candidate| candidate.state == Standing::Ready)
     };
-    let all_have = |has: fn(&Hints) -> bool| ready().all(|candidate| candidate.hints.is_some_and(has));
+    let all_have = |has: fn(&Hints) -> bool| ready().all(|candidate| has(candidate.hints));
     if all_have(|hints| !hints.nodes.is_empty()) && ready().any(|candidate| candidate.has_node(&place.node)) {
         return Topology::SameNode;
     }

@@ -108,7 +108,7 @@ impl Book {
                 .collect(),
             health_check_node_port: health.map(|health| health.port),
             local_ready: health.map(|health| health.local_ready),
-            problems: entry.problems.clone(),
+            problems: entry.problems.to_vec(),
         }
     }
 }
@@ -144,6 +144,6 @@ fn front(entry: &Entry, key: &ServiceKey, service: &Service) -> Option<Front> {
 
 impl Set {
     fn backends(&self) -> Vec<u32> {
-        self.slots.clone()
+        self.slots.to_vec()
     }
 }

@@ -88,11 +88,11 @@ fn book(folder: &tempfile::TempDir) -> Book {
     Book::new(Numbers::open(folder.path().join("numbers")).unwrap())
 }
 
-fn name(number: u8) -> NamespacedName {
-    NamespacedName {
+fn name(number: u8) -> Arc<NamespacedName> {
+    Arc::new(NamespacedName {
         namespace: "n".into(),
         name: format!("s{number}"),
-    }
+    })
 }
 
 fn key(number: u8) -> ServiceKey {

@@ -1,11 +1,11 @@
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::SystemTime};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::SystemTime};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde::Deserialize;
 
 use super::{FieldError, Known, described, name_of, nullable, resource};
 use crate::model::{
-    EndpointSlice, Hints, NamespacedName, Object, ObjectKey, Protocol, SliceEndpoint, SlicePort,
+    EndpointSlice, Hints, Locality, NamespacedName, Object, ObjectKey, Protocol, SliceEndpoint, SlicePort,
 };
 
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
@@ -111,10 +111,14 @@ impl Known for EndpointSliceObject {
         let annotations = self.metadata.annotations.as_ref();
         let labels = self.metadata.labels.as_ref();
         let service = labels.and_then(|labels| labels.get(SERVICE_LABEL));
+        let name = name_of(&self.metadata);
         Ok(Object::EndpointSlice(EndpointSlice {
-            service: service.cloned().unwrap_or_default().into(),
+            service: Arc::new(NamespacedName {
+                namespace: name.namespace.clone(),
+                name: service.cloned().unwrap_or_default(),
+            }),
             triggered: annotations.and_then(|all| time(all.get(TRIGGER_ANNOTATION)?)),
-            name: name_of(&self.metadata),
+            name,
             v4,
             ports: self.ports.into_iter().filter_map(Port::read).collect(),
             endpoints: endpoints.into(),
@@ -142,17 +146,14 @@ impl Port {
         Some(SlicePort {
             protocol: Protocol::from_name(&self.protocol)?,
             port: port.filter(|port| *port != 0)?,
-            name: self.name,
+            name: self.name.into(),
         })
     }
 }
 
 /// What endpoints of a slice have in common.
 #[derive(Default)]
-struct Shared {
-    nodes: BTreeMap<String, Arc<str>>,
-    hints: BTreeMap<Hints, Arc<Hints>>,
-}
+struct Shared(BTreeSet<Arc<Locality>>);
 
 impl Shared {
     fn read(&mut self, endpoint: Endpoint, i: usize, v4: bool) -> Result<SliceEndpoint, String> {
@@ -160,38 +161,30 @@ impl Shared {
         let text = endpoint.addresses.first().map_or("", String::as_str);
         let address = usable(text, v4).map_err(|reason| format!("endpoints[{i}].addresses[0]: {reason}"))?;
         let conditions = endpoint.conditions;
-        let ready = conditions.ready.unwrap_or(true);
+        let names = |all: Vec<Named>| all.into_iter().map(|named| named.name).collect();
+        let locality = Locality {
+            node: (!endpoint.node_name.is_empty()).then(|| endpoint.node_name.into()),
+            hints: Hints {
+                zones: names(endpoint.hints.for_zones),
+                nodes: names(endpoint.hints.for_nodes),
+            },
+        };
         Ok(SliceEndpoint {
             address,
-            ready,
+            ready: conditions.ready.unwrap_or(true),
             serving: conditions.serving.unwrap_or(true),
             terminating: conditions.terminating.unwrap_or(false),
-            node: (!endpoint.node_name.is_empty()).then(|| {
-                let name = endpoint.node_name;
-                Arc::clone(
-                    self.nodes
-                        .entry(name)
-                        .or_insert_with_key(|name| name.as_str().into()),
-                )
-            }),
-            hints: self.hints(endpoint.hints),
+            locality: self.one(locality),
         })
     }
 
-    fn hints(&mut self, hints: HintsObject) -> Option<Arc<Hints>> {
-        if hints.for_zones.is_empty() && hints.for_nodes.is_empty() {
-            return None;
+    fn one(&mut self, locality: Locality) -> Arc<Locality> {
+        if let Some(known) = self.0.get(&locality) {
+            return Arc::clone(known);
         }
-        let names = |all: Vec<Named>| all.into_iter().map(|named| named.name).collect();
-        let hints = Hints {
-            zones: names(hints.for_zones),
-            nodes: names(hints.for_nodes),
-        };
-        let shared = self
-            .hints
-            .entry(hints)
-            .or_insert_with_key(|hints| Arc::new(hints.clone()));
-        Some(Arc::clone(shared))
+        let new = Arc::new(locality);
+        self.0.insert(Arc::clone(&new));
+        new
     }
 }
 

@@ -116,7 +116,7 @@ impl Known for ServiceObject {
     }
 
     fn into_object(self) -> Result<Object, FieldError> {
-        let name = name_of(&self.metadata);
+        let name = name_of(&self.metadata).into();
         let labels = self.metadata.labels.unwrap_or_default();
         let unserved = unserved(&self.spec, &labels);
         let service = if unserved.is_some() {

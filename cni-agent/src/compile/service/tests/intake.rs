@@ -1,12 +1,14 @@
 //! What is taken in.
 
+use std::sync::Arc;
+
 use super::*;
 
-fn name() -> NamespacedName {
-    NamespacedName {
+fn name() -> Arc<NamespacedName> {
+    Arc::new(NamespacedName {
         namespace: "n".into(),
         name: "s".into(),
-    }
+    })
 }
 
 #[test]
