@@ -141,7 +141,7 @@ impl<K: Kernel> Agent<K> {
         let numbers = state_dir.join("service-numbers");
         let numbers =
             Numbers::open(numbers.clone()).map_err(|cause| AgentError::Io { path: numbers, cause })?;
-        let services = ServiceWork::new(numbers);
+        let services = ServiceWork::new(numbers, &config.maps);
         let events = mpsc::channel(BATCH);
         let inquiries = mpsc::channel(8);
         let (status, watched) = watch::channel(Arc::new(Status::default()));

@@ -18,7 +18,7 @@ pub(crate) use check::overlap;
 pub use cni::{CniConfig, OnExit};
 pub use kubernetes::{KubernetesConfig, KubernetesMode, service_address};
 pub use load::ConfigError;
-pub use services::{NodePortAddresses, Proxy, ServicesConfig, SocketLb};
+pub use services::{Algorithm, NodePortAddresses, Proxy, ServicesConfig, SocketLb};
 
 /// Where the file is unless somebody says otherwise.
 pub const CONFIG_FILE: &str = "/etc/millrace/config.yaml";
@@ -203,6 +203,9 @@ pub struct MapSizes {
     /// Endpoints.
     pub backends: u32,
     pub service_ranges: u32,
+    /// Parts of 64 places of the tables of Services whose algorithm is Maglev. Half of them are for tables in use, the other
+    /// half for those that take their place.
+    pub maglev: u32,
     /// Bytes of the event ring; a power of two.
     pub events: u32,
 }

@@ -18,6 +18,7 @@ mod external;
 mod fragments;
 pub mod headers;
 mod limit;
+pub mod maglev;
 pub mod nat;
 pub mod policy;
 mod refuse;

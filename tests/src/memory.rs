@@ -44,6 +44,7 @@ pub struct Memory {
     pub services: Slab<ServiceKey, Service>,
     pub slots: Slab<SlotKey, u32>,
     pub backends: Slab<u32, Backend>,
+    pub maglev: Slab<MaglevKey, MaglevChunk>,
     /// By the number of the ranges.
     pub source_ranges: HashMap<u32, Lpm<u32>>,
     pub affinity: Slab<AffinityKey, Affinity>,
@@ -87,6 +88,7 @@ impl Memory {
         self.services.settle();
         self.slots.settle();
         self.backends.settle();
+        self.maglev.settle();
         self.events.get_mut().clear();
     }
 }
@@ -228,6 +230,10 @@ impl Tables for Memory {
 
     fn backend(&self, id: &u32) -> Option<&Backend> {
         self.backends.get(id)
+    }
+
+    fn maglev(&self, key: &MaglevKey) -> Option<&MaglevChunk> {
+        self.maglev.get(key)
     }
 
     fn source_range(&self, source: &SourceRange) -> Option<&u32> {

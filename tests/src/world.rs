@@ -11,8 +11,8 @@ use cni_ebpf::datapath::{self, Outcome, Verdict, Work};
 
 use crate::memory::{Frame, Memory};
 
-pub use content::{backend, port, service_id};
-use content::{device, endpoints, fib, ranges, routes, rules, services, settings};
+pub use content::{MAGLEV, MAGLEV_SIZE, backend, port, service_id};
+use content::{device, endpoints, fib, ranges, routes, rules, services, settings, tables};
 pub use kernel::{Bytes, Kernel, THIS_NETNS};
 
 /// Indices of the devices; the kernel's namespace is made so that they are these.
@@ -122,6 +122,9 @@ pub fn memory() -> Memory {
     backends
         .iter()
         .for_each(|(key, value)| memory.backends.put(*key, *value));
+    tables()
+        .into_iter()
+        .for_each(|(key, chunk)| memory.maglev.put(key, chunk));
     memory
 }
 

@@ -18,6 +18,8 @@ mod forged;
 mod lifetime;
 #[path = "packets/limit.rs"]
 mod limit;
+#[path = "packets/maglev.rs"]
+mod maglev;
 #[path = "packets/malformed.rs"]
 mod malformed;
 #[path = "packets/mutation.rs"]

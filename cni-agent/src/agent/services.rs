@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use cni_ebpf::abi;
 use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::watch;
 
@@ -14,8 +15,9 @@ use crate::{
         Topology,
         service::{self, Place},
     },
-    config::{Proxy, SocketLb},
-    kernel::Kernel,
+    config::{MapSizes, Proxy, SocketLb},
+    desired::Table,
+    kernel::{Kernel, loader},
     model::{EndpointSlice, NamespacedName, Source},
     observe::{
         admin::Inquiry,
@@ -55,9 +57,11 @@ pub(super) struct ServiceWork {
 }
 
 impl ServiceWork {
-    pub(super) fn new(numbers: Numbers) -> Self {
+    pub(super) fn new(numbers: Numbers, sizes: &MapSizes) -> Self {
+        let tables = abi::MAPS.iter().find(|spec| spec.name == Table::Maglev.name());
+        let maglev = tables.map_or(0, |spec| loader::entries(spec, sizes));
         Self {
-            book: Book::new(numbers),
+            book: Book::new(numbers, maglev),
             place: Place::default(),
             begun: false,
             pending: Pending::default(),

@@ -42,6 +42,7 @@ fn shapes(map: &str) -> Option<(Shape, Shape)> {
         "services" => ("ServiceKey", "Service"),
         "service_slots" => ("SlotKey", "u32"),
         "backends" => ("u32", "Backend"),
+        "maglev" => ("MaglevKey", "MaglevChunk"),
         "service_ranges" => ("SourceRange", "u32"),
         "affinity" => ("AffinityKey", "Affinity"),
         "sockets" => ("SocketKey", "Dialled"),

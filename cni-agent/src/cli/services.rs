@@ -14,6 +14,7 @@ use serde::Serialize;
 use super::{Context, Failure, Outcome, ask, print_json, table};
 use crate::{
     compile::service::HintsUsed,
+    config::Algorithm,
     kernel::{Pins, maps},
     observe::admin::{Request, Response},
     services::{Answer, Back, Clients, Description, Front},
@@ -83,6 +84,7 @@ pub(crate) fn run(context: &Context, options: &Options) -> Outcome {
         "CLIENTS",
         "ANSWER",
         "BACKENDS",
+        "ALGORITHM",
         "HINTS",
         "AFFINITY",
         "CONNECTIONS",
@@ -189,6 +191,10 @@ fn cells(service: &Description, front: &Front, connections: &Connections) -> Vec
         }
         .to_owned(),
         front.backends.len().to_string(),
+        match front.algorithm {
+            Algorithm::Random => "random".to_owned(),
+            Algorithm::Maglev => format!("maglev {}", front.table_size),
+        },
         match front.hints {
             HintsUsed::Anywhere => "-",
             HintsUsed::SameZone => "zone",

@@ -2,6 +2,7 @@
 
 mod choice;
 mod host_port;
+pub mod maglev;
 #[cfg(test)]
 mod oracle;
 mod place;
@@ -13,7 +14,10 @@ use std::{collections::BTreeSet, net::IpAddr};
 use cni_ebpf::abi::{Addr, Port, ServiceKey, backend_flags, service_flags, service_scope};
 use ipnetwork::IpNetwork;
 
-use crate::model::{EndpointSlice, Service, ServicePort, TrafficPolicy};
+use crate::{
+    config::Algorithm,
+    model::{EndpointSlice, Service, ServicePort, TrafficPolicy},
+};
 pub use choice::Topology as HintsUsed;
 use choice::{Candidate, Choice, Standing, candidates};
 pub use host_port::compile as host_ports;
@@ -35,6 +39,8 @@ pub struct SlotSet {
     /// Clients are kept at theirs.
     pub affinity: bool,
     pub hints: HintsUsed,
+    /// The size of the Maglev table by which connections from outside get theirs; `None`: they get any.
+    pub maglev: Option<u32>,
 }
 
 /// What a set is in its Service.
@@ -90,6 +96,7 @@ pub fn compile(place: &Place, service: &Service, slices: &[&EndpointSlice]) -> C
     if service.unserved.is_some() {
         return compiled;
     }
+    compiled.problems.extend(service.misread.iter().cloned());
     let mut serving = BTreeSet::new();
     let mut local_ready = [None; 2];
     for (family_ready, v4) in local_ready.iter_mut().zip([true, false]) {
@@ -297,11 +304,12 @@ impl PortAt<'_> {
         }
         for local in [false, true] {
             let name = self.set(local);
-            if compiled
+            let scopes = compiled
                 .frontends
                 .iter()
-                .any(|frontend| frontend.set == Some(name))
-            {
+                .filter(|frontend| frontend.set == Some(name));
+            let scopes: BTreeSet<u8> = scopes.map(|frontend| frontend.key.scope).collect();
+            if !scopes.is_empty() {
                 let chosen = if local {
                     &self.choice.local
                 } else {
@@ -319,9 +327,34 @@ impl PortAt<'_> {
                     } else {
                         self.choice.topology
                     },
+                    maglev: scopes
+                        .contains(&service_scope::EXTERNAL)
+                        .then(|| self.maglev(chosen.len(), &mut compiled.problems))
+                        .flatten(),
                 });
             }
         }
+    }
+
+    /// The size of the table for so many endpoints, if there is to be one.
+    fn maglev(&self, endpoints: usize, problems: &mut Vec<String>) -> Option<u32> {
+        let algorithm = self.service.algorithm.unwrap_or(self.place.algorithm);
+        if algorithm != Algorithm::Maglev {
+            return None;
+        }
+        let size = match self.service.maglev_size.unwrap_or(self.place.maglev_size) {
+            0 => maglev::size(endpoints),
+            size => size,
+        };
+        if endpoints > size as usize {
+            problems.push(format!(
+                "Service {}: a Maglev table of {size} places leaves some of its {endpoints} endpoints without connections \
+                 from outside; {}",
+                self.service.name,
+                maglev::advice()
+            ));
+        }
+        Some(size)
     }
 
     fn set(&self, local: bool) -> SetName {

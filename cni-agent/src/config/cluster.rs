@@ -41,6 +41,8 @@ impl ServicesConfig {
             localhost_node_ports,
             external_ips,
             masquerade_all,
+            algorithm,
+            maglev_table_size,
         } = settings;
         set(&mut self.cidrs, cidrs);
         set(&mut self.via_stack_cidrs, via_stack_cidrs);
@@ -48,6 +50,8 @@ impl ServicesConfig {
         set(&mut self.localhost_node_ports, localhost_node_ports);
         set(&mut self.external_ips, external_ips);
         set(&mut self.masquerade_all, masquerade_all);
+        set(&mut self.algorithm, algorithm);
+        set(&mut self.maglev_table_size, maglev_table_size);
     }
 }
 

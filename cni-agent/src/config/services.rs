@@ -6,6 +6,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
 use super::check::Problems;
+use crate::compile::service::maglev;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
@@ -26,6 +27,10 @@ pub struct ServicesConfig {
     pub external_ips: bool,
     /// The source of everything that goes to a ClusterIP is translated.
     pub masquerade_all: bool,
+    /// By which endpoints are chosen for connections from outside of the cluster.
+    pub algorithm: Algorithm,
+    /// How many places a Maglev table has; 0: by the number of endpoints.
+    pub maglev_table_size: u32,
     /// Where load balancers ask for the proxy's own health; `None`: nowhere.
     pub health: Option<SocketAddr>,
 }
@@ -41,6 +46,8 @@ impl Default for ServicesConfig {
             localhost_node_ports: false,
             external_ips: false,
             masquerade_all: false,
+            algorithm: Algorithm::default(),
+            maglev_table_size: 0,
             health: Some(SocketAddr::from(([0; 4], 10256))),
         }
     }
@@ -68,6 +75,17 @@ pub enum SocketLb {
     Host,
     /// Nobody's: host processes reach no Service.
     Off,
+}
+
+/// How an endpoint is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Algorithm {
+    /// Any of them.
+    #[default]
+    Random,
+    /// The same on every node for the same client.
+    Maglev,
 }
 
 /// The node's addresses on which NodePorts answer.
@@ -128,12 +146,22 @@ impl fmt::Display for NodePortAddresses {
 impl ServicesConfig {
     pub(super) fn check(&self, problems: &mut Problems) {
         if self.proxy == Proxy::Stack
-            && (self.localhost_node_ports || self.external_ips || self.masquerade_all)
+            && (self.localhost_node_ports
+                || self.external_ips
+                || self.masquerade_all
+                || self.algorithm != Algorithm::Random)
         {
             problems.add(
                 "services.proxy",
                 "it is stack, and something else is set of what only millrace serves",
-                "set it to millrace, or take localhostNodePorts, externalIPs and masqueradeAll out",
+                "set it to millrace, or take localhostNodePorts, externalIPs, masqueradeAll and algorithm out",
+            );
+        }
+        if self.maglev_table_size != 0 && !maglev::is_size(self.maglev_table_size) {
+            problems.add(
+                "services.maglevTableSize",
+                format!("{} is no size of a table", self.maglev_table_size),
+                maglev::advice(),
             );
         }
     }

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use cni_ebpf::abi::{
-    self, Addr, Backend, Bucket, ClassBits, ClassKey, Device, Endpoint, GroupChunk, GroupKey, Peer, Prefix,
-    Route, RuleKey, RuleList, RuleSet, Service, ServiceKey, Settings, SlotKey, SourceRange,
+    self, Addr, Backend, Bucket, ClassBits, ClassKey, Device, Endpoint, GroupChunk, GroupKey, MaglevChunk,
+    MaglevKey, Peer, Prefix, Route, RuleKey, RuleList, RuleSet, Service, ServiceKey, Settings, SlotKey,
+    SourceRange,
 };
 
 /// Bytes read from a map do not have the size of its key or value.
@@ -91,6 +92,7 @@ tables! {
     Backends backends: u32 => Backend;
     ServiceSlots service_slots: SlotKey => u32;
     ServiceRanges service_ranges: SourceRange => u32;
+    Maglev maglev: MaglevKey => MaglevChunk;
     Services services: ServiceKey => Service;
     Settings settings: u32 => Settings;
     Classes classes: ClassKey => ClassBits;
@@ -118,7 +120,7 @@ impl Table {
     /// What the table belongs to; an endpoint names its rule sets.
     pub const fn chain(self) -> Option<Chain> {
         match self {
-            Self::Backends | Self::ServiceSlots | Self::ServiceRanges | Self::Services => {
+            Self::Backends | Self::ServiceSlots | Self::ServiceRanges | Self::Maglev | Self::Services => {
                 Some(Chain::Service)
             }
             Self::Classes

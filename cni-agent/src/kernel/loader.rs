@@ -66,6 +66,7 @@ pub fn entries(spec: &MapSpec, sizes: &MapSizes) -> u32 {
         "services" => sizes.services,
         "service_slots" => sizes.service_slots,
         "backends" => sizes.backends,
+        "maglev" => sizes.maglev,
         "service_ranges" => sizes.service_ranges,
         "events" => sizes.events,
         _ => 0,

@@ -373,6 +373,7 @@ pub fn setting(map: &str) -> Option<&'static str> {
         "services" => Some("maps.services"),
         "service_slots" => Some("maps.serviceSlots"),
         "backends" => Some("maps.backends"),
+        "maglev" => Some("maps.maglev"),
         "service_ranges" => Some("maps.serviceRanges"),
         "peers" => Some("maps.peers"),
         "routes" => Some("maps.routes"),

@@ -6,6 +6,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use super::NamespacedName;
+use crate::config::Algorithm;
 
 /// A transport that Services have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -107,6 +108,12 @@ pub struct Service {
     pub affinity_seconds: Option<u32>,
     /// Where load balancers ask whether this node has endpoints.
     pub health_check_node_port: Option<u16>,
+    /// By which endpoints are chosen for connections from outside; `None`: as for all Services.
+    pub algorithm: Option<Algorithm>,
+    /// Of its Maglev tables; 0: by the number of endpoints.
+    pub maglev_size: Option<u32>,
+    /// What it asks for in words that nobody understands. The rest is served.
+    pub misread: Box<[String]>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use super::Labels;
-use crate::config::{NodePortAddresses, Routing};
+use crate::config::{Algorithm, NodePortAddresses, Routing};
 
 /// Settings for all nodes, and others for some.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +44,8 @@ pub struct ServiceSettings {
     pub localhost_node_ports: Option<bool>,
     pub external_ips: Option<bool>,
     pub masquerade_all: Option<bool>,
+    pub algorithm: Option<Algorithm>,
+    pub maglev_table_size: Option<u32>,
 }
 
 impl ClusterSettings {

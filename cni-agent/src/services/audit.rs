@@ -8,10 +8,11 @@ use crate::{
 };
 
 /// Referenced before referrer.
-const TABLES: [Table; 4] = [
+const TABLES: [Table; 5] = [
     Table::Backends,
     Table::ServiceSlots,
     Table::ServiceRanges,
+    Table::Maglev,
     Table::Services,
 ];
 

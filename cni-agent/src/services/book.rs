@@ -1,6 +1,7 @@
 //! Every Service as it stands in the maps.
 
 mod describe;
+mod maglev;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -19,6 +20,7 @@ use crate::{
 };
 
 pub use describe::{Answer, Back, Clients, Description, Front};
+use maglev::{Places, Room};
 pub(super) use view::Verdict;
 
 /// What Services have in the kernel, and how many of them name each backend.
@@ -35,6 +37,7 @@ pub struct Book {
     ranges: usize,
     health: BTreeMap<Arc<NamespacedName>, Health>,
     troubled: BTreeSet<Arc<NamespacedName>>,
+    room: Room,
 }
 
 #[derive(Debug, Default)]
@@ -55,6 +58,7 @@ struct Set {
     /// Its backends have rows of their own.
     members: bool,
     hints: HintsUsed,
+    places: Option<Box<Places>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -74,7 +78,8 @@ pub struct Summary {
 }
 
 impl Book {
-    pub fn new(numbers: Numbers) -> Self {
+    /// `maglev`: how many parts of tables there is room for.
+    pub fn new(numbers: Numbers, maglev: u32) -> Self {
         Self {
             entries: BTreeMap::new(),
             backends: HashMap::new(),
@@ -86,6 +91,7 @@ impl Book {
             ranges: 0,
             health: BTreeMap::new(),
             troubled: BTreeSet::new(),
+            room: Room::new(maglev),
         }
     }
 
@@ -99,6 +105,7 @@ impl Book {
             self.numbers.claim(service.id);
             self.numbers.claim(service.ranges);
         }
+        recovered.tables().for_each(|number| self.numbers.claim(number));
         recovered
             .slots
             .keys()
@@ -115,6 +122,7 @@ impl Book {
             .values()
             .flat_map(|service| [service.id, service.ranges]);
         let all = sets.chain(recovered.backends.values().copied());
+        let all = all.chain(recovered.tables());
         for number in all.chain(recovered.slots.keys().map(|key| key.service)) {
             if !used.contains(&number) {
                 self.numbers.release(number);
@@ -125,7 +133,8 @@ impl Book {
     fn numbers_in_use(&self) -> impl Iterator<Item = u32> {
         let sets = self.entries.values().flat_map(|entry| {
             let sets = entry.sets.iter().map(|set| set.number);
-            sets.chain([entry.ranges_number])
+            sets.chain(entry.tables().map(|places| places.number))
+                .chain([entry.ranges_number])
         });
         sets.chain(self.backends.values().map(|known| known.number))
     }
@@ -151,13 +160,16 @@ impl Book {
                 .frontends
                 .iter()
                 .filter(|frontend| frontend.set == Some(set.name));
-            let old = old_sets
+            let mut old = old_sets
                 .remove(&set.name)
-                .or_else(|| self.recovered_set(set.name, keys.map(|frontend| frontend.key)));
-            sets.push(self.fill(set, old, &mut edits));
+                .or_else(|| self.recovered_set(set.name, keys.map(|frontend| frontend.key).collect()));
+            let places = old.as_mut().and_then(|old| old.places.take());
+            let places = self.tabulate(&name, &set, places, &mut problems, &mut edits);
+            let filled = self.fill(set, old, &mut edits);
+            sets.push(Set { places, ..filled });
         }
         for set in old_sets.into_values() {
-            self.empty(&set, &mut edits);
+            self.empty(set, &mut edits);
         }
         let restricted = compiled.frontends.iter().filter(|frontend| frontend.restricted);
         let number = match old.ranges_number {
@@ -180,7 +192,7 @@ impl Book {
                 _ => {}
             }
             let set = sets.iter().find(|set| Some(set.name) == frontend.set);
-            let service = Service {
+            let mut service = Service {
                 id: set.map_or(0, |set| set.number),
                 slots: set.map_or(0, |set| u32::try_from(set.slots.len()).unwrap_or(u32::MAX)),
                 flags: frontend.flags,
@@ -188,6 +200,9 @@ impl Book {
                 ranges: if frontend.restricted { ranges_number } else { 0 },
                 ..Service::default()
             };
+            if let Some(set) = set {
+                set.tell(&frontend.key, &mut service);
+            }
             self.owners
                 .entry(frontend.key)
                 .or_insert_with(|| Arc::clone(&name));
@@ -230,12 +245,13 @@ impl Book {
         edits
     }
 
-    /// Who waits for these frontends, which nobody has any more.
+    /// Who waits for these frontends, which nobody has any more, or for room that there may be now.
     pub fn heirs(&mut self, freed: &[ServiceKey]) -> Vec<Arc<NamespacedName>> {
         let heirs = freed
             .iter()
             .filter_map(|key| self.contenders.remove(key))
-            .flatten();
+            .flatten()
+            .chain(self.room.take_waiting());
         heirs.collect()
     }
 
@@ -306,9 +322,10 @@ impl Book {
         }
     }
 
-    fn recovered_set(&mut self, name: SetName, keys: impl Iterator<Item = ServiceKey>) -> Option<Set> {
-        let service = self.recovered.set_of(keys)?;
+    fn recovered_set(&mut self, name: SetName, keys: Vec<ServiceKey>) -> Option<Set> {
+        let service = self.recovered.set_of(keys.iter())?;
         Some(Set {
+            places: self.recovered_places(&keys),
             name,
             number: service.id,
             slots: self.recovered.slots_of(service.id, service.slots).into(),
@@ -360,10 +377,11 @@ impl Book {
             slots: slots.into(),
             members: set.affinity,
             hints: set.hints,
+            places: None,
         }
     }
 
-    fn empty(&mut self, set: &Set, edits: &mut Edits) {
+    fn empty(&mut self, set: Set, edits: &mut Edits) {
         edits
             .gone
             .slots
@@ -376,6 +394,7 @@ impl Book {
             );
         }
         self.numbers.release(set.number);
+        self.forget(set.places, &mut edits.gone);
     }
 
     /// The rows of the source ranges, and their number.

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cni_ebpf::abi::{SlotKey, SourceRange};
+use cni_ebpf::abi::{MaglevKey, SlotKey, SourceRange};
 
 use super::{Keys, Rows};
 
@@ -18,6 +18,7 @@ const GRACE: Duration = Duration::from_millis(50);
 pub struct Pending {
     slots: HashMap<SlotKey, Instant>,
     ranges: HashMap<SourceRange, Instant>,
+    maglev: HashMap<MaglevKey, Instant>,
     backends: HashMap<u32, Instant>,
     /// When the first of them is due.
     due: Option<Instant>,
@@ -29,6 +30,7 @@ impl Pending {
         let at = now + GRACE;
         self.slots.extend(keys.slots.into_iter().map(|key| (key, at)));
         self.ranges.extend(keys.ranges.into_iter().map(|key| (key, at)));
+        self.maglev.extend(keys.maglev.into_iter().map(|key| (key, at)));
         self.backends
             .extend(keys.backends.into_iter().map(|key| (key, at)));
         self.settle_due();
@@ -43,6 +45,9 @@ impl Pending {
         rows.ranges
             .iter()
             .for_each(|(key, _)| _ = self.ranges.remove(key));
+        rows.maglev
+            .iter()
+            .for_each(|(key, _)| _ = self.maglev.remove(key));
         rows.backends
             .iter()
             .for_each(|(key, _)| _ = self.backends.remove(key));
@@ -60,6 +65,7 @@ impl Pending {
         let keys = Keys {
             services: Vec::new(),
             ranges: take(&mut self.ranges, now),
+            maglev: take(&mut self.maglev, now),
             slots: take(&mut self.slots, now),
             backends: take(&mut self.backends, now),
         };
@@ -77,6 +83,7 @@ impl Pending {
             .slots
             .values()
             .chain(self.ranges.values())
+            .chain(self.maglev.values())
             .chain(self.backends.values());
         self.due = all.min().copied();
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use cni_ebpf::abi::{self, Backend, Service, ServiceKey, SlotKey};
+use cni_ebpf::abi::{self, Backend, MaglevChunk, MaglevKey, Service, ServiceKey, SlotKey};
 
 use crate::{
     compile::service::Target,
@@ -15,8 +15,9 @@ use crate::{
 pub struct Recovered {
     pub(super) sets: HashMap<ServiceKey, Service>,
     pub(super) slots: HashMap<SlotKey, u32>,
+    pub(super) maglev: HashMap<MaglevKey, MaglevChunk>,
     pub(super) backends: HashMap<Target, u32>,
-    /// Sets that have found their Service.
+    /// Sets and tables that have found their Service.
     taken: HashSet<u32>,
 }
 
@@ -31,6 +32,11 @@ impl Recovered {
             Table::ServiceSlots => {
                 if let (Some(key), Some(value)) = (abi::from_bytes(key), abi::from_bytes(value)) {
                     self.slots.insert(key, value);
+                }
+            }
+            Table::Maglev => {
+                if let (Some(key), Some(value)) = (abi::from_bytes(key), abi::from_bytes(value)) {
+                    self.maglev.insert(key, value);
                 }
             }
             Table::Backends => {
@@ -54,8 +60,8 @@ impl Recovered {
     }
 
     /// The set that one of these frontends had, if no other one has taken it over.
-    pub(super) fn set_of(&mut self, keys: impl Iterator<Item = ServiceKey>) -> Option<Service> {
-        let mut found = keys.filter_map(|key| self.sets.get(&key)).copied();
+    pub(super) fn set_of<'a>(&mut self, keys: impl Iterator<Item = &'a ServiceKey>) -> Option<Service> {
+        let mut found = keys.filter_map(|key| self.sets.get(key)).copied();
         let service = found.find(|service| service.id != 0 && !self.taken.contains(&service.id))?;
         self.taken.insert(service.id);
         Some(service)
@@ -65,6 +71,30 @@ impl Recovered {
     pub(super) fn ranges_of(&self, keys: impl Iterator<Item = ServiceKey>) -> u32 {
         let mut found = keys.filter_map(|key| Some(self.sets.get(&key)?.ranges));
         found.find(|number| *number != 0).unwrap_or(0)
+    }
+
+    /// The Maglev table that one of these frontends had, if all of it is there.
+    pub(super) fn table_of(&mut self, keys: &[ServiceKey]) -> Option<(u32, Box<[u32]>)> {
+        let mut found = keys.iter().filter_map(|key| self.sets.get(key));
+        let service = found.find(|service| service.maglev != 0 && !self.taken.contains(&service.maglev))?;
+        let parts = service.maglev_size.div_ceil(MaglevChunk::PLACES);
+        let part = |chunk| {
+            let table = service.maglev;
+            self.maglev.get(&MaglevKey { table, chunk })
+        };
+        let mut places = Vec::new();
+        for chunk in (0..parts).map(part) {
+            places.extend_from_slice(&chunk?.backends);
+        }
+        places.truncate(service.maglev_size as usize);
+        self.taken.insert(service.maglev);
+        Some((service.maglev, places.into()))
+    }
+
+    /// The numbers of all tables.
+    pub(super) fn tables(&self) -> impl Iterator<Item = u32> {
+        let named = self.sets.values().map(|service| service.maglev);
+        named.chain(self.maglev.keys().map(|key| key.table))
     }
 
     /// The slots of a set in their order.
@@ -78,7 +108,12 @@ impl Recovered {
 /// Reads what is there.
 pub async fn read<K: Kernel>(reconciler: &mut Reconciler<K>) -> Result<Recovered, KernelError> {
     let mut recovered = Recovered::default();
-    for table in [Table::Services, Table::ServiceSlots, Table::Backends] {
+    for table in [
+        Table::Services,
+        Table::ServiceSlots,
+        Table::Maglev,
+        Table::Backends,
+    ] {
         reconciler
             .scan(table, &mut |key, value| recovered.take(table, key, value))
             .await?;

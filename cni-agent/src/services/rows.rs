@@ -1,6 +1,8 @@
 //! Rows of the maps, as they are written and taken away.
 
-use cni_ebpf::abi::{self, Backend, Plain, Service, ServiceKey, SlotKey, SourceRange};
+use cni_ebpf::abi::{
+    self, Backend, MaglevChunk, MaglevKey, Plain, Service, ServiceKey, SlotKey, SourceRange,
+};
 
 use crate::{desired::Table, reconcile::Change};
 
@@ -10,6 +12,7 @@ pub struct Rows {
     pub backends: Vec<(u32, Backend)>,
     pub slots: Vec<(SlotKey, u32)>,
     pub ranges: Vec<(SourceRange, u32)>,
+    pub maglev: Vec<(MaglevKey, MaglevChunk)>,
     pub services: Vec<(ServiceKey, Service)>,
 }
 
@@ -18,6 +21,7 @@ pub struct Rows {
 pub struct Keys {
     pub services: Vec<ServiceKey>,
     pub ranges: Vec<SourceRange>,
+    pub maglev: Vec<MaglevKey>,
     pub slots: Vec<SlotKey>,
     pub backends: Vec<u32>,
 }
@@ -34,17 +38,19 @@ impl Rows {
         self.backends.is_empty()
             && self.slots.is_empty()
             && self.ranges.is_empty()
+            && self.maglev.is_empty()
             && self.services.is_empty()
     }
 
     pub fn len(&self) -> usize {
-        self.backends.len() + self.slots.len() + self.ranges.len() + self.services.len()
+        self.backends.len() + self.slots.len() + self.ranges.len() + self.maglev.len() + self.services.len()
     }
 
     pub fn append(&mut self, mut other: Self) {
         self.backends.append(&mut other.backends);
         self.slots.append(&mut other.slots);
         self.ranges.append(&mut other.ranges);
+        self.maglev.append(&mut other.maglev);
         self.services.append(&mut other.services);
     }
 
@@ -53,6 +59,7 @@ impl Rows {
             put(Table::Backends, &self.backends),
             put(Table::ServiceSlots, &self.slots),
             put(Table::ServiceRanges, &self.ranges),
+            put(Table::Maglev, &self.maglev),
             put(Table::Services, &self.services),
         ]
         .into_iter()
@@ -65,6 +72,7 @@ impl Keys {
     pub fn is_empty(&self) -> bool {
         self.services.is_empty()
             && self.ranges.is_empty()
+            && self.maglev.is_empty()
             && self.slots.is_empty()
             && self.backends.is_empty()
     }
@@ -72,6 +80,7 @@ impl Keys {
     pub fn append(&mut self, mut other: Self) {
         self.services.append(&mut other.services);
         self.ranges.append(&mut other.ranges);
+        self.maglev.append(&mut other.maglev);
         self.slots.append(&mut other.slots);
         self.backends.append(&mut other.backends);
     }
@@ -80,6 +89,7 @@ impl Keys {
         [
             delete(Table::Services, &self.services),
             delete(Table::ServiceRanges, &self.ranges),
+            delete(Table::Maglev, &self.maglev),
             delete(Table::ServiceSlots, &self.slots),
             delete(Table::Backends, &self.backends),
         ]

@@ -103,6 +103,7 @@ pub const MAPS: &[MapSpec] = &[
     spec::<ServiceKey, Service>("services", Hash, 65_536),
     spec::<SlotKey, u32>("service_slots", Hash, 262_144),
     spec::<u32, Backend>("backends", Hash, 131_072),
+    spec::<MaglevKey, MaglevChunk>("maglev", Hash, 32_768),
     spec::<SourceRange, u32>("service_ranges", Lpm, 16_384),
     keep(spec::<AffinityKey, Affinity>("affinity", LruHash, 65_536)),
     keep(spec::<SocketKey, Dialled>("sockets", LruHash, 65_536)),

@@ -53,9 +53,35 @@ crate::abi! {
         pub affinity_seconds: u32,
         /// Whose sources may use it, see [`SourceRange`]; 0: everybody.
         pub ranges: u32,
-        pub pad: u32,
-        pub reserved: u64,
+        /// The Maglev table by which a backend is chosen, see [`MaglevKey`]; 0: any slot will do. Releases that know of no
+        /// tables write zeros here and read nothing.
+        pub maglev: u32,
+        /// How many places the table has.
+        pub maglev_size: u32,
+        pub reserved: u32,
     }
+}
+
+crate::abi! {
+    /// A part of a Maglev table. What stands under a table's number never changes: another table has another number, and
+    /// the frontend is what switches.
+    #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+    pub struct MaglevKey: 8 {
+        pub table: u32,
+        pub chunk: u32,
+    }
+}
+
+crate::abi! {
+    /// The backends of so many places, one after the other; zeros behind the table's end.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct MaglevChunk: 256 {
+        pub backends: [u32; 64],
+    }
+}
+
+impl MaglevChunk {
+    pub const PLACES: u32 = 64;
 }
 
 crate::abi! {

@@ -52,6 +52,9 @@ pub(super) static SERVICES: HashMap<ServiceKey, Service> =
 pub(super) static SLOTS: HashMap<SlotKey, u32> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
 #[map(name = "backends")]
 pub(super) static BACKENDS: HashMap<u32, Backend> = HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
+#[map(name = "maglev")]
+pub(super) static MAGLEV: HashMap<MaglevKey, MaglevChunk> =
+    HashMap::with_max_entries(32_768, BPF_F_NO_PREALLOC);
 #[map(name = "service_ranges")]
 pub(super) static SERVICE_RANGES: LpmTrie<[u32; 5], u32> = LpmTrie::with_max_entries(16_384, LPM);
 #[map(name = "affinity")]

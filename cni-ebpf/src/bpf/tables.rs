@@ -194,6 +194,11 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn maglev(&self, key: &MaglevKey) -> Option<&MaglevChunk> {
+        get!(MAGLEV, key)
+    }
+
+    #[inline(always)]
     fn source_range(&self, source: &SourceRange) -> Option<&u32> {
         SERVICE_RANGES.get(lpm::<_, 24, _>(source))
     }

@@ -5,7 +5,7 @@
 
 use super::conntrack::SECOND;
 use super::headers::proto;
-use super::{Tables, Work, conntrack};
+use super::{Tables, Work, conntrack, maglev};
 use crate::abi::{
     Addr, Affinity, AffinityKey, Flow, Port, Racy, Reason, Service, ServiceKey, SlotKey, SourceRange, Tuple,
     flow_flags, service_flags, service_scope, tcp_state,
@@ -99,7 +99,7 @@ pub(super) fn choose<T: Tables>(
         return Err(Reason::ServiceNotLocal);
     }
     choice.client.service = service.id;
-    choice.backend = pick(tables, service, &choice.client, now)?;
+    choice.backend = pick(tables, service, tuple, &choice.client, now)?;
     let target = tables.backend(&choice.backend).ok_or(Reason::ServiceNoBackend)?;
     choice.addr = target.addr;
     choice.port = target.port;
@@ -109,9 +109,15 @@ pub(super) fn choose<T: Tables>(
 
 /// A slot of the Service: the client's own, if it has one, or any.
 #[inline(always)]
-fn pick<T: Tables>(tables: &T, service: &Service, client: &AffinityKey, now: u64) -> Result<u32, Reason> {
+fn pick<T: Tables>(
+    tables: &T,
+    service: &Service,
+    tuple: &Tuple,
+    client: &AffinityKey,
+    now: u64,
+) -> Result<u32, Reason> {
     if service.flags & service_flags::AFFINITY == 0 {
-        return any(tables, service);
+        return any(tables, service, tuple);
     }
     if let Some(last) = tables.affinity(client)
         && now.saturating_sub(last.seen.get()) <= u64::from(service.affinity_seconds) * SECOND
@@ -120,7 +126,7 @@ fn pick<T: Tables>(tables: &T, service: &Service, client: &AffinityKey, now: u64
         last.seen.set(now);
         return Ok(last.backend);
     }
-    let backend = any(tables, service)?;
+    let backend = any(tables, service, tuple)?;
     let last = Affinity {
         seen: Racy::new(now),
         backend,
@@ -131,7 +137,12 @@ fn pick<T: Tables>(tables: &T, service: &Service, client: &AffinityKey, now: u64
 }
 
 #[inline(always)]
-fn any<T: Tables>(tables: &T, service: &Service) -> Result<u32, Reason> {
+fn any<T: Tables>(tables: &T, service: &Service, tuple: &Tuple) -> Result<u32, Reason> {
+    if service.maglev != 0
+        && let Some(backend) = maglev::backend(tables, service, tuple)
+    {
+        return Ok(backend);
+    }
     // A slot that is gone between two look-ups was just removed; the frontend's count follows.
     let slot = tables
         .random()

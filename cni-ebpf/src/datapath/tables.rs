@@ -59,6 +59,7 @@ pub trait Tables {
     fn service(&self, key: &ServiceKey) -> Option<&Service>;
     fn slot(&self, key: &SlotKey) -> Option<&u32>;
     fn backend(&self, id: &u32) -> Option<&Backend>;
+    fn maglev(&self, key: &MaglevKey) -> Option<&MaglevChunk>;
     fn source_range(&self, source: &SourceRange) -> Option<&u32>;
     fn affinity(&self, client: &AffinityKey) -> Option<&Affinity>;
     /// Inserts or replaces. Where there is no room, the client is a new one next time.

@@ -104,7 +104,13 @@ impl Crowd {
     pub fn begin_anew(&self) -> Result<[f64; 2]> {
         let node = self.node()?;
         node.end_agent(Signal::SIGTERM)?;
-        for map in ["services", "service_slots", "service_ranges", "backends"] {
+        for map in [
+            "services",
+            "service_slots",
+            "service_ranges",
+            "maglev",
+            "backends",
+        ] {
             let pin = node
                 .pins()
                 .join("maps")

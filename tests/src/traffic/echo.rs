@@ -19,11 +19,18 @@ use crate::netns::Namespace;
 
 const LOOK: Duration = Duration::from_millis(20);
 
+/// Who asked, and how often somebody did.
+#[derive(Debug, Default)]
+struct Heard {
+    peers: BTreeSet<SocketAddr>,
+    times: usize,
+}
+
 /// An echo server; ends when it is dropped.
 #[derive(Debug)]
 pub struct Echo {
     pub address: SocketAddr,
-    peers: Arc<Mutex<BTreeSet<SocketAddr>>>,
+    heard: Arc<Mutex<Heard>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -83,15 +90,15 @@ impl Echo {
 
     fn serve(
         address: SocketAddr,
-        work: impl FnOnce(Arc<Mutex<BTreeSet<SocketAddr>>>, Arc<AtomicBool>) + Send + 'static,
+        work: impl FnOnce(Arc<Mutex<Heard>>, Arc<AtomicBool>) + Send + 'static,
     ) -> Self {
-        let peers = Arc::default();
+        let heard = Arc::default();
         let stop = Arc::<AtomicBool>::default();
-        let (seen, ended) = (Arc::clone(&peers), Arc::clone(&stop));
+        let (seen, ended) = (Arc::clone(&heard), Arc::clone(&stop));
         let thread = Some(thread::spawn(move || work(seen, ended)));
         Self {
             address,
-            peers,
+            heard,
             stop,
             thread,
         }
@@ -99,10 +106,15 @@ impl Echo {
 
     /// Who asked, as it arrived here.
     pub fn peers(&self) -> BTreeSet<SocketAddr> {
-        self.peers
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .clone()
+        let heard = self.heard.lock();
+        let heard = heard.unwrap_or_else(std::sync::PoisonError::into_inner);
+        heard.peers.clone()
+    }
+
+    /// How many connections or datagrams there were, before they were answered.
+    pub fn times(&self) -> usize {
+        let heard = self.heard.lock();
+        heard.unwrap_or_else(std::sync::PoisonError::into_inner).times
     }
 }
 
@@ -115,11 +127,10 @@ impl Drop for Echo {
     }
 }
 
-fn note(peers: &Mutex<BTreeSet<SocketAddr>>, peer: SocketAddr) {
-    peers
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
-        .insert(peer);
+fn note(heard: &Mutex<Heard>, peer: SocketAddr) {
+    let mut heard = heard.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    heard.peers.insert(peer);
+    heard.times += 1;
 }
 
 /// The standard library's backlog of 128 is too small for a test that opens many connections.

@@ -309,6 +309,12 @@ pub mod port {
     pub const NODE_HOST: u16 = 30086;
     /// Pod B, for some sources only.
     pub const NODE_RANGES: u16 = 30087;
+    /// All backends but the node, by a Maglev table.
+    pub const NODE_MAGLEV: u16 = 30088;
+    /// The same, with affinity.
+    pub const NODE_MAGLEV_AFFINE: u16 = 30089;
+    /// Pod B, by a table that is not there.
+    pub const NODE_MAGLEV_LOST: u16 = 30090;
 }
 
 /// The backends' numbers.
@@ -320,6 +326,39 @@ pub mod backend {
     pub const TUNNELLED: u32 = 5;
     /// What is added for IPv6.
     pub const V6: u32 = 10;
+}
+
+/// The backends of [`port::NODE_MAGLEV`], who have the places of its table in turn.
+pub const MAGLEV: [u32; 4] = [
+    backend::POD_A,
+    backend::POD_B,
+    backend::ROUTED,
+    backend::TUNNELLED,
+];
+pub const MAGLEV_SIZE: u32 = 251;
+
+pub(super) fn tables() -> Vec<(MaglevKey, MaglevChunk)> {
+    let mut rows = Vec::new();
+    for (port, v6) in [port::NODE_MAGLEV, port::NODE_MAGLEV_AFFINE]
+        .into_iter()
+        .flat_map(|port| [(port, false), (port, true)])
+    {
+        let offset = if v6 { backend::V6 } else { 0 };
+        for chunk in 0..MAGLEV_SIZE.div_ceil(MaglevChunk::PLACES) {
+            let place = |within| {
+                let place = chunk as usize * 64 + within;
+                let backend = MAGLEV[place % MAGLEV.len()] + offset;
+                if place < MAGLEV_SIZE as usize { backend } else { 0 }
+            };
+            let key = MaglevKey {
+                table: service_id(port, v6, service_scope::EXTERNAL),
+                chunk,
+            };
+            let backends = std::array::from_fn(place);
+            rows.push((key, MaglevChunk { backends }));
+        }
+    }
+    rows
 }
 
 /// The number of a frontend's slot set.
@@ -396,6 +435,14 @@ pub(super) fn services() -> Services {
             (port::NODE_ELSEWHERE, external, service_flags::DROP, &[]),
             (port::NODE_HOST, external, masquerade, &[host]),
             (port::NODE_RANGES, external, 0, &[b]),
+            (port::NODE_MAGLEV, external, 0, &MAGLEV),
+            (
+                port::NODE_MAGLEV_AFFINE,
+                external,
+                service_flags::AFFINITY,
+                &MAGLEV,
+            ),
+            (port::NODE_MAGLEV_LOST, external, 0, &[b]),
         ];
         for (port, scope, flags, backends) in all {
             let id = service_id(*port, v6, *scope);
@@ -413,6 +460,12 @@ pub(super) fn services() -> Services {
                     flags: *flags,
                     affinity_seconds: 100,
                     ranges: u32::from(*port == port::NODE_RANGES),
+                    maglev: if *port >= port::NODE_MAGLEV { id } else { 0 },
+                    maglev_size: if *port >= port::NODE_MAGLEV {
+                        MAGLEV_SIZE
+                    } else {
+                        0
+                    },
                     ..Service::default()
                 };
                 services.0.push((key, service));

@@ -11,7 +11,7 @@ use aya::{Ebpf, Pod};
 use cni_ebpf::abi::*;
 use cni_ebpf::datapath::{Verdict, Work};
 
-use super::content::{NARROW, device, endpoints, ranges, routes, rules, services};
+use super::content::{NARROW, device, endpoints, ranges, routes, rules, services, tables};
 use super::{CONFIG, Hook, ifindex};
 use crate::cgroup::Cgroup;
 use crate::memory::Frame;
@@ -128,6 +128,7 @@ impl Kernel {
         self.put::<_, _, 24, 32>("services", &frontends)?;
         self.put::<_, _, 8, 4>("service_slots", &slots)?;
         self.put::<_, _, 4, 32>("backends", &backends)?;
+        self.put::<_, _, 8, 256>("maglev", &tables())?;
         for (source, value) in ranges() {
             self.range(&source, value)?;
         }

@@ -2,6 +2,7 @@
 
 mod external;
 mod health;
+mod maglev;
 mod manifest;
 mod sockets;
 

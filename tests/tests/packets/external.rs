@@ -17,7 +17,7 @@ fn client(v6: bool) -> IpAddr {
 }
 
 /// From the client to a port of the node.
-fn outside(v6: bool, dst_port: u16) -> Ends {
+pub(crate) fn outside(v6: bool, dst_port: u16) -> Ends {
     Ends {
         src_mac: [2, 9, 9, 9, 9, 9],
         dst_mac: mac(ifindex::NETDEV),
@@ -29,7 +29,7 @@ fn outside(v6: bool, dst_port: u16) -> Ends {
     }
 }
 
-fn arrive(pair: &mut Pair, bytes: &[u8]) -> (Result<Verdict, Reason>, Vec<u8>) {
+pub(crate) fn arrive(pair: &mut Pair, bytes: &[u8]) -> (Result<Verdict, Reason>, Vec<u8>) {
     pair.run(Hook::FromNetdev, bytes, ifindex::NETDEV)
 }
 

@@ -42,6 +42,7 @@ pub fn compile(place: &Place, pod: &Pod) -> Compiled {
                     targets: vec![target],
                     affinity: false,
                     hints: HintsUsed::Anywhere,
+                    maglev: None,
                 });
             }
             for front in fronts {

@@ -6,7 +6,7 @@ use ipnetwork::IpNetwork;
 
 use super::super::Topology;
 use crate::{
-    config::{Families, NodePortAddresses},
+    config::{Algorithm, Families, NodePortAddresses},
     model::Device,
     state::State,
 };
@@ -27,6 +27,10 @@ pub struct Place {
     /// Addresses that Services claim by themselves are served.
     pub external_ips: bool,
     pub masquerade_all: bool,
+    /// By which endpoints are chosen for connections from outside, unless a Service says otherwise.
+    pub algorithm: Algorithm,
+    /// Of Maglev tables; 0: by the number of endpoints.
+    pub maglev_size: u32,
 }
 
 impl Place {
@@ -61,6 +65,8 @@ impl Place {
             service_ranges: topology.service_ranges.clone(),
             external_ips: config.external_ips,
             masquerade_all: config.masquerade_all,
+            algorithm: config.algorithm,
+            maglev_size: config.maglev_table_size,
         }
     }
 

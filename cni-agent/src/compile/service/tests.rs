@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::{Compiled, Frontend, Health, HintsUsed, Place, SlotSet, compile};
 use crate::{
+    config::Algorithm,
     model::{EndpointSlice, Event, NamespacedName, Object, Service},
     source::file::Folder,
     state::Services,

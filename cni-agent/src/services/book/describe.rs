@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Book, Entry, Set};
 use crate::{
     compile::service::HintsUsed,
+    config::Algorithm,
     model::{NamespacedName, Protocol},
 };
 
@@ -36,6 +37,11 @@ pub struct Front {
     /// By their numbers.
     pub backends: Vec<u32>,
     pub hints: HintsUsed,
+    #[serde(default)]
+    pub algorithm: Algorithm,
+    /// The places of its Maglev table; 0: it has none.
+    #[serde(default)]
+    pub table_size: u32,
     pub affinity_seconds: Option<u32>,
     /// The client's address is translated.
     pub masquerade: bool,
@@ -136,6 +142,11 @@ fn front(entry: &Entry, key: &ServiceKey, service: &Service) -> Option<Front> {
         number: service.id,
         backends: set.map(Set::backends).unwrap_or_default(),
         hints: set.map(|set| set.hints).unwrap_or_default(),
+        algorithm: match service.maglev {
+            0 => Algorithm::Random,
+            _ => Algorithm::Maglev,
+        },
+        table_size: service.maglev_size,
         affinity_seconds: has(service_flags::AFFINITY).then_some(service.affinity_seconds),
         masquerade: has(service_flags::MASQUERADE),
         restricted: service.ranges != 0,

@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use cni_ebpf::abi::{Addr, Backend, Port, service_flags};
+use cni_ebpf::abi::{Addr, Backend, MaglevChunk, MaglevKey, Port, service_flags, service_scope};
 use proptest::prelude::*;
 
 use super::*;
@@ -16,6 +16,7 @@ struct Maps {
     services: BTreeMap<ServiceKey, Service>,
     slots: BTreeMap<SlotKey, u32>,
     backends: BTreeMap<u32, Backend>,
+    maglev: BTreeMap<MaglevKey, MaglevChunk>,
 }
 
 impl Maps {
@@ -26,6 +27,14 @@ impl Maps {
         }
         for (key, backend) in &edits.put.slots {
             self.slots.insert(*key, *backend);
+            self.check();
+        }
+        for (key, chunk) in &edits.put.maglev {
+            let before = self.maglev.insert(*key, *chunk);
+            assert!(
+                before.is_none_or(|before| before == *chunk),
+                "{key:?} is rewritten"
+            );
             self.check();
         }
         for (key, service) in &edits.put.services {
@@ -40,6 +49,10 @@ impl Maps {
             self.services.remove(key);
             self.check();
         }
+        for key in &keys.maglev {
+            self.maglev.remove(key);
+            self.check();
+        }
         for key in &keys.slots {
             self.slots.remove(key);
             self.check();
@@ -50,9 +63,19 @@ impl Maps {
         }
     }
 
-    /// Every frontend leads to a backend, by whichever slot.
+    /// Every frontend leads to a backend, by whichever slot or place.
     fn check(&self) {
         for service in self.services.values() {
+            let places = self.places(service);
+            assert_eq!(
+                places.len(),
+                service.maglev_size as usize,
+                "{service:?}: all of the table is there"
+            );
+            assert!(
+                places.iter().all(|backend| self.backends.contains_key(backend)),
+                "{service:?}"
+            );
             for slot in 0..service.slots {
                 let key = SlotKey {
                     service: service.id,
@@ -70,6 +93,26 @@ impl Maps {
         }
     }
 
+    fn places(&self, service: &Service) -> Vec<u32> {
+        let table = service.maglev;
+        let parts = self.maglev.range(
+            MaglevKey { table, chunk: 0 }..=MaglevKey {
+                table,
+                chunk: u32::MAX,
+            },
+        );
+        let places = parts.flat_map(|(_, chunk)| chunk.backends);
+        places.take(service.maglev_size as usize).collect()
+    }
+
+    /// Whom the table leads to.
+    fn tabulated(&self, key: &ServiceKey) -> BTreeSet<u8> {
+        let places = self.places(&self.services[key]).into_iter();
+        places
+            .map(|backend| self.backends[&backend].addr.octets()[15])
+            .collect()
+    }
+
     fn targets(&self, key: &ServiceKey) -> Vec<u8> {
         let service = self.services[key];
         let slots = (0..service.slots).map(|slot| SlotKey {
@@ -85,7 +128,7 @@ impl Maps {
 }
 
 fn book(folder: &tempfile::TempDir) -> Book {
-    Book::new(Numbers::open(folder.path().join("numbers")).unwrap())
+    Book::new(Numbers::open(folder.path().join("numbers")).unwrap(), 64)
 }
 
 fn name(number: u8) -> Arc<NamespacedName> {
@@ -134,9 +177,28 @@ fn compiled(number: u8, endpoints: &BTreeSet<u8>, affinity: bool) -> Compiled {
             targets,
             affinity,
             hints: HintsUsed::Anywhere,
+            maglev: None,
         }],
         ..Compiled::default()
     }
+}
+
+fn outside(number: u8) -> ServiceKey {
+    ServiceKey {
+        scope: service_scope::EXTERNAL,
+        ..key(number)
+    }
+}
+
+/// The same for clients outside, who are given theirs by a table.
+fn with_table(mut compiled: Compiled, number: u8) -> Compiled {
+    let outside = compiled.frontends.first().map(|frontend| Frontend {
+        key: outside(number),
+        ..*frontend
+    });
+    compiled.frontends.extend(outside);
+    compiled.sets.iter_mut().for_each(|set| set.maglev = Some(251));
+    compiled
 }
 
 proptest! {
@@ -155,19 +217,27 @@ proptest! {
                 Compiled::default()
             } else {
                 wanted.insert(number, endpoints.clone());
-                compiled(number, &endpoints, affinity)
+                let compiled = compiled(number, &endpoints, affinity);
+                if number == 1 { compiled } else { with_table(compiled, number) }
             };
             maps.apply(&book.set(&name(number), compiled));
             for (number, endpoints) in &wanted {
                 let found = maps.targets(&key(*number));
                 prop_assert_eq!(found, endpoints.iter().copied().collect::<Vec<_>>(), "each once, and no other");
+                if *number != 1 {
+                    prop_assert_eq!(&maps.tabulated(&outside(*number)), endpoints);
+                    prop_assert_eq!(maps.services[&key(*number)].maglev, 0, "inside they get any");
+                }
             }
             let view = book.view();
             let rows = view.rows(Table::ServiceSlots);
             prop_assert_eq!(maps.slots.clone(), rows.slots.iter().copied().collect());
             prop_assert_eq!(maps.slots.len(), view.expected(Table::ServiceSlots));
             prop_assert_eq!(maps.backends.len(), view.expected(Table::Backends));
-            prop_assert_eq!(maps.services.len(), wanted.len());
+            prop_assert_eq!(maps.maglev.clone(), view.rows(Table::Maglev).maglev.into_iter().collect());
+            prop_assert_eq!(maps.maglev.len(), view.expected(Table::Maglev));
+            let both = wanted.keys().map(|number| if *number == 1 { 1 } else { 2 });
+            prop_assert_eq!(maps.services.len(), both.sum::<usize>());
         }
     }
 
@@ -192,10 +262,14 @@ fn the_next_agent_gives_the_same_numbers_and_changes_no_row() {
     let folder = tempfile::tempdir().unwrap();
     let (mut book, mut maps) = (book(&folder), Maps::default());
     for number in 0..3 {
-        maps.apply(&book.set(&name(number), compiled(number, &(0..9).collect(), number == 1)));
+        let compiled = compiled(number, &(0..9).collect(), number == 1);
+        maps.apply(&book.set(&name(number), with_table(compiled, number)));
     }
     // Holes and another order, as time makes them.
-    maps.apply(&book.set(&name(0), compiled(0, &BTreeSet::from([1, 3, 8, 7]), false)));
+    maps.apply(&book.set(
+        &name(0),
+        with_table(compiled(0, &BTreeSet::from([1, 3, 8, 7]), false), 0),
+    ));
     let mut recovered = Recovered::default();
     let bytes = |value: &[u8]| value.to_vec();
     for (key, value) in &maps.services {
@@ -216,6 +290,13 @@ fn the_next_agent_gives_the_same_numbers_and_changes_no_row() {
             cni_ebpf::abi::as_bytes(value),
         );
     }
+    for (key, value) in &maps.maglev {
+        recovered.take(
+            Table::Maglev,
+            cni_ebpf::abi::as_bytes(key),
+            cni_ebpf::abi::as_bytes(value),
+        );
+    }
     let mut next = tests::book(&folder);
     next.recover(recovered);
     for number in (0..3).rev() {
@@ -224,7 +305,8 @@ fn the_next_agent_gives_the_same_numbers_and_changes_no_row() {
         } else {
             (0..9).collect()
         };
-        next.set(&name(number), compiled(number, &endpoints, number == 1));
+        let compiled = compiled(number, &endpoints, number == 1);
+        next.set(&name(number), with_table(compiled, number));
     }
     next.recovery_is_over();
     let view = next.view();
@@ -249,6 +331,10 @@ fn the_next_agent_gives_the_same_numbers_and_changes_no_row() {
             .into_iter()
             .collect::<BTreeMap<_, _>>(),
         maps.backends
+    );
+    assert_eq!(
+        rows(Table::Maglev).maglev.into_iter().collect::<BTreeMap<_, _>>(),
+        maps.maglev
     );
     // What is new gets a number that nobody has had.
     let highest = maps
@@ -303,4 +389,39 @@ fn a_change_of_one_endpoint_costs_one_row_of_each_kind() {
     );
     assert_eq!(put, (0, 0, 1), "the last one went: the count is all that changes");
     assert_eq!((edits.gone.slots.len(), edits.gone.backends.len()), (1, 1));
+}
+
+#[test]
+fn a_table_without_room_is_said_and_comes_when_there_is_some() {
+    let folder = tempfile::tempdir().unwrap();
+    // Tables of four parts, two of them and as much for those that take their place.
+    let mut book = Book::new(Numbers::open(folder.path().join("numbers")).unwrap(), 16);
+    let endpoints = BTreeSet::from([1, 2]);
+    let wanted = |number| with_table(compiled(number, &endpoints, false), number);
+    let table = |edits: &Edits, number| {
+        let mut rows = edits.put.services.iter();
+        rows.find(|(key, _)| *key == outside(number))
+            .map(|(_, service)| service.maglev)
+    };
+    for number in [1, 2] {
+        assert_ne!(table(&book.set(&name(number), wanted(number)), number), Some(0));
+    }
+    let edits = book.set(&name(3), wanted(3));
+    assert_eq!(table(&edits, 3), Some(0), "any endpoint will do");
+    let problems: Vec<String> = book.problems().cloned().collect();
+    assert!(
+        problems[0].contains("n/s3") && problems[0].contains("maps.maglev"),
+        "{problems:?}"
+    );
+    // One that is there may change all the same.
+    let changed = with_table(compiled(2, &BTreeSet::from([2, 3]), false), 2);
+    assert_eq!(book.set(&name(2), changed).put.maglev.len(), 4);
+    let _ = book.heirs(&[]);
+    book.set(&name(3), wanted(3));
+    let edits = book.set(&name(1), Compiled::default());
+    assert_eq!(edits.gone.maglev.len(), 4);
+    assert_eq!(book.heirs(&edits.gone.services), [name(3)]);
+    let edits = book.set(&name(3), wanted(3));
+    assert!(table(&edits, 3).is_some_and(|number| number != 0));
+    assert_eq!((book.problems().count(), edits.put.services.len()), (0, 1));
 }

@@ -2,9 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use cni_ebpf::abi::{self, Backend, Service, ServiceKey, SlotKey, SourceRange};
+use cni_ebpf::abi::{self, Backend, MaglevChunk, MaglevKey, Service, ServiceKey, SlotKey, SourceRange};
 
-use super::{Book, Set, row, slot_key};
+use super::{Book, Set, maglev::Places, row, slot_key};
 use crate::{
     compile::service::Target,
     desired::Table,
@@ -27,6 +27,7 @@ pub struct View<'a> {
     sets: HashMap<u32, &'a Set>,
     members: HashSet<SlotKey>,
     ranges: HashSet<SourceRange>,
+    tables: HashMap<u32, &'a Places>,
 }
 
 impl Book {
@@ -41,6 +42,12 @@ impl Book {
                 .entries
                 .values()
                 .flat_map(|entry| entry.ranges.iter().copied())
+                .collect(),
+            tables: self
+                .entries
+                .values()
+                .flat_map(|entry| entry.tables())
+                .map(|places| (places.number, places))
                 .collect(),
         }
     }
@@ -61,6 +68,7 @@ impl View<'_> {
             Table::Services => self.book.owners.len(),
             Table::ServiceSlots => self.book.slots,
             Table::ServiceRanges => self.ranges.len(),
+            Table::Maglev => self.book.room.used,
             Table::Backends => self.book.backends.len(),
             _ => 0,
         }
@@ -74,6 +82,7 @@ impl View<'_> {
                 let known = abi::from_bytes(key).is_some_and(|key| self.ranges.contains(&key));
                 known.then(|| bytes(1u32))
             }
+            Table::Maglev => abi::from_bytes(key).and_then(|key| self.part(&key)).map(bytes),
             Table::Backends => self
                 .backend(abi::from_bytes(key), abi::from_bytes(value))
                 .map(bytes),
@@ -98,6 +107,10 @@ impl View<'_> {
         }
         let set = self.sets.get(&key.service)?;
         set.slots.get(usize::try_from(key.slot).ok()?).copied()
+    }
+
+    fn part(&self, key: &MaglevKey) -> Option<MaglevChunk> {
+        self.tables.get(&key.table)?.part(key)
     }
 
     /// The kernel's own row says which target it is about.
@@ -130,6 +143,7 @@ impl View<'_> {
                 rows.slots
                     .extend(members.map(|key| (*key, key.slot & !SlotKey::MEMBER)));
             }
+            Table::Maglev => self.tables.values().for_each(|places| rows.push_places(places)),
             Table::ServiceRanges => rows.ranges.extend(self.ranges.iter().map(|range| (*range, 1))),
             Table::Backends => {
                 let all = self.book.backends.iter();
@@ -152,6 +166,7 @@ impl Rows {
             Table::Services => self.services.extend(row(key, value)),
             Table::ServiceSlots => self.slots.extend(row(key, value)),
             Table::ServiceRanges => self.ranges.extend(row(key, value)),
+            Table::Maglev => self.maglev.extend(row(key, value)),
             Table::Backends => self.backends.extend(row(key, value)),
             _ => {}
         }
@@ -165,6 +180,7 @@ impl Keys {
             Table::Services => self.services.extend(abi::from_bytes::<ServiceKey>(key)),
             Table::ServiceSlots => self.slots.extend(abi::from_bytes::<SlotKey>(key)),
             Table::ServiceRanges => self.ranges.extend(abi::from_bytes::<SourceRange>(key)),
+            Table::Maglev => self.maglev.extend(abi::from_bytes::<MaglevKey>(key)),
             Table::Backends => self.backends.extend(abi::from_bytes::<u32>(key)),
             _ => {}
         }

@@ -8,7 +8,7 @@ use serde::{
     de::{IgnoredAny, MapAccess, Visitor},
 };
 
-use super::{endpoint_slice::TRIGGER_ANNOTATION, nullable, pod::ADDRESSES_ANNOTATION};
+use super::{endpoint_slice::TRIGGER_ANNOTATION, nullable, pod::ADDRESSES_ANNOTATION, service};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -46,7 +46,13 @@ impl<'de> Visitor<'de> for Filter {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Annotations, A::Error> {
         let mut kept = BTreeMap::new();
         while let Some(key) = map.next_key::<String>()? {
-            if matches!(key.as_str(), ADDRESSES_ANNOTATION | TRIGGER_ANNOTATION) {
+            if matches!(
+                key.as_str(),
+                ADDRESSES_ANNOTATION
+                    | TRIGGER_ANNOTATION
+                    | service::ALGORITHM_ANNOTATION
+                    | service::TABLE_ANNOTATION
+            ) {
                 kept.insert(key, map.next_value()?);
             } else {
                 map.next_value::<IgnoredAny>()?;

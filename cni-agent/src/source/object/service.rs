@@ -5,12 +5,21 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 
 use super::{FieldError, Known, address, described, name_of, nullable, resource};
-use crate::model::{Object, ObjectKey, Protocol, Service, ServicePort, TrafficPolicy, Unserved};
+use crate::{
+    compile::service::maglev,
+    config::Algorithm,
+    model::{NamespacedName, Object, ObjectKey, Protocol, Service, ServicePort, TrafficPolicy, Unserved},
+};
 
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 const PROXY_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 /// What the label may say so that a Service is this agent's.
 const PROXY_NAME: &str = "millrace";
+
+/// How an endpoint is chosen for a connection from outside: `random` or `maglev`.
+pub(super) const ALGORITHM_ANNOTATION: &str = "millrace.dev/lb-algorithm";
+/// How many places the Service's Maglev tables have; 0: by the number of endpoints.
+pub(super) const TABLE_ANNOTATION: &str = "millrace.dev/maglev-table-size";
 
 /// Where the object says nothing: three hours.
 const AFFINITY_SECONDS: u32 = 10_800;
@@ -118,6 +127,7 @@ impl Known for ServiceObject {
     fn into_object(self) -> Result<Object, FieldError> {
         let name = name_of(&self.metadata).into();
         let labels = self.metadata.labels.unwrap_or_default();
+        let annotations = self.metadata.annotations.unwrap_or_default();
         let unserved = unserved(&self.spec, &labels);
         let service = if unserved.is_some() {
             Service {
@@ -126,7 +136,12 @@ impl Known for ServiceObject {
                 ..Service::default()
             }
         } else {
+            let mut misread = Vec::new();
+            let algorithm = algorithm(&name, &annotations, &mut misread);
             Service {
+                algorithm,
+                maglev_size: maglev_size(&name, &annotations, &mut misread),
+                misread: misread.into(),
                 name,
                 uid: self.metadata.uid.unwrap_or_default().into(),
                 load_balancer_ips: ingress(&self.status.load_balancer.ingress)?,
@@ -149,6 +164,43 @@ fn unserved(spec: &Spec, labels: &BTreeMap<String, String>) -> Option<Unserved> 
     }
     let other = labels.get(PROXY_LABEL).filter(|proxy| *proxy != PROXY_NAME);
     other.map(|proxy| Unserved::OtherProxy(proxy.clone()))
+}
+
+/// A Service is served whatever its annotations say.
+fn misread(name: &NamespacedName, annotation: &str, text: &str, advice: &str) -> String {
+    format!("Service {name}: the annotation {annotation} is `{text}`; {advice}")
+}
+
+fn algorithm(
+    name: &NamespacedName,
+    annotations: &BTreeMap<String, String>,
+    problems: &mut Vec<String>,
+) -> Option<Algorithm> {
+    let text = annotations.get(ALGORITHM_ANNOTATION)?;
+    match text.trim() {
+        "random" => Some(Algorithm::Random),
+        "maglev" => Some(Algorithm::Maglev),
+        other => {
+            problems.push(misread(name, ALGORITHM_ANNOTATION, other, "use random or maglev"));
+            None
+        }
+    }
+}
+
+fn maglev_size(
+    name: &NamespacedName,
+    annotations: &BTreeMap<String, String>,
+    problems: &mut Vec<String>,
+) -> Option<u32> {
+    let text = annotations.get(TABLE_ANNOTATION)?.trim();
+    let size = text
+        .parse()
+        .ok()
+        .filter(|size| *size == 0 || maglev::is_size(*size));
+    if size.is_none() {
+        problems.push(misread(name, TABLE_ANNOTATION, text, &maglev::advice()));
+    }
+    size
 }
 
 impl Spec {

@@ -19,6 +19,8 @@ pub(crate) fn cluster_ip(number: u8, v4: bool) -> IpAddr {
 pub(crate) struct ServiceManifest {
     pub(crate) number: u8,
     spec: Value,
+    status: Value,
+    annotations: Value,
     endpoints: Vec<Value>,
     addresses: Vec<IpAddr>,
 }
@@ -28,6 +30,8 @@ impl ServiceManifest {
         Self {
             number,
             spec: json!({}),
+            status: json!({}),
+            annotations: json!({}),
             endpoints: Vec::new(),
             addresses: Vec::new(),
         }
@@ -36,6 +40,17 @@ impl ServiceManifest {
     /// More of the Service's `spec`.
     pub(crate) fn spec(mut self, more: Value) -> Self {
         self.spec = more;
+        self
+    }
+
+    /// The Service's `status`.
+    pub(crate) fn status(mut self, status: Value) -> Self {
+        self.status = status;
+        self
+    }
+
+    pub(crate) fn annotation(mut self, key: &str, value: &str) -> Self {
+        self.annotations[key] = json!(value);
         self
     }
 
@@ -74,7 +89,8 @@ impl ServiceManifest {
             spec.extend(more.clone());
         }
         let mut items = vec![json!({
-            "apiVersion": "v1", "kind": "Service", "metadata": { "name": name, "namespace": "lab" }, "spec": spec,
+            "apiVersion": "v1", "kind": "Service", "spec": spec, "status": self.status,
+            "metadata": { "name": name, "namespace": "lab", "annotations": self.annotations },
         })];
         for (place, family) in ["IPv4", "IPv6"].iter().enumerate() {
             for (number, endpoint) in self.endpoints.iter().enumerate() {

@@ -88,6 +88,52 @@ fn svc_42_external_ips_are_served_if_they_are_nobodys_and_somebody_wants_it() {
 }
 
 #[test]
+fn the_algorithm_is_that_of_the_settings_unless_the_service_says_otherwise() {
+    let at = |algorithm, annotations: Value| {
+        let ports = json!([{ "name": "web", "port": 80, "nodePort": 30080 }]);
+        let mut object = service(json!({ "type": "NodePort", "ports": ports }));
+        object["metadata"]["annotations"] = annotations;
+        let place = Place { algorithm, ..place() };
+        let compiled = compiled_at(&place, &[object, slice("s-1", endpoints(&["10.1.0.1"]))]);
+        let sizes: BTreeSet<Option<u32>> = compiled.sets.iter().map(|set| set.maglev).collect();
+        (sizes.into_iter().collect::<Vec<_>>(), compiled.problems)
+    };
+    let (random, maglev) = (Algorithm::Random, Algorithm::Maglev);
+    let asks = |algorithm: &str| json!({ "millrace.dev/lb-algorithm": algorithm });
+    assert_eq!(at(random, json!({})).0, [None]);
+    assert_eq!(at(maglev, json!({})).0, [Some(1021)]);
+    assert_eq!(at(maglev, asks("random")).0, [None]);
+    assert_eq!(at(random, asks("maglev")), (vec![Some(1021)], Vec::new()));
+    let sized = |size: &str| at(maglev, json!({ "millrace.dev/maglev-table-size": size }));
+    assert_eq!(sized("16381").0, [Some(16_381)]);
+    assert_eq!(sized("0").0, [Some(1021)]);
+    for (found, word) in [
+        (at(maglev, asks("ring")), "random or maglev"),
+        (sized("16380"), "prime"),
+    ] {
+        assert_eq!(found.0, [Some(1021)], "served as all others are");
+        assert!(
+            found.1[0].contains("n/s") && found.1[0].contains(word),
+            "{:?}",
+            found.1
+        );
+    }
+}
+
+#[test]
+fn inside_of_the_cluster_no_table_is_needed() {
+    let place = Place {
+        algorithm: Algorithm::Maglev,
+        ..place()
+    };
+    let compiled = compiled_at(
+        &place,
+        &[service(json!({})), slice("s-1", endpoints(&["10.1.0.1"]))],
+    );
+    assert_eq!(compiled.sets[0].maglev, None);
+}
+
+#[test]
 fn svc_43_a_load_balancer_without_node_ports_works() {
     let mut object = service(json!({ "type": "LoadBalancer", "allocateLoadBalancerNodePorts": false }));
     object["status"] = json!({ "loadBalancer": { "ingress": [{ "ip": "203.0.113.1" }] } });

@@ -1,10 +1,12 @@
 //! What a `MillraceConfig` says of Services.
 
 use kube::KubeSchema;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::NodePortAddresses,
+    compile::service::maglev,
+    config::{Algorithm, NodePortAddresses},
     model::ServiceSettings,
     source::object::{FieldError, range},
 };
@@ -38,6 +40,21 @@ pub(super) struct ServicesSpec {
     /// Translate the source of everything that is sent to a ClusterIP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     masquerade_all: Option<bool>,
+    /// How an endpoint is chosen for a connection from outside of the cluster, where the Service does not say (annotation
+    /// millrace.dev/lb-algorithm): any (random), or the same on every node for the same client (maglev).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    algorithm: Option<AlgorithmSpec>,
+    /// How many places a Maglev table has, a prime; 0: by the number of endpoints.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self == 0 || (self >= 251 && self <= 131071)").message("use a prime from 251 to 131071, or 0"))]
+    maglev_table_size: Option<i32>,
+}
+
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum AlgorithmSpec {
+    Random,
+    Maglev,
 }
 
 const PRIMARY: &str = "primary";
@@ -54,6 +71,15 @@ impl ServicesSpec {
             Some(texts) if primary(&texts) => Some(NodePortAddresses::Primary),
             texts => ranges(texts, "nodePortAddresses")?.map(NodePortAddresses::Ranges),
         };
+        let maglev_table_size = self.maglev_table_size.map(|size| {
+            let usable = u32::try_from(size)
+                .ok()
+                .filter(|size| *size == 0 || maglev::is_size(*size));
+            usable.ok_or_else(|| {
+                let reason = format!("{size} is no size of a table; {}", maglev::advice());
+                FieldError::new(format!("{at}.maglevTableSize"), reason)
+            })
+        });
         Ok(ServiceSettings {
             cidrs: ranges(self.cidrs, "cidrs")?,
             via_stack_cidrs: ranges(self.via_stack_cidrs, "viaStackCIDRs")?,
@@ -61,6 +87,11 @@ impl ServicesSpec {
             localhost_node_ports: self.localhost_node_ports,
             external_ips: self.external_ips,
             masquerade_all: self.masquerade_all,
+            algorithm: self.algorithm.map(|algorithm| match algorithm {
+                AlgorithmSpec::Random => Algorithm::Random,
+                AlgorithmSpec::Maglev => Algorithm::Maglev,
+            }),
+            maglev_table_size: maglev_table_size.transpose()?,
         })
     }
 }
