@@ -124,7 +124,7 @@ fn ten_thousand_services_of_ten_endpoints_are_kept_in_little_memory() {
     let slices = since(begin) - objects;
     let folder = tempfile::tempdir().unwrap();
     let before = KEPT.load(Ordering::Relaxed);
-    let mut book = Book::new(Numbers::open(folder.path().join("numbers")).unwrap());
+    let mut book = Book::new(Numbers::open(folder.path().join("numbers")).unwrap(), 0);
     let place = Place::default();
     let names: Vec<_> = state.services.names().cloned().collect();
     for name in &names {

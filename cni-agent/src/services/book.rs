@@ -200,9 +200,7 @@ impl Book {
                 ranges: if frontend.restricted { ranges_number } else { 0 },
                 ..Service::default()
             };
-            if let Some(set) = set {
-                set.tell(&frontend.key, &mut service);
-            }
+            set.iter().for_each(|set| set.tell(&frontend.key, &mut service));
             self.owners
                 .entry(frontend.key)
                 .or_insert_with(|| Arc::clone(&name));

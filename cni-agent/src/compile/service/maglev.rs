@@ -24,7 +24,10 @@ pub fn size(endpoints: usize) -> u32 {
 
 /// Whether a table can have this size: of no other number every step leads to all places.
 pub fn is_size(size: u32) -> bool {
-    (SMALLEST..=LARGEST).contains(&size) && (2..).take_while(|n| n * n <= size).all(|n| size % n != 0)
+    (SMALLEST..=LARGEST).contains(&size)
+        && (2..)
+            .take_while(|n| n * n <= size)
+            .all(|n| !size.is_multiple_of(n))
 }
 
 /// What is to be said of any other number.
