@@ -135,7 +135,7 @@ impl<K: Kernel> Agent<K> {
 
 fn pod_name(pod: &cni_plugin::rpc::Pod) -> PodName {
     PodName {
-        namespace: pod.namespace.clone(),
+        namespace: pod.namespace.as_str().into(),
         name: pod.name.clone(),
     }
 }

@@ -95,13 +95,13 @@ pub struct Service {
     pub uid: Box<str>,
     /// With this everything else is empty.
     pub unserved: Option<Unserved>,
-    pub cluster_ips: Vec<IpAddr>,
-    pub external_ips: Vec<IpAddr>,
+    pub cluster_ips: Box<[IpAddr]>,
+    pub external_ips: Box<[IpAddr]>,
     /// Those that nodes capture; a proxy's own addresses are not among them.
-    pub load_balancer_ips: Vec<IpAddr>,
+    pub load_balancer_ips: Box<[IpAddr]>,
     /// Who may use the load balancer's addresses; empty: everybody.
-    pub source_ranges: Vec<IpNetwork>,
-    pub ports: Vec<ServicePort>,
+    pub source_ranges: Box<[IpNetwork]>,
+    pub ports: Box<[ServicePort]>,
     pub external_policy: TrafficPolicy,
     pub internal_policy: TrafficPolicy,
     /// A client keeps its endpoint for so long after its last new connection.

@@ -175,7 +175,7 @@ fn service_page(health: &Health, asked: SocketAddr, now: Instant) -> Response<Fu
     let mut response = page(
         status,
         &json!({
-            "service": { "namespace": service.name.namespace, "name": service.name.name },
+            "service": { "namespace": &*service.name.namespace, "name": service.name.name },
             "localEndpoints": local_ready,
             "serviceProxyHealthy": healthy,
         }),

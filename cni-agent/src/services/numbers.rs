@@ -1,8 +1,9 @@
 //! Numbers that are not given twice, whatever becomes of the agent: connections in the kernel bear them.
 
-use std::{collections::HashSet, fs, io, path::PathBuf};
+use std::{fs, io, path::PathBuf};
 
 use cni_ebpf::abi::SlotKey;
+use roaring::RoaringBitmap;
 
 /// How many are set aside at a time: a write for each would be a write for each endpoint of the cluster.
 const BLOCK: u32 = 65_536;
@@ -17,7 +18,7 @@ pub struct Numbers {
     last: u32,
     /// Of the block.
     left: u32,
-    in_use: HashSet<u32>,
+    in_use: RoaringBitmap,
 }
 
 impl Numbers {
@@ -32,7 +33,7 @@ impl Numbers {
             file,
             last,
             left: 0,
-            in_use: HashSet::new(),
+            in_use: RoaringBitmap::new(),
         })
     }
 
@@ -42,11 +43,11 @@ impl Numbers {
     }
 
     pub fn is_in_use(&self, number: u32) -> bool {
-        self.in_use.contains(&number)
+        self.in_use.contains(number)
     }
 
     pub fn release(&mut self, number: u32) {
-        self.in_use.remove(&number);
+        self.in_use.remove(number);
     }
 
     pub fn give(&mut self) -> u32 {

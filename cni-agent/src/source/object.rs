@@ -106,7 +106,7 @@ where
 fn name_of(meta: &ObjectMeta) -> NamespacedName {
     let namespace = meta.namespace.clone().filter(|namespace| !namespace.is_empty());
     NamespacedName {
-        namespace: namespace.unwrap_or_else(|| "default".to_owned()),
+        namespace: namespace.as_deref().unwrap_or("default").into(),
         name: meta.name.clone().unwrap_or_default(),
     }
 }

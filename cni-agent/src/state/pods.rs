@@ -22,7 +22,8 @@ pub struct Pods {
     by_address: BTreeMap<IpAddr, Box<[Arc<Pod>]>>,
     changed: PodChanges,
     labels: Shared<str>,
-    nodes: Shared<str>,
+    /// Nodes and namespaces.
+    words: Shared<str>,
 }
 
 impl Pods {
@@ -31,7 +32,8 @@ impl Pods {
             return;
         }
         self.labels.share(pod.labels.text());
-        self.nodes.share(&mut pod.node);
+        self.words.share(&mut pod.node);
+        self.words.share(&mut pod.name.namespace);
         let after = Arc::new(pod);
         let before = self.all.replace(Named(Arc::clone(&after)));
         self.exchange(before.map(|named| named.0), Some(after));

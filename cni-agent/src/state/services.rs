@@ -27,8 +27,8 @@ pub struct Services {
     host_ports: BTreeMap<Arc<NamespacedName>, Pod>,
     /// Each Service's slices, in the order of their names.
     of_service: BTreeMap<Arc<NamespacedName>, Box<[Arc<EndpointSlice>]>>,
-    /// One copy of what ports are called, and of what a hundred thousand endpoints say.
-    ports: Shared<str>,
+    /// One copy of namespaces and of what ports are called, and of what a hundred thousand endpoints say.
+    words: Shared<str>,
     localities: Shared<Locality>,
     changed: ServiceChanges,
 }
@@ -40,7 +40,7 @@ impl Services {
         }
         service.name = self.one_name(service.name);
         for port in &mut service.ports {
-            self.ports.share(&mut port.name);
+            self.words.share(&mut port.name);
         }
         self.changed.entry(Arc::clone(&service.name)).or_default();
         self.services.replace(Named(Box::new(service)));
@@ -53,10 +53,14 @@ impl Services {
     }
 
     /// The copy that whoever knows the Service already has.
-    fn one_name(&self, name: Arc<NamespacedName>) -> Arc<NamespacedName> {
+    fn one_name(&mut self, mut name: Arc<NamespacedName>) -> Arc<NamespacedName> {
         let service = self.services.get(&*name).map(|known| &known.0.name);
         let of_slices = || self.of_service.get_key_value(&*name).map(|(known, _)| known);
-        service.or_else(of_slices).map_or(name.clone(), Arc::clone)
+        if let Some(known) = service.or_else(of_slices) {
+            return Arc::clone(known);
+        }
+        self.words.share(&mut Arc::make_mut(&mut name).namespace);
+        name
     }
 
     pub(super) fn set_host_ports(&mut self, pod: &Pod) {
@@ -86,7 +90,7 @@ impl Services {
             self.localities.share(&mut endpoint.locality);
         }
         for port in &mut slice.ports {
-            self.ports.share(&mut port.name);
+            self.words.share(&mut port.name);
         }
         let before = self.slices.get(&slice.name).map(|known| &*known.0);
         // What triggered a change that changes nothing is no news.
@@ -104,6 +108,7 @@ impl Services {
         }
         let owner = self.one_name(slice.service);
         slice.service = Arc::clone(&owner);
+        slice.name.namespace = Arc::clone(&owner.namespace);
         let first = self.changed.entry(Arc::clone(&owner)).or_default();
         *first = match (*first, slice.triggered) {
             (Some(first), Some(then)) => Some(first.min(then)),
@@ -142,7 +147,7 @@ impl Services {
     pub(super) fn retain_slices(&mut self, keep: impl Fn(&NamespacedName) -> bool) {
         let gone = unwanted(&self.slices, keep);
         gone.iter().for_each(|name| self.remove_slice(name));
-        self.ports.sweep();
+        self.words.sweep();
         self.localities.sweep();
     }
 

@@ -82,7 +82,7 @@ fn event(node: &str, problem: &ServiceProblem) -> Event {
     Event {
         metadata: ObjectMeta {
             name: Some(format!("{}.{:016x}", service.name, hasher.finish())),
-            namespace: Some(service.namespace.clone()),
+            namespace: Some(service.namespace.to_string()),
             ..ObjectMeta::default()
         },
         type_: Some("Warning".to_owned()),
@@ -95,7 +95,7 @@ fn event(node: &str, problem: &ServiceProblem) -> Event {
         regarding: Some(ObjectReference {
             api_version: Some("v1".to_owned()),
             kind: Some("Service".to_owned()),
-            namespace: Some(service.namespace.clone()),
+            namespace: Some(service.namespace.to_string()),
             name: Some(service.name.clone()),
             uid: Some(problem.uid.clone()),
             ..ObjectReference::default()

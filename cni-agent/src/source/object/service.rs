@@ -144,7 +144,7 @@ impl Known for ServiceObject {
                 misread: misread.into(),
                 name,
                 uid: self.metadata.uid.unwrap_or_default().into(),
-                load_balancer_ips: ingress(&self.status.load_balancer.ingress)?,
+                load_balancer_ips: ingress(&self.status.load_balancer.ingress)?.into(),
                 ..self.spec.read()?
             }
         };
@@ -217,9 +217,9 @@ impl Spec {
             asked.unwrap_or(AFFINITY_SECONDS).clamp(1, LONGEST_AFFINITY)
         };
         Ok(Service {
-            cluster_ips,
-            external_ips: addresses("spec.externalIPs", &self.external_ips)?,
-            source_ranges: ranges(&self.load_balancer_source_ranges)?,
+            cluster_ips: cluster_ips.into(),
+            external_ips: addresses("spec.externalIPs", &self.external_ips)?.into(),
+            source_ranges: ranges(&self.load_balancer_source_ranges)?.into(),
             ports: ports.map(|(i, port)| port.read(i)).collect::<Result<_, _>>()?,
             external_policy: policy("spec.externalTrafficPolicy", &self.external_traffic_policy)?,
             internal_policy: policy("spec.internalTrafficPolicy", &self.internal_traffic_policy)?,
