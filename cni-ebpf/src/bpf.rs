@@ -2,6 +2,8 @@
 
 #[cfg(feature = "bench")]
 mod bench;
+mod frame;
+mod kernel;
 mod maps;
 mod packet;
 mod programs;

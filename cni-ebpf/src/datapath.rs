@@ -8,9 +8,11 @@
 //! from_netdev  parse, fragments, whose is it ─┼─ connection: known? revalidate │ new? service, policy, NAT, entry ─ route
 //! to_pod       parse, fragments ──────────────┘
 //! to_netdev    parse, fragments, tunnel key, masquerade of what the stack sends
+//! xdp_nodeport parse, whose is it ─ connection that passes through: known? new? ─ route; what is not one, from_netdev decides
 //! ```
 
 mod balance;
+pub mod checksum;
 mod connection;
 pub mod conntrack;
 mod deliver;
@@ -18,6 +20,7 @@ mod external;
 mod fragments;
 pub mod headers;
 mod limit;
+mod lot;
 pub mod maglev;
 pub mod nat;
 pub mod policy;
@@ -34,12 +37,14 @@ mod stack;
 pub mod stage;
 mod tables;
 mod verdict;
+mod wire;
 pub mod work;
 
 pub use refuse::answer;
 pub use report::finish;
-pub use tables::{Fib, NotInserted, NotRewritten, Packet, Table, Tables};
+pub use tables::{Fib, Hop, NotInserted, NotRewritten, Packet, Table, Tables, Wire};
 pub use verdict::{Outcome, Verdict, way};
+pub use wire::xdp_nodeport;
 pub use work::{Headers, Work};
 
 use crate::abi::{

@@ -3,12 +3,15 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use aya::programs::{CgroupSockAddr, SchedClassifier};
+use aya::programs::{CgroupSockAddr, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use cni_ebpf::abi::{self, Config};
 
 /// The programs of the object.
 pub const PROGRAMS: [&str; 4] = ["from_pod", "to_pod", "from_netdev", "to_netdev"];
+
+/// What meets packets before the stack does.
+pub const XDP_PROGRAM: &str = "xdp_nodeport";
 
 /// Those of the cgroup root.
 pub const SOCKET_PROGRAMS: [&str; 8] = [
@@ -82,6 +85,16 @@ pub fn load<'e>(ebpf: &'e mut Ebpf, program: &str) -> Result<&'e mut SchedClassi
 /// The same for one of [`SOCKET_PROGRAMS`].
 pub fn load_socket<'e>(ebpf: &'e mut Ebpf, program: &str) -> Result<&'e mut CgroupSockAddr> {
     let program: &mut CgroupSockAddr = ebpf
+        .program_mut(program)
+        .with_context(|| format!("no program {program}"))?
+        .try_into()?;
+    program.load()?;
+    Ok(program)
+}
+
+/// The same for [`XDP_PROGRAM`].
+pub fn load_xdp<'e>(ebpf: &'e mut Ebpf, program: &str) -> Result<&'e mut Xdp> {
+    let program: &mut Xdp = ebpf
         .program_mut(program)
         .with_context(|| format!("no program {program}"))?
         .try_into()?;

@@ -97,6 +97,7 @@ pub mod hook {
     pub const TO_POD: u8 = 2;
     pub const FROM_NETDEV: u8 = 3;
     pub const TO_NETDEV: u8 = 4;
+    pub const XDP_NODEPORT: u8 = 5;
 }
 
 crate::abi! {

@@ -1,29 +1,26 @@
 //! [`Packet`] over a socket buffer: the one place that reads and writes packet memory.
 
 use core::ffi::c_void;
-use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, BPF_F_TUNINFO_IPV6, bpf_fib_lookup as FibParams,
-    bpf_redir_neigh, bpf_sock_tuple, bpf_tunnel_key,
+    __sk_buff, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, BPF_F_TUNINFO_IPV6, bpf_tunnel_key,
 };
 use aya_ebpf::helpers::generated as helper;
 use cni_ebpf::abi::{Addr, Plain, Tuple};
-use cni_ebpf::datapath::headers::proto;
 use cni_ebpf::datapath::stage::Stage;
 use cni_ebpf::datapath::{Fib, NotRewritten, Packet, Tables, Work};
+
+use super::kernel::{cleared, gateway, look_up, receives};
 
 /// Bytes that must be readable without asking, if the packet has them.
 const LINEAR: u32 = 128;
 /// Reads happen in the first kilobyte; a constant mask lets the verifier bound the offset.
-const REACH: u32 = 0x3ff;
+pub(super) const REACH: u32 = 0x3ff;
 /// `BPF_SKB_TSTAMP_DELIVERY_MONO`
 const DELIVERY_MONO: u32 = 1;
 /// The segment size of a packet that is a list of segments (SCTP's).
 const GSO_BY_FRAGS: u32 = 0xffff;
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
 /// `BPF_F_MARK_MANGLED_0`: a UDP checksum of zero means "none" and stays so.
 const MARK_MANGLED_0: u64 = 1 << 5;
 /// Up to here the structure is the same on every kernel from 6.1 on.
@@ -261,46 +258,16 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn fib(&self, src: &Addr, dst: &Addr, length: u32) -> Fib {
-        let mut params: FibParams = cleared();
-        params.ifindex = self.ifindex();
-        params.__bindgen_anon_1.tot_len = length as u16;
-        let v4 = dst.is_v4();
-        if v4 {
-            params.family = AF_INET;
-            params.__bindgen_anon_3.ipv4_src = src.word_v4();
-            params.__bindgen_anon_4.ipv4_dst = dst.word_v4();
-        } else {
-            params.family = AF_INET6;
-            params.__bindgen_anon_3.ipv6_src = src.words();
-            params.__bindgen_anon_4.ipv6_dst = dst.words();
-        }
-        // SAFETY: `params` is a whole structure of the size given.
-        let result = unsafe {
-            helper::bpf_fib_lookup(self.skb.cast(), &raw mut params, size_of::<FibParams>() as i32, 0)
-        };
-        match result {
+        match look_up(self.skb.cast(), self.ifindex(), src, dst, length) {
             // Found, with or without a neighbour entry.
-            0 | 7 => {}
+            (0 | 7, params) => Fib::Device {
+                ifindex: params.ifindex,
+                gateway: gateway(&params),
+            },
             // Blackhole, unreachable and prohibited routes, forwarding off, too big: the stack says it properly. Not
             // forwarded: a local or multicast destination, or no route at all. Or a route that encapsulates.
-            1..=6 | 8 => return Fib::Stack,
-            _ => return Fib::Unroutable,
-        }
-        // SAFETY: the helper left the gateway, or the destination itself, in the half of the family.
-        let gateway = unsafe {
-            if params.family == AF_INET {
-                Addr::v4_word(params.__bindgen_anon_4.ipv4_dst)
-            } else {
-                let [a, b, c, d] = params.__bindgen_anon_4.ipv6_dst;
-                Addr {
-                    hi: u64::from(a) | u64::from(b) << 32,
-                    lo: u64::from(c) | u64::from(d) << 32,
-                }
-            }
-        };
-        Fib::Device {
-            ifindex: params.ifindex,
-            gateway,
+            (1..=6 | 8, _) => Fib::Stack,
+            _ => Fib::Unroutable,
         }
     }
 
@@ -321,42 +288,7 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn socket(&self, tuple: &Tuple) -> bool {
-        // Only what the kernel reads is written: clearing the rest becomes a call, and a frame of the stack.
-        let mut key = MaybeUninit::<bpf_sock_tuple>::uninit();
-        let v4 = tuple.src.is_v4();
-        // SAFETY: the fields are written in place, through a pointer to the whole.
-        let size = unsafe {
-            let key = key.as_mut_ptr();
-            if v4 {
-                (*key).__bindgen_anon_1.ipv4.saddr = tuple.src.word_v4();
-                (*key).__bindgen_anon_1.ipv4.daddr = tuple.dst.word_v4();
-                (*key).__bindgen_anon_1.ipv4.sport = tuple.src_port.wire();
-                (*key).__bindgen_anon_1.ipv4.dport = tuple.dst_port.wire();
-                12
-            } else {
-                (*key).__bindgen_anon_1.ipv6.saddr = tuple.src.words();
-                (*key).__bindgen_anon_1.ipv6.daddr = tuple.dst.words();
-                (*key).__bindgen_anon_1.ipv6.sport = tuple.src_port.wire();
-                (*key).__bindgen_anon_1.ipv6.dport = tuple.dst_port.wire();
-                36
-            }
-        };
-        let key = key.as_mut_ptr();
-        const CURRENT_NETNS: u64 = u64::MAX;
-        // SAFETY: `key` holds at least `size` bytes.
-        let socket = unsafe {
-            match tuple.proto {
-                proto::TCP => helper::bpf_skc_lookup_tcp(self.skb.cast(), key, size, CURRENT_NETNS, 0).cast(),
-                proto::UDP => helper::bpf_sk_lookup_udp(self.skb.cast(), key, size, CURRENT_NETNS, 0),
-                _ => return false,
-            }
-        };
-        if socket.is_null() {
-            return false;
-        }
-        // SAFETY: a socket that a look-up gave must be released, once.
-        unsafe { helper::bpf_sk_release(socket.cast()) };
-        true
+        receives(self.skb.cast(), tuple)
     }
 }
 
@@ -364,23 +296,4 @@ impl Packet for Skb {
 fn flags(pseudo: bool, zero_is_none: bool) -> u64 {
     let pseudo = if pseudo { u64::from(BPF_F_PSEUDO_HDR) } else { 0 };
     pseudo | if zero_is_none { MARK_MANGLED_0 } else { 0 }
-}
-
-/// Structures of the kernel's interface that are made of integers.
-pub(super) trait Parameters {}
-impl Parameters for FibParams {}
-impl Parameters for bpf_tunnel_key {}
-impl Parameters for bpf_redir_neigh {}
-
-/// A structure of zeros, word by word: clearing it as a whole becomes a call.
-#[inline(always)]
-pub(super) fn cleared<T: Parameters>() -> T {
-    let mut value = MaybeUninit::<T>::uninit();
-    let words = value.as_mut_ptr().cast::<u32>();
-    for word in 0..size_of::<T>() / 4 {
-        // SAFETY: inside of `value`, whose size is a multiple of four.
-        unsafe { words.add(word).write_volatile(0) };
-    }
-    // SAFETY: every word is written, and zero is a value of every integer.
-    unsafe { value.assume_init() }
 }

@@ -5,15 +5,18 @@
 //! The programs: each calls the pipeline and carries out its verdict.
 
 use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh};
 use aya_ebpf::helpers::generated as helper;
-use aya_ebpf::macros::classifier;
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::macros::{classifier, xdp};
+use aya_ebpf::programs::{TcContext, XdpContext};
 use cni_ebpf::abi::{Addr, Reason};
 use cni_ebpf::datapath::{self, Outcome, Tables, Work, way};
 
 use super::maps::WORK;
-use super::packet::{Skb, cleared};
+use super::frame::Frame;
+use super::kernel::cleared;
+use super::packet::Skb;
 use super::tables::Maps;
 
 const AF_INET: u32 = 2;
@@ -137,4 +140,21 @@ pub(crate) fn to_netdev(context: TcContext) -> i32 {
         #[inline(always)]
         |maps, packet, work| datapath::to_netdev(maps, packet, work),
     )
+}
+
+#[xdp(frags)]
+#[inline(always)]
+pub(crate) fn xdp_nodeport(context: XdpContext) -> u32 {
+    let Some(work) = WORK.get_ptr_mut(0) else {
+        return XDP_PASS;
+    };
+    // SAFETY: as in `run`.
+    let work = unsafe { &mut *work };
+    let mut frame = Frame::over(context.ctx);
+    let outcome = datapath::xdp_nodeport(&Maps, &mut frame, work);
+    if outcome.is_ok() && work.way != way::NEIGHBOUR {
+        return XDP_PASS;
+    }
+    datapath::finish(&Maps, &mut frame, work, &outcome);
+    if outcome.is_ok() { XDP_TX } else { XDP_DROP }
 }

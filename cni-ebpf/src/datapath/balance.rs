@@ -32,8 +32,9 @@ pub(super) fn ask<T: Tables, P: Packet>(
     }
 }
 
+/// The same, and an error is the caller's.
 #[inline(always)]
-fn asked<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, scope: u8) -> Outcome {
+pub(super) fn asked<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, scope: u8) -> Outcome {
     work.choice.scope = scope;
     work.choice.client.client = work.tuple.src;
     work.choice.client.kind = client_kind::ADDRESS;

@@ -9,7 +9,7 @@ use super::headers::{proto, tcp};
 use super::policy::FROM_HOST;
 use super::work::fragment;
 use super::{Packet, Table, Tables, Work, nat};
-use crate::abi::{Endpoint, Flow, FlowKey, Port, Reason, Tuple, event_kind, flow_flags, put, tcp_state};
+use crate::abi::{Alias, Endpoint, Flow, FlowKey, Port, Reason, Tuple, event_kind, flow_flags, put, tcp_state};
 
 pub const SECOND: u64 = 1_000_000_000;
 
@@ -156,6 +156,12 @@ pub(super) fn find<'t, T: Tables>(tables: &'t T, work: &mut Work) -> Option<Foun
         return usable(work, found);
     }
     let alias = by_alias(tables, &work.tuple)?;
+    behind(tables, work, alias)
+}
+
+/// The flow to which an alias of `work.tuple` leads. Sets `work.key`, `work.reply` and `work.aliased`.
+#[inline(always)]
+pub(super) fn behind<'t, T: Tables>(tables: &'t T, work: &mut Work, alias: &Alias) -> Option<Found<'t>> {
     work.aliased = 1;
     work.key.copy_from(&alias.flow);
     work.reply = alias.reply as u8;
@@ -167,7 +173,7 @@ pub(super) fn find<'t, T: Tables>(tables: &'t T, work: &mut Work) -> Option<Foun
 }
 
 #[inline(always)]
-pub(super) fn by_alias<'t, T: Tables>(tables: &'t T, tuple: &Tuple) -> Option<&'t crate::abi::Alias> {
+pub(super) fn by_alias<'t, T: Tables>(tables: &'t T, tuple: &Tuple) -> Option<&'t Alias> {
     tables
         .alias(Table::Established, tuple)
         .or_else(|| tables.alias(Table::New, tuple))

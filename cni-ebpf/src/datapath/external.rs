@@ -124,10 +124,7 @@ fn begin<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunn
     if !tunnel {
         super::outside_source(tables, work)?;
     }
-    work.out = work.tuple;
-    work.out.dst = work.choice.addr;
-    work.out.dst_port = work.choice.port;
-    work.service = work.choice.service;
+    chosen(work);
     conntrack::begin(packet, work);
     if !tunnel {
         work.flow.flags.set(work.flow.flags.get() | flow_flags::OUTSIDE);
@@ -155,6 +152,15 @@ fn begin<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunn
     deliver(tables, packet, work, receiver)
 }
 
+/// The packet goes to the backend that was chosen.
+#[inline(always)]
+pub(super) fn chosen(work: &mut Work) {
+    work.out = work.tuple;
+    work.out.dst = work.choice.addr;
+    work.out.dst_port = work.choice.port;
+    work.service = work.choice.service;
+}
+
 /// A new connection to a backend that is the node itself, or another node's. From there the answer comes back here only
 /// if the source is this node.
 #[inline(always)]
@@ -173,6 +179,12 @@ fn begin_remote<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Wor
     if work.way != way::NEIGHBOUR && work.way != way::TUNNEL {
         return balance::undeliverable(tables, packet, work, tunnel);
     }
+    pass_through(tables, packet, work)
+}
+
+/// Enters a connection whose ends are both elsewhere, and sends its first packet on, by the way that was found.
+#[inline(always)]
+pub(super) fn pass_through<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
     let ifindex = if work.way == way::NEIGHBOUR {
         work.to_ifindex
     } else {

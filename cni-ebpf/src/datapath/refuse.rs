@@ -5,11 +5,12 @@
 //! can see or change: of TCP the sum that stands there tells, and an ICMP error is put in front of what it is about, so
 //! that the packet inside stays complete as far as that sum reaches.
 
+use super::checksum::Sum;
 use super::headers::{ICMP_ANSWERER, L3, icmp, icmpv6, proto, tcp};
 use super::rewrite::correct16;
 use super::work::fragment;
 use super::{NotRewritten, Packet, Tables, Work};
-use crate::abi::{Addr, Reason, hook};
+use crate::abi::{Reason, hook};
 
 /// What an answer says, as [`Work::answer_kind`] holds it.
 pub mod answer {
@@ -89,38 +90,6 @@ fn echo<P: Packet>(packet: &mut P, work: &Work) -> Result<(), NotRewritten> {
 #[inline(always)]
 pub(super) fn is_echo(work: &Work) -> bool {
     matches!(work.tuple.proto, proto::ICMP | proto::ICMPV6) && work.tuple.dst_port == ICMP_ANSWERER
-}
-
-/// One's complement sum of what stands in memory in wire order.
-#[derive(Clone, Copy)]
-struct Sum(u64);
-
-impl Sum {
-    /// Of the addresses, the length and the protocol. The bytes that mark an address as IPv4 add up to nothing.
-    #[inline(always)]
-    fn pseudo(src: &Addr, dst: &Addr, length: u32, protocol: u8) -> Self {
-        let mut sum = Self(u64::from((length as u16).to_be()) + u64::from(u16::from(protocol).to_be()));
-        for word in src.words() {
-            sum = sum.add(word);
-        }
-        for word in dst.words() {
-            sum = sum.add(word);
-        }
-        sum
-    }
-
-    #[inline(always)]
-    fn add(self, word: u32) -> Self {
-        Self(self.0 + u64::from(word))
-    }
-
-    #[inline(always)]
-    fn fold(self) -> u16 {
-        let sum = (self.0 & 0xffff_ffff) + (self.0 >> 32);
-        let sum = (sum & 0xffff) + (sum >> 16);
-        let sum = (sum & 0xffff) + (sum >> 16);
-        ((sum & 0xffff) + (sum >> 16)) as u16
-    }
 }
 
 /// RFC 9293: a reset that the sender takes for the answer to this segment.

@@ -5,7 +5,7 @@
 
 use super::conntrack::SECOND;
 use super::headers::proto;
-use super::{Tables, Work, conntrack, maglev};
+use super::{Tables, Work, conntrack, lot, maglev};
 use crate::abi::{
     Addr, Affinity, AffinityKey, Flow, Port, Racy, Reason, Service, ServiceKey, SlotKey, SourceRange, Tuple,
     flow_flags, service_flags, service_scope, tcp_state,
@@ -99,7 +99,7 @@ pub(super) fn choose<T: Tables>(
         return Err(Reason::ServiceNotLocal);
     }
     choice.client.service = service.id;
-    choice.backend = pick(tables, service, tuple, &choice.client, now)?;
+    choice.backend = pick(tables, service, choice, tuple, now)?;
     let target = tables.backend(&choice.backend).ok_or(Reason::ServiceNoBackend)?;
     choice.addr = target.addr;
     choice.port = target.port;
@@ -112,13 +112,14 @@ pub(super) fn choose<T: Tables>(
 fn pick<T: Tables>(
     tables: &T,
     service: &Service,
+    choice: &Choice,
     tuple: &Tuple,
-    client: &AffinityKey,
     now: u64,
 ) -> Result<u32, Reason> {
     if service.flags & service_flags::AFFINITY == 0 {
-        return any(tables, service, tuple);
+        return any(tables, service, choice.scope, tuple, now);
     }
+    let client = &choice.client;
     if let Some(last) = tables.affinity(client)
         && now.saturating_sub(last.seen.get()) <= u64::from(service.affinity_seconds) * SECOND
         && tables.slot(&SlotKey::member(service.id, last.backend)).is_some()
@@ -126,7 +127,7 @@ fn pick<T: Tables>(
         last.seen.set(now);
         return Ok(last.backend);
     }
-    let backend = any(tables, service, tuple)?;
+    let backend = any(tables, service, choice.scope, tuple, now)?;
     let last = Affinity {
         seen: Racy::new(now),
         backend,
@@ -136,18 +137,32 @@ fn pick<T: Tables>(
     Ok(backend)
 }
 
+/// What comes from outside may be asked about twice, by `xdp_nodeport` and by the hook behind that it leaves the packet
+/// to: with two different answers, endpoints of other nodes would get more than their share. Who tries again later is
+/// given another one.
 #[inline(always)]
-fn any<T: Tables>(tables: &T, service: &Service, tuple: &Tuple) -> Result<u32, Reason> {
+fn repeatable<T: Tables>(tables: &T, tuple: &Tuple, now: u64) -> u32 {
+    let ports = u64::from(tuple.src_port.wire()) << 32
+        | u64::from(tuple.dst_port.wire()) << 16
+        | u64::from(tuple.proto);
+    let moment = now >> 32;
+    lot::draw(tables, [tuple.src.hi, tuple.src.lo, tuple.dst.lo, ports, moment]) as u32
+}
+
+#[inline(always)]
+fn any<T: Tables>(tables: &T, service: &Service, scope: u8, tuple: &Tuple, now: u64) -> Result<u32, Reason> {
     if service.maglev != 0
         && let Some(backend) = maglev::backend(tables, service, tuple)
     {
         return Ok(backend);
     }
     // A slot that is gone between two look-ups was just removed; the frontend's count follows.
-    let slot = tables
-        .random()
-        .checked_rem(service.slots)
-        .ok_or(Reason::ServiceNoBackend)?;
+    let lot = if scope == service_scope::EXTERNAL {
+        repeatable(tables, tuple, now)
+    } else {
+        tables.random()
+    };
+    let slot = lot.checked_rem(service.slots).ok_or(Reason::ServiceNoBackend)?;
     let key = SlotKey {
         service: service.id,
         slot,

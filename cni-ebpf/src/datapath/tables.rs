@@ -91,6 +91,16 @@ pub enum Fib {
     Unroutable,
 }
 
+/// A neighbour that the kernel can send to at once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Hop {
+    pub ifindex: u32,
+    /// As in [`Fib::Device`].
+    pub gateway: Addr,
+    /// The link addresses of the neighbour and of the device, as they stand in a frame.
+    pub link: [u16; 6],
+}
+
 /// The kernel refused to change the packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NotRewritten;
@@ -160,4 +170,11 @@ pub trait Packet {
     fn fib(&self, src: &Addr, dst: &Addr, length: u32) -> Fib;
     /// A socket of this host receives this tuple.
     fn socket(&self, tuple: &Tuple) -> bool;
+}
+
+/// A packet that the stack has not seen yet, and that leaves without it.
+pub trait Wire: Packet {
+    /// The neighbour behind which `dst` lies for packets from `src` of `length` bytes. `None` where the stack would have to do
+    /// something: ask who has the address, refuse the packet, receive it.
+    fn hop(&self, src: &Addr, dst: &Addr, length: u32) -> Option<Hop>;
 }

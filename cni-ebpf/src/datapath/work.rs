@@ -112,6 +112,8 @@ pub struct Work {
     pub pad4: [u8; 5],
     /// Where the packet goes: see [`way`](super::way); device and neighbour as far as the way needs them.
     pub gateway: Addr,
+    /// The link header, where the program writes it itself.
+    pub link: [u16; 6],
     pub to_ifindex: u32,
     pub way: u8,
     /// Why it was dropped; 0: it was not.

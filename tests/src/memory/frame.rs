@@ -1,10 +1,8 @@
 //! A packet in memory: the second implementation of [`Packet`].
-//!
-//! Checksum arithmetic repeats what the kernel's helpers do step by step (`include/net/checksum.h`), so that results are
-//! equal bit for bit, both zeros included.
 
 use cni_ebpf::abi::*;
-use cni_ebpf::datapath::{Fib, NotRewritten, Packet};
+use cni_ebpf::datapath::checksum::{add, change, fold, mangled, replace4};
+use cni_ebpf::datapath::{Fib, Hop, NotRewritten, Packet, Wire};
 
 /// A packet as a program gets it.
 #[derive(Clone, Debug)]
@@ -25,6 +23,8 @@ pub struct Frame {
     pub sockets: Vec<Tuple>,
     /// The kernel refuses to change it.
     pub fixed: bool,
+    /// The kernel does not know the next hop's link address yet.
+    pub strangers: bool,
 }
 
 impl Frame {
@@ -41,6 +41,7 @@ impl Frame {
             fib: |_, _| Fib::Unroutable,
             sockets: Vec::new(),
             fixed: false,
+            strangers: false,
         }
     }
 
@@ -81,24 +82,6 @@ impl Frame {
             *complete = !add(!*complete, difference);
         }
     }
-}
-
-/// `csum_add`.
-fn add(a: u32, b: u32) -> u32 {
-    let (sum, carry) = a.overflowing_add(b);
-    sum.wrapping_add(u32::from(carry))
-}
-
-/// `csum_fold`.
-fn fold(sum: u32) -> u16 {
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    !(sum as u16)
-}
-
-/// `csum_replace4`.
-fn replace4(sum: u16, from: u32, to: u32) -> u16 {
-    fold(add(add(!u32::from(sum), !from), to))
 }
 
 impl Packet for Frame {
@@ -202,7 +185,7 @@ impl Packet for Frame {
     ) -> Result<(), NotRewritten> {
         self.pseudo_changes(pseudo, diff);
         self.sum_at(offset, |sum| {
-            mangled(sum, zero_is_none, fold(add(diff, !u32::from(sum))))
+            mangled(sum, zero_is_none, change(sum, diff))
         })
     }
 
@@ -233,11 +216,20 @@ impl Packet for Frame {
     }
 }
 
-/// UDP's zero: none stays none, and a sum that comes to zero is written as its other form.
-fn mangled(before: u16, zero_is_none: bool, after: u16) -> u16 {
-    match (zero_is_none, before, after) {
-        (true, 0, _) => 0,
-        (true, _, 0) => 0xffff,
-        _ => after,
+impl Frame {
+    /// The link header of what leaves: to whom, from whom.
+    pub const LINK: [[u8; 6]; 2] = [[2, 0, 0, 0, 2, 1], [2, 0, 0, 0, 1, 20]];
+}
+
+impl Wire for Frame {
+    fn hop(&self, _: &Addr, dst: &Addr, length: u32) -> Option<Hop> {
+        match (self.fib)(dst, length) {
+            Fib::Device { ifindex, gateway } if !self.strangers => Some(Hop {
+                ifindex,
+                gateway,
+                link: from_bytes(&Self::LINK.concat())?,
+            }),
+            _ => None,
+        }
     }
 }

@@ -8,7 +8,7 @@ use super::{fill_alias, reply_tuple, take};
 use crate::abi::{FlowKey, Port, Reason, Tuple, flow_flags};
 use crate::datapath::headers::{ICMP_ANSWERER, proto};
 use crate::datapath::work::entered;
-use crate::datapath::{Packet, Table, Tables, Work, conntrack};
+use crate::datapath::{Packet, Table, Tables, Work, conntrack, lot};
 
 /// Says that a port was found; 0 is a port, too, on the wire.
 const TAKEN: u32 = 1 << 16;
@@ -16,9 +16,6 @@ const TAKEN: u32 = 1 << 16;
 const TRIES: u32 = 1024;
 /// In how many places a connection that has begun already looks for its alias.
 const RECALLED: u32 = 4;
-/// The multiplier of splitmix64: odd, half of its bits set.
-const MIX: u64 = 0xbf58_476d_1ce4_e5b9;
-
 /// The state of a search. It stands in the scratch because the stack of a step is what others leave of it.
 #[derive(Clone, Default, Debug)]
 #[repr(C)]
@@ -78,24 +75,9 @@ fn may_change(tuple: &Tuple) -> bool {
 /// The number that decides in which order a connection tries the ports.
 #[inline(always)]
 fn order<T: Tables>(tables: &T, key: &FlowKey) -> u64 {
-    let Some(secrets) = tables.secrets() else {
-        return u64::from(tables.random()) << 32 | u64::from(tables.random());
-    };
-    let mut seed = secrets.port_seed.get();
-    if seed == 0 {
-        seed = tables.random() | 1;
-        secrets.port_seed.set(seed);
-    }
     let ports =
         u64::from(key.a_port.wire()) << 32 | u64::from(key.b_port.wire()) << 16 | u64::from(key.proto);
-    let mut hash = u64::from(seed) << 32 | u64::from(seed);
-    for word in [key.a.hi, key.a.lo, key.b.hi, key.b.lo, ports] {
-        hash = (hash ^ word).wrapping_mul(MIX);
-        hash ^= hash >> 29;
-    }
-    hash = hash.wrapping_mul(MIX);
-    // Of a product the lower bits know only the lower bits.
-    hash ^ hash >> 32
+    lot::draw(tables, [key.a.hi, key.a.lo, key.b.hi, key.b.lo, ports])
 }
 
 /// The tuple of an answer to the port in this place, into `work.alias_tuple`. False if the range does not reach so far.
