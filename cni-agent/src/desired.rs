@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use cni_ebpf::abi::Config;
 
 pub use network::{
-    HostRoute, LinkKey, LinkOwner, LinkState, NeighbourKey, NextHop, Program, RouteKey, Veth, VethState,
-    Vxlan,
+    HostRoute, LinkKey, LinkOwner, LinkState, NeighbourKey, NextHop, Place, Program, RouteKey, Veth,
+    VethState, Vxlan,
 };
 pub use sockets::{SocketProgram, SocketPrograms};
 pub use table::{Chain, MalformedEntry, Table, Tables};

@@ -44,7 +44,7 @@ pub use refuse::answer;
 pub use report::finish;
 pub use tables::{Fib, Hop, NotInserted, NotRewritten, Packet, Table, Tables, Wire};
 pub use verdict::{Outcome, Verdict, way};
-pub use wire::xdp_nodeport;
+pub use wire::{takes, xdp_nodeport};
 pub use work::{Headers, Work};
 
 use crate::abi::{

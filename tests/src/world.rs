@@ -10,9 +10,10 @@ use cni_ebpf::abi::*;
 use cni_ebpf::datapath::{self, Outcome, Verdict, Work};
 
 use crate::memory::{Frame, Memory};
+use crate::object;
 
 pub use content::{MAGLEV, MAGLEV_SIZE, backend, port, service_id};
-use content::{device, endpoints, fib, ranges, routes, rules, services, settings, tables};
+use content::{NEIGHBOURS, device, endpoints, fib, ranges, routes, rules, services, settings, tables};
 pub use kernel::{Bytes, Kernel, THIS_NETNS};
 
 /// Indices of the devices; the kernel's namespace is made so that they are these.
@@ -155,6 +156,7 @@ pub fn monotonic() -> u64 {
 pub fn frame(bytes: Vec<u8>, ifindex: u32) -> Frame {
     Frame {
         fib,
+        neighbours: |addr| NEIGHBOURS.iter().any(|known| Addr::from(ip(known)) == *addr),
         ..Frame::new(bytes, ifindex)
     }
 }
@@ -166,17 +168,17 @@ pub enum Hook {
     ToPod,
     FromNetdev,
     ToNetdev,
+    XdpNodeport,
 }
 
 impl Hook {
-    pub const ALL: [Self; 4] = [Self::FromPod, Self::ToPod, Self::FromNetdev, Self::ToNetdev];
-
     pub fn name(self) -> &'static str {
         match self {
             Self::FromPod => "from_pod",
             Self::ToPod => "to_pod",
             Self::FromNetdev => "from_netdev",
             Self::ToNetdev => "to_netdev",
+            Self::XdpNodeport => object::XDP_PROGRAM,
         }
     }
 }
@@ -188,7 +190,10 @@ pub fn run(memory: &Memory, hook: Hook, frame: &mut Frame, work: &mut Work) -> R
         Hook::ToPod => datapath::to_pod(memory, frame, work),
         Hook::FromNetdev => datapath::from_netdev(memory, frame, work),
         Hook::ToNetdev => datapath::to_netdev(memory, frame, work),
+        Hook::XdpNodeport => datapath::xdp_nodeport(memory, frame, work),
     };
-    datapath::finish(memory, frame, work, &outcome);
+    if hook != Hook::XdpNodeport || datapath::takes(work, &outcome) {
+        datapath::finish(memory, frame, work, &outcome);
+    }
     outcome.map(|()| work.verdict())
 }

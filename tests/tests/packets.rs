@@ -44,6 +44,8 @@ mod succession;
 mod timeouts;
 #[path = "packets/translation.rs"]
 mod translation;
+#[path = "packets/xdp.rs"]
+mod xdp;
 
 use cni_ebpf::abi::{Config, Event, Reason};
 use cni_ebpf::datapath::{Verdict, Work};

@@ -128,7 +128,10 @@ fn every_program_verifies_under_every_configuration() {
             .unwrap_or_else(|error| panic!("{} under {name} on {kernel}: {error:?}", object::XDP_PROGRAM));
         let count = loaded.info().unwrap().verified_instruction_count().unwrap_or(0);
         println!("verified: {kernel} {name} {} {count}", object::XDP_PROGRAM);
-        measured.insert((kernel.clone(), name.clone(), object::XDP_PROGRAM.to_owned()), count);
+        measured.insert(
+            (kernel.clone(), name.clone(), object::XDP_PROGRAM.to_owned()),
+            count,
+        );
         for program in object::SOCKET_PROGRAMS {
             let loaded = object::load_socket(&mut ebpf, program)
                 .unwrap_or_else(|error| panic!("{program} under {name} on {kernel}: {error:?}"));

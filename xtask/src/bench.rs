@@ -67,12 +67,14 @@ enum Name {
     Memory,
     /// Translated ports until there are none, and what each costs
     SnatFill,
+    /// NodePort traffic turned round by XDP, against a program that only swaps addresses; a flood of SYNs at it
+    Xdp,
 }
 
 impl Name {
     /// It has a real API server, and kube-proxy.
     fn needs_kubernetes(self) -> bool {
-        !matches!(self, Self::PodPath | Self::CniAdd | Self::SnatFill)
+        !matches!(self, Self::PodPath | Self::CniAdd | Self::SnatFill | Self::Xdp)
     }
 
     /// The name of the bench target.

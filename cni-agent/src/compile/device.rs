@@ -115,7 +115,14 @@ pub(super) fn devices(topology: &Topology<'_>, desired: &mut Desired) {
             ..abi::Device::default()
         };
         desired.tables.devices.insert(device.ifindex, entry);
-        for program in [Program::FromNetdev, Program::ToNetdev] {
+        let turned_round = desired
+            .config
+            .is_some_and(|config| config.xdp != 0)
+            .then_some(Program::XdpNodeport);
+        for program in [Program::FromNetdev, Program::ToNetdev]
+            .into_iter()
+            .chain(turned_round)
+        {
             let owner = LinkOwner::Netdev(device.name.clone());
             desired.links.insert(LinkKey { owner, program }, device.ifindex);
         }

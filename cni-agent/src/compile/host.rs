@@ -4,7 +4,7 @@ use cni_ebpf::abi;
 
 use super::Topology;
 use crate::{
-    config::{Config, Proxy, SocketLb},
+    config::{Config, Proxy, Routing, SocketLb, Xdp},
     desired::{Desired, Vxlan},
 };
 
@@ -32,10 +32,17 @@ pub(super) fn constants(topology: &Topology<'_>) -> Option<abi::Config> {
         snat_last: config.snat_ports.last.into(),
         services: (config.services.proxy == Proxy::Millrace).into(),
         socket_lb: socket_lb(config),
+        xdp: xdp(config).into(),
         // Always: a pod with a limit must not be a reason to load programs.
         bandwidth: 1,
         ..abi::Config::DEFAULT
     })
+}
+
+/// Whether devices have the program that turns packets round. What goes on through a tunnel it leaves alone.
+fn xdp(config: &Config) -> bool {
+    let asked = config.services.proxy == Proxy::Millrace && config.services.xdp != Xdp::Off;
+    asked && config.routing == Routing::Direct
 }
 
 fn socket_lb(config: &Config) -> u32 {

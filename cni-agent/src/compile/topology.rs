@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 
 use super::device;
 use crate::{
-    config::{Config, Proxy, Routing},
+    config::{Config, Proxy, Routing, Xdp},
     model::{Device, Node},
     state::State,
 };
@@ -186,6 +186,12 @@ impl<'a> Topology<'a> {
                     self.config.node_name
                 )
             });
+        }
+        if self.tunnelled() && self.config.services.xdp != Xdp::Off {
+            problems.push(
+                "services.xdp: with routing vxlan it would have nothing to do and is off; set routing to direct, or take it out"
+                    .to_owned(),
+            );
         }
         if self.devices.is_empty() {
             problems.push("no device of this node faces other machines; name one in devices".to_owned());

@@ -13,6 +13,7 @@ use crate::compile::service::maglev;
 pub struct ServicesConfig {
     pub proxy: Proxy,
     pub socket_lb: SocketLb,
+    pub xdp: Xdp,
     /// Ranges of Service addresses, beside those of the cluster's ServiceCIDR objects.
     pub cidrs: Vec<IpNetwork>,
     /// Ranges whose addresses are the stack's business in any case.
@@ -40,6 +41,7 @@ impl Default for ServicesConfig {
         Self {
             proxy: Proxy::default(),
             socket_lb: SocketLb::default(),
+            xdp: Xdp::default(),
             cidrs: Vec::new(),
             via_stack_cidrs: Vec::new(),
             node_port_addresses: NodePortAddresses::default(),
@@ -86,6 +88,20 @@ pub enum Algorithm {
     Random,
     /// The same on every node for the same client.
     Maglev,
+}
+
+/// Whether what comes from outside and goes on to another node is turned round before the stack sees it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Xdp {
+    #[default]
+    Off,
+    /// By the device's driver where that can, otherwise as `Generic`.
+    Auto,
+    /// By the device's driver, or not at all.
+    Native,
+    /// Behind the driver: on every device, and slower.
+    Generic,
 }
 
 /// The node's addresses on which NodePorts answer.
@@ -149,12 +165,13 @@ impl ServicesConfig {
             && (self.localhost_node_ports
                 || self.external_ips
                 || self.masquerade_all
-                || self.algorithm != Algorithm::Random)
+                || self.algorithm != Algorithm::Random
+                || self.xdp != Xdp::Off)
         {
             problems.add(
                 "services.proxy",
                 "it is stack, and something else is set of what only millrace serves",
-                "set it to millrace, or take localhostNodePorts, externalIPs, masqueradeAll and algorithm out",
+                "set it to millrace, or take localhostNodePorts, externalIPs, masqueradeAll, algorithm and xdp out",
             );
         }
         if self.maglev_table_size != 0 && !maglev::is_size(self.maglev_table_size) {

@@ -38,10 +38,17 @@ pub enum Program {
     ToPod,
     FromNetdev,
     ToNetdev,
+    XdpNodeport,
 }
 
 impl Program {
-    pub const ALL: [Self; 4] = [Self::FromPod, Self::ToPod, Self::FromNetdev, Self::ToNetdev];
+    pub const ALL: [Self; 5] = [
+        Self::FromPod,
+        Self::ToPod,
+        Self::FromNetdev,
+        Self::ToNetdev,
+        Self::XdpNodeport,
+    ];
 
     /// The name in the object file and in the pin's path.
     pub const fn name(self) -> &'static str {
@@ -50,6 +57,7 @@ impl Program {
             Self::ToPod => "to_pod",
             Self::FromNetdev => "from_netdev",
             Self::ToNetdev => "to_netdev",
+            Self::XdpNodeport => "xdp_nodeport",
         }
     }
 
@@ -59,8 +67,26 @@ impl Program {
 
     /// On the device's ingress side, seen from the host.
     pub const fn ingress(self) -> bool {
-        matches!(self, Self::FromPod | Self::FromNetdev)
+        matches!(self.place(), Place::Ingress)
     }
+
+    /// Where on a device it runs.
+    pub const fn place(self) -> Place {
+        match self {
+            Self::FromPod | Self::FromNetdev => Place::Ingress,
+            Self::ToPod | Self::ToNetdev => Place::Egress,
+            Self::XdpNodeport => Place::Driver,
+        }
+    }
+}
+
+/// Where on a device a program runs, seen from the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    Ingress,
+    Egress,
+    /// Before there is a socket buffer (XDP).
+    Driver,
 }
 
 /// Whose link it is; with the program's name it makes the pin's path.

@@ -19,7 +19,10 @@ use std::{
 };
 
 pub use cgroup::{CgroupLinkInfo, cgroup_link_info, create_cgroup_link};
-pub use link::{AttachPoint, LinkInfo, attached_programs, create_link, detach_link, link_info, update_link};
+pub use link::{
+    AttachPoint, LinkInfo, LinkKind, XdpMode, attached_programs, create_link, create_xdp_link, detach_link,
+    link_info, update_link,
+};
 pub use map::{
     MapInfo, create_map, delete, delete_batch, lookup, lookup_batch, map_info, next_key, possible_cpus,
     update, update_batch,

@@ -1,12 +1,13 @@
-//! Programs on devices: tcx links where the kernel has them (6.6), clsact filters elsewhere.
+//! Programs on devices: tcx links where the kernel has them (6.6), clsact filters elsewhere, and XDP links.
 //!
-//! Neither goes away with the agent. A tcx link is pinned, under its owner's name. A clsact filter has no pin; its
+//! None goes away with the agent. A link is pinned, under its owner's name. A clsact filter has no pin; its
 //! owner's name is the filter's name, at a handle and priority that only Millrace uses. So both are found again
 //! without any memory, and without walking the kernel's ids, which would need `CAP_SYS_ADMIN`.
 
 mod clsact;
-mod tcx;
+mod pinned;
 mod watch;
+mod xdp;
 
 use std::{
     collections::BTreeMap,
@@ -17,7 +18,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{KernelError, Pins, bpf, netlink::Netlink};
-use crate::desired::{LinkKey, LinkOwner, LinkState, Program};
+use crate::{
+    config::Xdp,
+    desired::{LinkKey, LinkOwner, LinkState, Place, Program},
+};
 
 pub use clsact::{HANDLE, PRIORITY};
 pub use watch::Watch;
@@ -104,7 +108,7 @@ pub fn list(
         links.insert(filter.key, state);
     }
     // A pinned link wins over a filter of the same name, which is a left-over of an older kernel or setting.
-    for (key, info) in tcx::list(pins)? {
+    for (key, info) in pinned::list(pins)? {
         let state = LinkState {
             ifindex: info.ifindex,
             current: info.ifindex != 0 && current(key.program, info.program_id),
@@ -124,12 +128,15 @@ pub fn find(
     let mut links = BTreeMap::new();
     for (key, ifindex) in wanted {
         let current = |id: u32| programs.get(&key.program).is_some_and(|loaded| loaded.id == id);
-        if let Some(info) = tcx::find(pins, key)? {
+        if let Some(info) = pinned::find(pins, key)? {
             let state = LinkState {
                 ifindex: info.ifindex,
                 current: info.ifindex != 0 && current(info.program_id),
             };
             links.insert(key.clone(), state);
+            continue;
+        }
+        if key.program.place() == Place::Driver {
             continue;
         }
         let filter = clsact::find(netlink, *ifindex, key)
@@ -145,25 +152,36 @@ pub fn find(
     Ok(links)
 }
 
+/// How programs come onto devices.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ways {
+    pub tc: Attachment,
+    pub xdp: Xdp,
+}
+
 /// Has `program` run on a device. What already runs there under this name is exchanged in place.
 pub fn attach(
     pins: &Pins,
     netlink: &mut Netlink,
-    mode: Attachment,
+    ways: Ways,
     program: &LoadedProgram,
     key: &LinkKey,
     ifindex: u32,
 ) -> Result<(), KernelError> {
     let error = |error: io::Error| attach_error(key, ifindex, &error);
-    match mode {
+    if key.program.place() == Place::Driver {
+        return xdp::attach(pins, netlink, ways.xdp, program, key, ifindex);
+    }
+    match ways.tc {
         Attachment::Tcx => {
-            tcx::attach(pins, program, key, ifindex).map_err(error)?;
+            let create = || bpf::create_link(program, ifindex, point(key.program));
+            pinned::attach(pins, program, key, ifindex, create).map_err(error)?;
             // tcx runs before clsact and ends there, so that for a moment both is the same as one.
             clsact::detach(netlink, ifindex, key).map_err(error)
         }
         Attachment::Clsact => {
             clsact::attach(netlink, program, key, ifindex).map_err(error)?;
-            tcx::detach(pins, key).map_err(error)
+            pinned::detach(pins, key).map_err(error)
         }
     }
 }
@@ -180,7 +198,7 @@ fn attach_error(key: &LinkKey, ifindex: u32, error: &io::Error) -> KernelError {
 /// Takes a program off its device, and removes the pin.
 pub fn detach(pins: &Pins, netlink: &mut Netlink, key: &LinkKey) -> Result<(), KernelError> {
     let error = |error: io::Error| KernelError::new(format!("detach {key}"), error);
-    tcx::detach(pins, key).map_err(error)?;
+    pinned::detach(pins, key).map_err(error)?;
     for filter in clsact::list(netlink).map_err(error)? {
         if filter.key == *key {
             clsact::detach(netlink, filter.ifindex, key).map_err(error)?;
@@ -192,8 +210,8 @@ pub fn detach(pins: &Pins, netlink: &mut Netlink, key: &LinkKey) -> Result<(), K
 /// Devices on which somebody else's program runs before ours: it may take packets away that policy should see.
 pub fn overtaken(pins: &Pins) -> Result<Vec<LinkKey>, KernelError> {
     let mut overtaken = Vec::new();
-    for (key, info) in tcx::list(pins)? {
-        if info.ifindex == 0 {
+    for (key, info) in pinned::list(pins)? {
+        if info.ifindex == 0 || key.program.place() == Place::Driver {
             continue;
         }
         let running = bpf::attached_programs(info.ifindex, point(key.program))

@@ -17,7 +17,7 @@ use super::{
     routes, sockets,
 };
 use crate::{
-    config::{Config, MapSizes},
+    config::{Config, MapSizes, Xdp},
     desired::{Desired, HostRoute, LinkKey, Observed, RouteKey, SocketPrograms, Table, Tables, Vxlan},
     reconcile::Change,
 };
@@ -30,6 +30,7 @@ pub struct Linux {
     sizes: MapSizes,
     object: &'static [u8],
     tunnel: String,
+    xdp: Xdp,
     netlink: Netlink,
     /// Found out at the first attachment, unless it was set.
     attachment: Option<Attachment>,
@@ -52,6 +53,7 @@ impl Linux {
             sizes: config.maps,
             object: loader::OBJECT,
             tunnel: config.vxlan.device.clone(),
+            xdp: config.services.xdp,
             netlink,
             attachment: None,
             loaded: None,
@@ -298,7 +300,7 @@ impl Linux {
     }
 
     fn attach(&mut self, key: &LinkKey, ifindex: u32) -> Result<(), KernelError> {
-        let mode = match self.attachment {
+        let tc = match self.attachment {
             Some(mode) => mode,
             None => *self.attachment.insert(links::probe()?),
         };
@@ -306,7 +308,8 @@ impl Linux {
         let program = programs.get(&key.program).ok_or_else(|| {
             KernelError::new(format!("attach {key}"), "the programs have not been loaded yet")
         })?;
-        links::attach(&self.pins, &mut self.netlink, mode, program, key, ifindex)
+        let ways = links::Ways { tc, xdp: self.xdp };
+        links::attach(&self.pins, &mut self.netlink, ways, program, key, ifindex)
     }
 
     fn apply_now(&mut self, change: &Change) -> Result<(), KernelError> {

@@ -19,7 +19,7 @@ use std::{collections::BTreeMap, io, path::PathBuf};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    programs::{CgroupSockAddr, Program as Entry, ProgramError, ProgramFd, SchedClassifier},
+    programs::{CgroupSockAddr, Program as Entry, ProgramError, ProgramFd, SchedClassifier, Xdp},
 };
 use cni_ebpf::abi::{Config, MAPS, MapSpec, as_bytes, socket_lb};
 
@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     config::MapSizes,
-    desired::{Program, SocketProgram},
+    desired::{Place, Program, SocketProgram},
 };
 
 pub use prepare::Unsettled;
@@ -107,7 +107,9 @@ pub fn load(object: &[u8], pins: &Pins, config: Config, sizes: &MapSizes) -> Res
     };
     let mut ebpf = load_object(object, &told, &paths)?;
     for program in Program::ALL {
-        loaded.programs.insert(program, load_program(&mut ebpf, program)?);
+        if program.place() != Place::Driver || config.xdp != 0 {
+            loaded.programs.insert(program, load_program(&mut ebpf, program)?);
+        }
     }
     if config.socket_lb != socket_lb::OFF {
         for program in SocketProgram::ALL {
@@ -185,6 +187,11 @@ fn load_object(
 
 fn load_program(ebpf: &mut Ebpf, program: Program) -> Result<LoadedProgram, KernelError> {
     load_entry(ebpf, program.name(), |entry| {
+        if program.place() == Place::Driver {
+            let program: &mut Xdp = entry.try_into()?;
+            program.load()?;
+            return Ok(program.fd()?.try_clone()?);
+        }
         let program: &mut SchedClassifier = entry.try_into()?;
         program.load()?;
         Ok(program.fd()?.try_clone()?)

@@ -84,6 +84,7 @@ impl From<&abi::Event> for Record {
             hook::TO_POD => "to_pod",
             hook::FROM_NETDEV => "from_netdev",
             hook::TO_NETDEV => "to_netdev",
+            hook::XDP_NODEPORT => "xdp_nodeport",
             _ => "unknown",
         };
         let dropped = event.kind == event_kind::DROP;

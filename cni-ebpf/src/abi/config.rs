@@ -44,7 +44,8 @@ crate::abi! {
         pub host_netns: u64,
         /// The tunnel's UDP port, 0: there is no tunnel.
         pub tunnel_port: u32,
-        pub reserved: u32,
+        /// Devices have a program that meets packets before the stack does.
+        pub xdp: u32,
     }
 }
 
@@ -69,7 +70,7 @@ impl Config {
         socket_lb: socket_lb::OFF,
         host_netns: 0,
         tunnel_port: 0,
-        reserved: 0,
+        xdp: 0,
     };
 
     /// The MAC of every node's tunnel device: one address, so that no node has to learn another's.

@@ -5,6 +5,7 @@
 //! flow of a prepared order; [`bench_empty`] does that and nothing else, and is what is to be subtracted.
 
 mod dial;
+mod swap;
 
 use core::ffi::c_void;
 

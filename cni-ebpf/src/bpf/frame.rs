@@ -200,8 +200,7 @@ impl Wire for Frame {
         if result != 0 {
             return None;
         }
-        let ([d0, d1, d2, d3, d4, d5], [s0, s1, s2, s3, s4, s5]) =
-            (params.dmac, params.smac);
+        let ([d0, d1, d2, d3, d4, d5], [s0, s1, s2, s3, s4, s5]) = (params.dmac, params.smac);
         Some(Hop {
             ifindex: params.ifindex,
             gateway: gateway(&params),

@@ -13,9 +13,9 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 use cni_ebpf::abi::{Addr, Reason};
 use cni_ebpf::datapath::{self, Outcome, Tables, Work, way};
 
-use super::maps::WORK;
 use super::frame::Frame;
 use super::kernel::cleared;
+use super::maps::WORK;
 use super::packet::Skb;
 use super::tables::Maps;
 
@@ -145,6 +145,11 @@ pub(crate) fn to_netdev(context: TcContext) -> i32 {
 #[xdp(frags)]
 #[inline(always)]
 pub(crate) fn xdp_nodeport(context: XdpContext) -> u32 {
+    turn_round(&context)
+}
+
+#[inline(always)]
+pub(super) fn turn_round(context: &XdpContext) -> u32 {
     let Some(work) = WORK.get_ptr_mut(0) else {
         return XDP_PASS;
     };
@@ -152,7 +157,7 @@ pub(crate) fn xdp_nodeport(context: XdpContext) -> u32 {
     let work = unsafe { &mut *work };
     let mut frame = Frame::over(context.ctx);
     let outcome = datapath::xdp_nodeport(&Maps, &mut frame, work);
-    if outcome.is_ok() && work.way != way::NEIGHBOUR {
+    if !datapath::takes(work, &outcome) {
         return XDP_PASS;
     }
     datapath::finish(&Maps, &mut frame, work, &outcome);

@@ -79,7 +79,10 @@ mod tests {
     #[test]
     fn a_changed_word_changes_the_checksum_as_summing_up_anew_does() {
         let sum = |words: [u32; 3]| fold(words.into_iter().fold(0, add));
-        let (before, after) = ([0xc0a8_0001, 0x1234_5678, 0xffff_0000], [0x0a01_0203, 0x1234_5678, 0xffff_0000]);
+        let (before, after) = (
+            [0xc0a8_0001, 0x1234_5678, 0xffff_0000],
+            [0x0a01_0203, 0x1234_5678, 0xffff_0000],
+        );
         assert_eq!(replace4(sum(before), before[0], after[0]), sum(after));
         assert_eq!(change(sum(before), add(!before[0], after[0])), sum(after));
     }

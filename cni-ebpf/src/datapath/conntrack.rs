@@ -9,7 +9,9 @@ use super::headers::{proto, tcp};
 use super::policy::FROM_HOST;
 use super::work::fragment;
 use super::{Packet, Table, Tables, Work, nat};
-use crate::abi::{Alias, Endpoint, Flow, FlowKey, Port, Reason, Tuple, event_kind, flow_flags, put, tcp_state};
+use crate::abi::{
+    Alias, Endpoint, Flow, FlowKey, Port, Reason, Tuple, event_kind, flow_flags, put, tcp_state,
+};
 
 pub const SECOND: u64 = 1_000_000_000;
 

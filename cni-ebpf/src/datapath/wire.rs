@@ -4,17 +4,23 @@
 //! elsewhere and no tunnel away, and what comes back from there. All else passes on, unchanged and with nothing entered for it, to `from_netdev`, which would
 //! have done the same with what is taken here.
 
-use super::connection::{advance_known, known_as};
 use super::checksum::Sum;
+use super::connection::{advance_known, known_as};
 use super::headers::{self, Ethertype, L3, proto};
 use super::work::fragment;
 use super::{
     Headers, Outcome, Tables, Wire, Work, balance, conntrack, external, nat, outside_source, route, service,
+    way,
 };
 use crate::abi::{Addr, Alias, direction, flow_flags, hook, route_action, service_scope, via};
 
-/// What arrives on a device of the node, before anybody else sees it. `way::PASS` is neither counted nor told: the hook
-/// behind does that.
+/// Whether [`xdp_nodeport`] has taken the packet. What passes on is neither counted nor told: the hook behind does that.
+#[inline(always)]
+pub fn takes(work: &Work, outcome: &Outcome) -> bool {
+    outcome.is_err() || work.way == way::NEIGHBOUR
+}
+
+/// What arrives on a device of the node, before anybody else sees it.
 #[inline(always)]
 pub fn xdp_nodeport<T: Tables, W: Wire>(tables: &T, packet: &mut W, work: &mut Work) -> Outcome {
     super::start(work, hook::XDP_NODEPORT, direction::INGRESS);
@@ -62,7 +68,11 @@ fn known<T: Tables, W: Wire>(tables: &T, packet: &mut W, work: &mut Work, alias:
         #[inline(always)]
         |found| known_as(tables, packet, work, found, None, true),
     ) else {
-        return if answers { work.pass() } else { begin(tables, packet, work) };
+        return if answers {
+            work.pass()
+        } else {
+            begin(tables, packet, work)
+        };
     };
     let flow = known.found.flow;
     let ends_here = flow.flags.get() & flow_flags::HOST != 0
@@ -152,6 +162,13 @@ fn address<W: Wire>(packet: &mut W, work: &Work) -> Outcome {
 fn awaits_checksum<W: Wire>(packet: &W, work: &Work) -> bool {
     let Headers { l4, length, .. } = work.headers;
     let at = if work.tuple.proto == proto::TCP { 16 } else { 6 };
-    let sum = Sum::pseudo(&work.tuple.src, &work.tuple.dst, length - (l4 - L3), work.tuple.proto);
-    packet.load::<u16>(l4 + at).is_none_or(|stands| stands == sum.fold())
+    let sum = Sum::pseudo(
+        &work.tuple.src,
+        &work.tuple.dst,
+        length - (l4 - L3),
+        work.tuple.proto,
+    );
+    packet
+        .load::<u16>(l4 + at)
+        .is_none_or(|stands| stands == sum.fold())
 }

@@ -43,10 +43,15 @@ pub fn undisturbed() -> Result<()> {
     Ok(())
 }
 
+/// The object with the programs for benches.
+pub fn object() -> Result<Vec<u8>> {
+    let path = std::env::var_os("MILLRACE_BENCH_OBJECT").context("MILLRACE_BENCH_OBJECT is not set")?;
+    std::fs::read(&path).with_context(|| format!("read {}", path.display()))
+}
+
 /// Creates the maps of the object with the programs for benches, some of them with another size, and loads programs.
 pub fn open(sizes: &[(&str, u32)], programs: &[&str]) -> Result<Ebpf> {
-    let path = std::env::var_os("MILLRACE_BENCH_OBJECT").context("MILLRACE_BENCH_OBJECT is not set")?;
-    let bytes = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+    let bytes = object()?;
     let mut loader = EbpfLoader::new();
     let global = Global(Config::DEFAULT);
     loader.override_global("CONFIG", &global, true);

@@ -23,8 +23,8 @@ pub struct Frame {
     pub sockets: Vec<Tuple>,
     /// The kernel refuses to change it.
     pub fixed: bool,
-    /// The kernel does not know the next hop's link address yet.
-    pub strangers: bool,
+    /// Whether the kernel knows a neighbour's link address.
+    pub neighbours: fn(&Addr) -> bool,
 }
 
 impl Frame {
@@ -41,7 +41,7 @@ impl Frame {
             fib: |_, _| Fib::Unroutable,
             sockets: Vec::new(),
             fixed: false,
-            strangers: false,
+            neighbours: |_| false,
         }
     }
 
@@ -184,9 +184,7 @@ impl Packet for Frame {
         zero_is_none: bool,
     ) -> Result<(), NotRewritten> {
         self.pseudo_changes(pseudo, diff);
-        self.sum_at(offset, |sum| {
-            mangled(sum, zero_is_none, change(sum, diff))
-        })
+        self.sum_at(offset, |sum| mangled(sum, zero_is_none, change(sum, diff)))
     }
 
     fn cut(&mut self, length: u32) -> Result<(), NotRewritten> {
@@ -224,7 +222,7 @@ impl Frame {
 impl Wire for Frame {
     fn hop(&self, _: &Addr, dst: &Addr, length: u32) -> Option<Hop> {
         match (self.fib)(dst, length) {
-            Fib::Device { ifindex, gateway } if !self.strangers => Some(Hop {
+            Fib::Device { ifindex, gateway } if (self.neighbours)(&gateway) => Some(Hop {
                 ifindex,
                 gateway,
                 link: from_bytes(&Self::LINK.concat())?,

@@ -123,6 +123,9 @@ pub(super) fn device() -> Device {
     }
 }
 
+/// Whose link addresses the kernel knows.
+pub(super) const NEIGHBOURS: [&str; 4] = ["192.0.2.2", "192.0.2.254", "2001:db8::2", "2001:db8::fe"];
+
 /// The MTU of the routes to 198.51.100.77 and 2001:db8:5::/48.
 pub(super) const NARROW: u32 = 1400;
 

@@ -6,12 +6,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, PerCpuArray};
-use aya::programs::{CgroupAttachMode, SchedClassifier, TestRun, TestRunOptions};
+use aya::programs::xdp::XdpMode;
+use aya::programs::{CgroupAttachMode, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, Pod};
 use cni_ebpf::abi::*;
 use cni_ebpf::datapath::{Verdict, Work};
 
-use super::content::{NARROW, device, endpoints, ranges, routes, rules, services, tables};
+use super::content::{NARROW, NEIGHBOURS, device, endpoints, ranges, routes, rules, services, tables};
 use super::{CONFIG, Hook, ifindex};
 use crate::cgroup::Cgroup;
 use crate::memory::Frame;
@@ -93,6 +94,11 @@ impl Kernel {
 
     /// The same, with maps of up to `most` entries.
     pub fn sized(config: &Config, most: u32) -> Result<Self> {
+        Self::of(&object::bytes()?, config, most)
+    }
+
+    /// The same with another object's programs.
+    pub fn of(object: &[u8], config: &Config, most: u32) -> Result<Self> {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
             .context("a network namespace of our own")?;
         // One CPU, so that the scratch of the run is where we look for it.
@@ -104,10 +110,13 @@ impl Kernel {
         if config.host_netns == THIS_NETNS {
             config.host_netns = netns_cookie()?;
         }
-        let mut ebpf = object::open_sized(&object::bytes()?, &config, most)?;
+        let mut ebpf = object::open_sized(object, &config, most)?;
         for program in object::PROGRAMS {
             object::load(&mut ebpf, program)?;
         }
+        // A device takes frames in a test run once it has a program.
+        object::load_xdp(&mut ebpf, object::XDP_PROGRAM)?
+            .attach(&format!("d{}", ifindex::NETDEV), XdpMode::Driver)?;
         let mut kernel = Self { ebpf };
         kernel.fill()?;
         Ok(kernel)
@@ -146,6 +155,11 @@ impl Kernel {
             lists.insert(&Key::new(key.prefix_len, Bytes(rest)), bytes::<_, 8>(list), 0)?;
         }
         Ok(())
+    }
+
+    /// The object, with this world in its maps.
+    pub fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
     }
 
     fn map(&mut self, name: &str) -> Result<&mut Map> {
@@ -264,6 +278,12 @@ impl Kernel {
         Ok(map.keys().flatten().count())
     }
 
+    /// Makes what the programs draw by themselves what it is in memory.
+    pub fn share(&mut self, secrets: &Secrets) -> Result<()> {
+        let mut map: Array<_, Bytes<16>> = Array::try_from(self.map("secrets")?)?;
+        Ok(map.set(0, bytes(secrets), 0)?)
+    }
+
     /// Runs a program over the packet. `out` receives the packet as it left.
     pub fn run(&mut self, hook: Hook, frame: &Frame, out: &mut Vec<u8>) -> Result<Result<Verdict, Reason>> {
         Ok(self.run_timed(hook, frame, out)?.0)
@@ -276,6 +296,9 @@ impl Kernel {
         frame: &Frame,
         out: &mut Vec<u8>,
     ) -> Result<(Result<Verdict, Reason>, Duration)> {
+        if hook == Hook::XdpNodeport {
+            return self.run_frame(frame, out);
+        }
         let mut context = [0u8; 192];
         context[8..12].copy_from_slice(&frame.mark.to_ne_bytes());
         context[36..40].copy_from_slice(&frame.ingress_ifindex.to_ne_bytes());
@@ -303,6 +326,42 @@ impl Kernel {
             result.return_value as i32 == expected,
             "{outcome:?} gave {}",
             result.return_value as i32
+        );
+        Ok((outcome, result.duration))
+    }
+
+    /// The same for the program that meets frames.
+    fn run_frame(&mut self, frame: &Frame, out: &mut Vec<u8>) -> Result<(Result<Verdict, Reason>, Duration)> {
+        const PASS: u32 = 2;
+        const DROP: u32 = 1;
+        const TX: u32 = 3;
+        let mut context = [0u8; 24];
+        context[4..8].copy_from_slice(&u32::try_from(frame.bytes.len())?.to_ne_bytes());
+        context[12..16].copy_from_slice(&frame.ifindex.to_ne_bytes());
+        out.resize(frame.bytes.len() + 64, 0);
+        let program: &Xdp = self
+            .ebpf
+            .program(object::XDP_PROGRAM)
+            .context("program")?
+            .try_into()?;
+        let result = program
+            .test_run(TestRunOptions {
+                data_in: Some(&frame.bytes),
+                data_out: Some(out),
+                ctx_in: Some(&context),
+                ..TestRunOptions::new()
+            })
+            .with_context(|| format!("{} over {} bytes", object::XDP_PROGRAM, frame.bytes.len()))?;
+        out.truncate(result.data_size_out as usize);
+        if result.return_value == PASS {
+            return Ok((Ok(Verdict::Pass), result.duration));
+        }
+        let (outcome, _) = self.outcome()?;
+        let expected = if outcome.is_ok() { TX } else { DROP };
+        ensure!(
+            result.return_value == expected,
+            "{outcome:?} gave {}",
+            result.return_value
         );
         Ok((outcome, result.duration))
     }
@@ -352,6 +411,10 @@ fn ip_command(arguments: &str) -> Result<()> {
     Ok(())
 }
 
+fn text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
 /// The devices of the calling thread's namespace, with the indices of [`ifindex`].
 fn devices() -> Result<()> {
     for index in [
@@ -372,6 +435,7 @@ fn devices() -> Result<()> {
     }
     ip_command("link set lo up")?;
     let device = format!("d{}", ifindex::NETDEV);
+    ip_command(&format!("link set {device} address {}", text(Frame::LINK[1])))?;
     ip_command(&format!("addr add 192.0.2.1/24 dev {device}"))?;
     ip_command(&format!("addr add 2001:db8::1/64 dev {device} nodad"))?;
     for family in ["ipv4", "ipv6"] {
@@ -379,6 +443,12 @@ fn devices() -> Result<()> {
     }
     ip_command(&format!("route add default via 192.0.2.254 dev {device}"))?;
     ip_command(&format!("route add default via 2001:db8::fe dev {device}"))?;
+    for neighbour in NEIGHBOURS {
+        let mac = text(Frame::LINK[0]);
+        ip_command(&format!(
+            "neigh add {neighbour} lladdr {mac} dev {device} nud permanent"
+        ))?;
+    }
     for (destination, gateway) in [
         ("198.51.100.77", "192.0.2.254"),
         ("2001:db8:5::/48", "2001:db8::fe"),

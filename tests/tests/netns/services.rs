@@ -5,6 +5,7 @@ mod health;
 mod maglev;
 mod manifest;
 mod sockets;
+mod xdp;
 
 use std::net::SocketAddr;
 

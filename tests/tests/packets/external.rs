@@ -12,7 +12,7 @@ use crate::Pair;
 use crate::fixtures::{ACK, SYN, SYN_ACK, TO_B, families, from_a, gateway};
 use crate::services::{ends, node, vip};
 
-fn client(v6: bool) -> IpAddr {
+pub(crate) fn client(v6: bool) -> IpAddr {
     ip(if v6 { "2620:fe::9" } else { "9.9.9.9" })
 }
 
@@ -34,7 +34,7 @@ pub(crate) fn arrive(pair: &mut Pair, bytes: &[u8]) -> (Result<Verdict, Reason>,
 }
 
 /// The answer of whoever sees a connection so: the backend's packet, as it arrives from `device`.
-fn answer_to(out: &[u8], src_mac: [u8; 6], dst_mac: [u8; 6]) -> Ends {
+pub(crate) fn answer_to(out: &[u8], src_mac: [u8; 6], dst_mac: [u8; 6]) -> Ends {
     let (src, dst) = ends(out);
     Ends {
         src_mac,

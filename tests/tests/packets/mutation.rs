@@ -216,13 +216,14 @@ fn circumstances(seed: &Seed, bytes: Vec<u8>, dice: &mut Dice) -> (Hook, Frame) 
         0 => Hook::ToPod,
         1 => Hook::FromNetdev,
         2 => Hook::ToNetdev,
+        3 => Hook::XdpNodeport,
         _ => seed.hook,
     };
     let device = match hook {
         Hook::FromPod | Hook::ToPod if seed.device != ifindex::NETDEV => seed.device,
         Hook::FromPod | Hook::ToPod => ifindex::POD_A + dice.roll(5) as u32,
         Hook::FromNetdev | Hook::ToNetdev if dice.roll(6) == 0 => ifindex::TUNNEL,
-        Hook::FromNetdev | Hook::ToNetdev => ifindex::NETDEV,
+        Hook::FromNetdev | Hook::ToNetdev | Hook::XdpNodeport => ifindex::NETDEV,
     };
     let mut frame = world::frame(bytes, device);
     if matches!(hook, Hook::ToPod | Hook::ToNetdev) {
@@ -234,7 +235,7 @@ fn circumstances(seed: &Seed, bytes: Vec<u8>, dice: &mut Dice) -> (Hook, Frame) 
         2 => (dice.roll(16) as u32) << 28,
         _ => 0,
     };
-    if dice.roll(12) == 0 {
+    if dice.roll(12) == 0 && hook != Hook::XdpNodeport {
         frame.segment_size = 1 + dice.roll(1600) as u32;
     }
     (hook, frame)

@@ -1,4 +1,4 @@
-//! tcx links, and what can be done with every link.
+//! Links of devices, and what can be done with every link.
 
 use std::{
     io,
@@ -38,6 +38,28 @@ pub fn create_link(program: impl AsFd, ifindex: u32, point: AttachPoint) -> io::
         attach_type: point as u32,
         // Before all others: a foreign program behind ours cannot act on a packet that we did not admit.
         flags: BPF_F_BEFORE,
+        ..CreateAttr::default()
+    };
+    // SAFETY: no addresses inside.
+    unsafe { call_fd(Command::LinkCreate, &mut attr) }
+}
+
+/// How a device runs an XDP program. The numbers are the kernel's `XDP_FLAGS_SKB_MODE` and `XDP_FLAGS_DRV_MODE`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum XdpMode {
+    Generic = 1 << 1,
+    Native = 1 << 2,
+}
+
+/// Attaches an XDP program to a device that has none.
+pub fn create_xdp_link(program: impl AsFd, ifindex: u32, mode: XdpMode) -> io::Result<OwnedFd> {
+    const BPF_XDP: u32 = 37;
+    let mut attr = CreateAttr {
+        program: raw(program.as_fd()),
+        ifindex,
+        attach_type: BPF_XDP,
+        flags: mode as u32,
         ..CreateAttr::default()
     };
     // SAFETY: no addresses inside.
@@ -96,22 +118,34 @@ struct TcxArm {
     attach_type: u32,
 }
 
+/// What a link is one of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LinkKind {
+    Tcx,
+    Xdp,
+    Other,
+}
+
 /// What a link says of itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LinkInfo {
-    /// `BPF_LINK_TYPE_TCX`.
-    pub is_tcx: bool,
+    pub kind: LinkKind,
     pub program_id: u32,
     /// 0 once the device is gone.
     pub ifindex: u32,
 }
 
 pub fn link_info(link: impl AsFd) -> io::Result<LinkInfo> {
+    const BPF_LINK_TYPE_XDP: u32 = 6;
     const BPF_LINK_TYPE_TCX: u32 = 11;
-    // SAFETY: plain numbers, as the kernel has them for `tcx`.
+    // SAFETY: plain numbers, as the kernel has them for `tcx`; for `xdp` the first of them.
     let raw = unsafe { info::<RawLinkInfo<TcxArm>>(link.as_fd()) }?;
     Ok(LinkInfo {
-        is_tcx: raw.link_type == BPF_LINK_TYPE_TCX,
+        kind: match raw.link_type {
+            BPF_LINK_TYPE_TCX => LinkKind::Tcx,
+            BPF_LINK_TYPE_XDP => LinkKind::Xdp,
+            _ => LinkKind::Other,
+        },
         program_id: raw.program,
         ifindex: raw.arm.ifindex,
     })

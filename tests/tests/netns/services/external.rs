@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 use super::{ServiceManifest, plan, publish, serve};
 use crate::{eventually, needs_root};
 
-const NODE_PORT: u16 = 30080;
+pub(super) const NODE_PORT: u16 = 30080;
 
-fn node_port(policy: &str) -> Value {
+pub(super) fn node_port(policy: &str) -> Value {
     json!({
         "type": "NodePort", "externalTrafficPolicy": policy,
         "ports": [
@@ -24,7 +24,7 @@ fn node_port(policy: &str) -> Value {
 }
 
 /// The addresses of those that have talked to any of these.
-fn clients(echoes: &[Echo]) -> Vec<IpAddr> {
+pub(super) fn clients(echoes: &[Echo]) -> Vec<IpAddr> {
     let mut all: Vec<IpAddr> = echoes
         .iter()
         .flat_map(Echo::peers)

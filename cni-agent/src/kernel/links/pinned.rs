@@ -1,4 +1,4 @@
-//! Pinned tcx links.
+//! Pinned links: tcx and XDP.
 
 use std::{
     fs, io,
@@ -9,12 +9,12 @@ use std::{
 use super::{
     super::{
         KernelError, Pins, bpf,
-        bpf::LinkInfo,
+        bpf::{LinkInfo, LinkKind},
         pins::{names, remove, unescape},
     },
-    LoadedProgram, point,
+    LoadedProgram,
 };
-use crate::desired::{LinkKey, LinkOwner, Program};
+use crate::desired::{LinkKey, LinkOwner, Place, Program};
 
 fn path(pins: &Pins, key: &LinkKey) -> PathBuf {
     match &key.owner {
@@ -65,11 +65,14 @@ pub(super) fn find(pins: &Pins, key: &LinkKey) -> Result<Option<LinkInfo>, Kerne
         return Ok(None);
     };
     let info = bpf::link_info(&link).map_err(error)?;
-    if !info.is_tcx {
-        return Err(
-            KernelError::new(format!("read the pinned link {key}"), "it is no tcx link")
-                .with_remedy(format!("remove {}", path(pins, key).display())),
-        );
+    let wanted = match key.program.place() {
+        Place::Ingress | Place::Egress => LinkKind::Tcx,
+        Place::Driver => LinkKind::Xdp,
+    };
+    if info.kind != wanted {
+        let cause = format!("it is no {wanted:?} link");
+        return Err(KernelError::new(format!("read the pinned link {key}"), cause)
+            .with_remedy(format!("remove {}", path(pins, key).display())));
     }
     Ok(Some(info))
 }
@@ -82,7 +85,14 @@ fn open(path: &Path) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-pub(super) fn attach(pins: &Pins, program: &LoadedProgram, key: &LinkKey, ifindex: u32) -> io::Result<()> {
+/// Exchanges the program under the link of this key, or pins what `create` makes.
+pub(super) fn attach(
+    pins: &Pins,
+    program: &LoadedProgram,
+    key: &LinkKey,
+    ifindex: u32,
+    create: impl FnOnce() -> io::Result<OwnedFd>,
+) -> io::Result<()> {
     let path = path(pins, key);
     if let Some(link) = open(&path)?
         && bpf::link_info(&link)?.ifindex == ifindex
@@ -97,8 +107,7 @@ pub(super) fn attach(pins: &Pins, program: &LoadedProgram, key: &LinkKey, ifinde
         pins.replace_link(&link, &path)?;
         return unpin(&old);
     }
-    let link = bpf::create_link(program, ifindex, point(key.program))?;
-    pins.replace_link(&link, &path)
+    pins.replace_link(&create()?, &path)
 }
 
 /// A device that was renamed has our link under its old name: that one is taken over, for two links would be two runs.

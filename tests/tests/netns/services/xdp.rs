@@ -1,0 +1,229 @@
+//! What comes from outside for another node's endpoint is turned round on the device by which it came.
+
+use std::net::SocketAddr;
+
+use aya::programs::xdp::XdpMode;
+use cni_ebpf::abi::Config;
+use cni_tests::{
+    lab::{Lab, Node, Plan, Pod, Routing, Signal, binary},
+    netns::Namespace,
+    object,
+    traffic::{Echo, Steady, tcp, udp},
+};
+use serde_json::json;
+
+use super::external::{NODE_PORT, clients, node_port};
+use super::{ServiceManifest, plan, publish, serve};
+use crate::{eventually, needs_root, next_release};
+
+fn with(xdp: &str) -> Plan {
+    let mut plan = plan(Routing::Direct);
+    plan.config["services"]["xdp"] = json!(xdp);
+    plan
+}
+
+fn ethtool(namespace: &Namespace, arguments: &str) -> String {
+    let output = namespace
+        .command("ethtool")
+        .args(arguments.split_whitespace())
+        .output()
+        .unwrap();
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "ethtool {arguments}: {complaint}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Has packets leave as they would on a wire, with their checksums; on a pair of virtual devices they otherwise do not.
+fn finish_checksums(namespace: &Namespace) {
+    ethtool(namespace, "-K eth0 tx off");
+}
+
+/// The lab's cables take back what an XDP program sends only where the other end polls.
+fn take_back(lab: &Lab) {
+    for node in &lab.nodes {
+        ethtool(&lab.fabric, &format!("-K {} gro on", node.name()));
+    }
+}
+
+/// How many packets the program has turned round on a node's device.
+fn turned_round(node: &Node) -> u64 {
+    let text = ethtool(&node.namespace, "-S eth0");
+    let counts = text.lines().filter(|line| line.contains("_xdp_tx:"));
+    counts
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+        .sum()
+}
+
+/// What the kernel says of the device's XDP program.
+fn xdp_of(node: &Node, device: &str) -> serde_json::Value {
+    let links = node
+        .namespace
+        .list(&format!("-d link show dev {device}"))
+        .unwrap();
+    links[0]["xdp"].clone()
+}
+
+fn elsewhere(lab: &Lab, pods: &[&Pod]) -> ServiceManifest {
+    let service = pods.iter().fold(
+        ServiceManifest::new(1).spec(node_port("Cluster")),
+        |service, pod| service.endpoint_at(pod, 8080, "node1", json!({})),
+    );
+    publish(lab, &service);
+    service
+}
+
+fn reach(lab: &Lab, node: &Node) {
+    for v4 in [true, false] {
+        let to = SocketAddr::new(node.address(v4), NODE_PORT);
+        tcp(&lab.outside, to, 100_000).unwrap();
+        udp(&lab.outside, to, 1000).unwrap();
+    }
+}
+
+#[test]
+fn svc_33_a_node_port_whose_endpoint_is_elsewhere_never_reaches_the_stack() {
+    needs_root!();
+    let lab = Lab::start(with("native")).unwrap();
+    let [near, far] = lab.pair();
+    let pod = far.add_pod("pod").unwrap();
+    let echoes: Vec<Echo> = serve(&pod, 8080);
+    elsewhere(&lab, &[&pod]);
+    take_back(&lab);
+    assert_eq!(xdp_of(near, "eth0")["mode"], json!(1), "{}", xdp_of(near, "eth0"));
+    // Unfinished checksums and the pod's node itself are the business of the hook behind.
+    reach(&lab, near);
+    reach(&lab, far);
+    assert_eq!([near, far].map(turned_round), [0, 0]);
+    finish_checksums(&lab.outside);
+    finish_checksums(&pod.namespace);
+    reach(&lab, near);
+    let count = turned_round(near);
+    // 200,000 bytes there and back in packets of 1,448 for each family, and both directions of each.
+    assert!(count > 4 * 69, "{count} packets were turned round");
+    let seen = clients(&echoes);
+    assert!(
+        seen.contains(&near.address(true)) && seen.contains(&near.address(false)),
+        "{seen:?}"
+    );
+    // What is the node's own and its pods' arrives as before.
+    let local = near.add_pod("local").unwrap();
+    for v4 in [true, false] {
+        let (here, there) = (
+            Echo::tcp(&near.namespace, near.address(v4), 0).unwrap(),
+            Echo::udp(&local.namespace, local.ip(v4), 0).unwrap(),
+        );
+        tcp(&lab.outside, here.address, 100_000).unwrap();
+        udp(&lab.outside, there.address, 1000).unwrap();
+    }
+    let kept = near.dump("conntrack").unwrap();
+    assert!(!kept.is_empty());
+}
+
+#[test]
+fn svc_52_connections_through_a_node_survive_its_agent() {
+    needs_root!();
+    let next = next_release!("MILLRACE_NEXT_BIN", "millrace");
+    let lab = Lab::start(with("native")).unwrap();
+    let [near, far] = lab.pair();
+    let pod = far.add_pod("pod").unwrap();
+    let _echoes = serve(&pod, 8080);
+    elsewhere(&lab, &[&pod]);
+    take_back(&lab);
+    finish_checksums(&lab.outside);
+    finish_checksums(&pod.namespace);
+    let to = |v4| SocketAddr::new(near.address(v4), NODE_PORT);
+    let flows = [
+        Steady::tcp(&lab.outside, to(true)).unwrap(),
+        Steady::udp(&lab.outside, to(false)).unwrap(),
+        Steady::connections(&lab.outside, to(false)).unwrap(),
+    ];
+    let go_on = || {
+        let before = turned_round(near);
+        flows.iter().for_each(|flow| flow.wait_for(50));
+        assert!(turned_round(near) > before + 200, "not by the program");
+    };
+    go_on();
+    near.end_agent(Signal::SIGKILL).unwrap();
+    go_on();
+    for millrace in [
+        &binary("MILLRACE_BIN", "millrace"),
+        &next,
+        &binary("MILLRACE_BIN", "millrace"),
+    ] {
+        near.start_agent_of(millrace).unwrap();
+        near.wait_until_ready().unwrap();
+        go_on();
+        near.end_agent(Signal::SIGTERM).unwrap();
+        go_on();
+    }
+    for flow in flows {
+        assert_eq!(flow.stop().failures, Vec::<String>::new());
+    }
+    near.uninstall().unwrap();
+    assert_eq!(xdp_of(near, "eth0"), json!(null));
+    assert!(!near.pins().exists());
+}
+
+#[test]
+fn somebody_elses_xdp_program_stays_and_is_named() {
+    needs_root!();
+    let name = format!("mrlab-foreign-{}", std::process::id());
+    let lab = Lab::prepare(with("auto").nodes(1), &name).unwrap();
+    let node = &lab.nodes[0];
+    let mut foreign = object::open(&object::bytes().unwrap(), &Config::DEFAULT).unwrap();
+    let program = object::load_xdp(&mut foreign, object::XDP_PROGRAM).unwrap();
+    node.namespace
+        .run(|| program.attach("eth0", XdpMode::Driver).unwrap());
+    let before = xdp_of(node, "eth0");
+    node.start_agent().unwrap();
+    node.wait_until_ready().unwrap();
+    eventually(|| {
+        let status = node.ask(["status"]).unwrap().to_string();
+        (!status.contains("netdev/eth0/xdp_nodeport") || !status.contains("another XDP program"))
+            .then_some(status)
+    });
+    assert_eq!(xdp_of(node, "eth0"), before);
+}
+
+#[test]
+fn a_device_that_cannot_is_named_or_served_behind_its_driver() {
+    needs_root!();
+    for (xdp, mode) in [("native", json!(null)), ("auto", json!(2)), ("generic", json!(2))] {
+        let mut plan = with(xdp).nodes(1);
+        plan.config["devices"] = json!(["eth0", "other0"]);
+        let lab = Lab::start(plan).unwrap();
+        let node = &lab.nodes[0];
+        let named = || {
+            node.ask(["status"])
+                .unwrap()
+                .to_string()
+                .contains("netdev/other0/xdp_nodeport")
+        };
+        eventually(|| {
+            let found = xdp_of(node, "other0");
+            (found["mode"] != mode || named() != mode.is_null()).then(|| format!("{xdp}: {found}"))
+        });
+        assert_eq!(
+            xdp_of(node, "eth0")["mode"],
+            json!(if xdp == "generic" { 2 } else { 1 })
+        );
+    }
+}
+
+#[test]
+fn the_way_changes_with_the_setting() {
+    needs_root!();
+    let mut lab = Lab::start(with("generic").nodes(1)).unwrap();
+    for (xdp, mode) in [("native", json!(1)), ("generic", json!(2)), ("off", json!(null))] {
+        lab.nodes[0].end_agent(Signal::SIGTERM).unwrap();
+        lab.plan.config["services"]["xdp"] = json!(xdp);
+        let node = &lab.nodes[0];
+        node.write_config(&lab.plan).unwrap();
+        node.start_agent().unwrap();
+        node.wait_until_ready().unwrap();
+        eventually(|| {
+            let found = xdp_of(node, "eth0");
+            (found["mode"] != mode).then(|| format!("{xdp}: {found}"))
+        });
+    }
+}
