@@ -172,6 +172,29 @@ impl Namespace {
         }
     }
 
+    /// What `ethtool` says.
+    pub fn ethtool(&self, arguments: &str) -> Result<String> {
+        let output = self
+            .command("ethtool")
+            .args(arguments.split_whitespace())
+            .output()
+            .context("start `ethtool`")?;
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success(),
+            "ethtool {arguments} in {}: {}",
+            self.name,
+            complaint.trim()
+        );
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Has packets leave a device as they would on a wire, with their checksums; on a pair of virtual devices they otherwise do
+    /// not.
+    pub fn finish_checksums(&self, device: &str) -> Result<()> {
+        self.ethtool(&format!("-K {device} tx off")).map(drop)
+    }
+
     /// The names of all devices.
     pub fn devices(&self) -> Result<Vec<String>> {
         let links = self.list("link show")?;

@@ -149,3 +149,24 @@ fn what_the_cluster_says_of_services_wins_and_must_make_sense_here() {
     let problems = wish(Proxy::Stack).unwrap_err();
     assert_eq!(problems[0].key, "services.proxy");
 }
+
+#[test]
+fn packets_are_turned_round_only_where_services_are_served() {
+    let problems = |text: &str| Config::parse(text).unwrap().check();
+    let off = "{nodeName: a, services: {proxy: stack, xdp: off}}";
+    assert!(
+        problems(off)
+            .iter()
+            .all(|problem| problem.key != "services.proxy")
+    );
+    let on = problems("{nodeName: a, services: {proxy: stack, xdp: auto}}");
+    assert!(
+        on.iter()
+            .any(|problem| problem.key == "services.proxy" && problem.to_string().contains("xdp")),
+        "{on:?}"
+    );
+    let error = Config::parse("{nodeName: a, services: {xdp: fast}}")
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("xdp") || error.contains("fast"), "{error}");
+}

@@ -11,7 +11,6 @@ use cni_tests::bench::report::Limit;
 use cni_tests::bench::series::Samples;
 use cni_tests::frames::Ends;
 use cni_tests::lab::{Families, Lab, Node, Plan, Routing};
-use cni_tests::netns::Namespace;
 use cni_tests::traffic::{Echo, Steady};
 use cni_tests::wire::Tap;
 use serde_json::json;
@@ -26,19 +25,6 @@ const WITH: &str = "during a flood";
 const WITHOUT: &str = "without it";
 const EXCHANGES: &str = "requests of established connections";
 const LOST: &str = "established connections lost";
-
-fn ethtool(namespace: &Namespace, arguments: &str) -> Result<()> {
-    let output = namespace
-        .command("ethtool")
-        .args(arguments.split_whitespace())
-        .output()?;
-    ensure!(
-        output.status.success(),
-        "ethtool {arguments}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(())
-}
 
 /// A Service whose only endpoint is elsewhere.
 fn service(address: &str) -> serde_json::Value {
@@ -102,10 +88,10 @@ pub(crate) fn measure(rounds: usize, samples: &mut Samples) -> Result<()> {
     for node in &lab.nodes {
         node.write_manifest("service.yaml", &service(&pod.ip(true).to_string()))?;
         wait_until_served(node)?;
-        ethtool(&lab.fabric, &format!("-K {} gro on", node.name()))?;
     }
+    let _ports = lab.take_frames_back()?;
     for host in [&lab.outside, &pod.namespace] {
-        ethtool(host, "-K eth0 tx off")?;
+        host.finish_checksums("eth0")?;
     }
     let to = SocketAddr::new(near.address(true), NODE_PORT);
     let flows: Vec<Steady> = (0..8)

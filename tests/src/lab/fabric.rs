@@ -3,9 +3,11 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::Result;
+use aya::programs::xdp::XdpMode;
+use cni_ebpf::abi::Config;
 
 use super::{Lab, Node, Plan};
-use crate::netns::Namespace;
+use crate::{netns::Namespace, object};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fabric {
@@ -91,6 +93,24 @@ fn bridge(lab: &Lab) -> Result<()> {
 }
 
 impl Lab {
+    /// Has the fabric's ports take what nodes' XDP programs send back: the kernel does so only on a pair of virtual devices whose
+    /// other end has a program, too. This one passes everything, until what is returned is dropped.
+    pub fn take_frames_back(&self) -> Result<aya::Ebpf> {
+        let idle = Config {
+            services: 0,
+            ..Config::DEFAULT
+        };
+        let mut ebpf = object::open(&object::bytes()?, &idle)?;
+        let program = object::load_xdp(&mut ebpf, object::XDP_PROGRAM)?;
+        self.fabric.run(|| -> Result<()> {
+            for node in &self.nodes {
+                program.attach(&node.name(), XdpMode::Driver)?;
+            }
+            Ok(())
+        })?;
+        Ok(ebpf)
+    }
+
     /// Gives a host that is no node of the lab a device `eth0` by which it reaches the fabric, and the fabric it.
     pub fn admit(&self, host: &Namespace, number: u8) -> Result<()> {
         let port = format!("guest{number}");

@@ -9,7 +9,7 @@ use cni_tests::world::{self, Hook, ifindex, ip, mac, pod, port};
 use crate::Pair;
 use crate::external::{answer_to, client, outside};
 use crate::fixtures::{ACK, FIN_ACK, SYN, SYN_ACK, TO_B, families, gateway};
-use crate::services::{ends, node, vip};
+use crate::services::{node, vip};
 
 type Result = std::result::Result<Verdict, Reason>;
 
