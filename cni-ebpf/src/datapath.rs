@@ -200,22 +200,11 @@ fn connection_from_pod<T: Tables, P: Packet>(
     } else {
         masquerade_new(tables, packet, work, route)?;
     }
-    work.flow.via_forward = via_of(work.way);
+    work.flow.via_forward = route::via_of(work.way);
     limit::check_leaving(tables, packet, work, sender)?;
     enter(tables, work)?;
     balance::show_source(work);
     send(tables, packet, work)
-}
-
-/// The way, for the flow.
-#[inline(always)]
-fn via_of(way: u8) -> u8 {
-    match way {
-        way::PEER => via::PEER,
-        way::NEIGHBOUR => via::DEVICE,
-        way::TUNNEL | way::TUNNEL_KEY | way::TOO_BIG => via::TUNNEL,
-        _ => via::STACK,
-    }
 }
 
 /// Routes a new connection out of the node, with a translated source if it leaves the cluster.

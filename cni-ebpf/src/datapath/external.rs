@@ -190,7 +190,7 @@ pub(super) fn pass_through<T: Tables, P: Packet>(tables: &T, packet: &mut P, wor
     } else {
         0
     };
-    work.flow.via_forward = super::via_of(work.way);
+    work.flow.via_forward = route::via_of(work.way);
     stage::call(Stage::Dial, tables, packet, work)?;
     balance::hide_source(tables, packet, work, ifindex)?;
     enter(tables, work)?;

@@ -61,6 +61,17 @@ pub(super) fn via_to(endpoint: &Endpoint) -> u8 {
     }
 }
 
+/// The way, for the flow.
+#[inline(always)]
+pub(super) fn via_of(way: u8) -> u8 {
+    match way {
+        way::PEER => via::PEER,
+        way::NEIGHBOUR => via::DEVICE,
+        way::TUNNEL | way::TUNNEL_KEY | way::TOO_BIG => via::TUNNEL,
+        _ => via::STACK,
+    }
+}
+
 /// Where a packet that is not for a local endpoint leaves.
 #[inline(always)]
 pub(super) fn leave<T: Tables, P: Packet>(
