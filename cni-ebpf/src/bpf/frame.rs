@@ -21,11 +21,6 @@ impl Frame {
     }
 
     #[inline(always)]
-    pub(super) fn context(&self) -> *mut xdp_md {
-        self.xdp
-    }
-
-    #[inline(always)]
     fn data(&self) -> usize {
         // SAFETY: the context is valid. Volatile, as with a socket buffer: see `Skb`.
         unsafe { (&raw const (*self.xdp).data).read_volatile() as usize }
@@ -98,8 +93,8 @@ impl Packet for Frame {
     }
 
     #[inline(always)]
-    fn apart<T: Tables>(&mut self, stage: Stage, tables: &T, work: &mut Work) -> u32 {
-        super::stages::wire(stage, tables, self, work)
+    fn apart<T: Tables>(&mut self, stage: Stage, _: &T, work: &mut Work) -> u32 {
+        super::stages::wire(stage, self.xdp, work)
     }
 
     #[inline(always)]

@@ -5,8 +5,8 @@
 
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use cni_ebpf::abi::Reason;
+use cni_ebpf::datapath::Work;
 use cni_ebpf::datapath::stage::{Stage, run};
-use cni_ebpf::datapath::{Tables, Work};
 
 use super::frame::Frame;
 use super::maps::WORK;
@@ -61,6 +61,7 @@ calls! {
 
 stages! { Frame xdp_md:
     Parse => wire_parse;
+    Translate => wire_translate;
     Allocate => wire_allocate;
     LookAfter => wire_look_after;
     Choose => wire_choose;
@@ -69,18 +70,14 @@ stages! { Frame xdp_md:
     Withdraw => wire_withdraw;
 }
 
-/// Calls the function of a stage of a program without socket buffers, or runs it in place. The others are none of its
-/// stages.
+/// Calls the function of a stage of a program without socket buffers. The others are none of its stages.
 #[inline(always)]
-pub(super) fn wire<T: Tables>(stage: Stage, tables: &T, frame: &mut Frame, work: &mut Work) -> u32 {
-    if matches!(stage, Stage::Translate) {
-        return run(stage, tables, frame, work);
-    }
-    let xdp = frame.context();
+pub(super) fn wire(stage: Stage, xdp: *mut xdp_md, work: &mut Work) -> u32 {
     let mut work: *mut Work = work;
     core::hint::black_box(&mut work);
     let result = match stage {
         Stage::Parse => wire_parse(xdp),
+        Stage::Translate => wire_translate(xdp),
         Stage::Allocate => wire_allocate(xdp),
         Stage::LookAfter => wire_look_after(xdp),
         Stage::Choose => wire_choose(xdp),
