@@ -386,10 +386,16 @@ fn tunnel_source<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut Work) 
 }
 
 /// Who comes by a device of the node lies neither on this node nor behind the tunnel. Of a connection it is asked once.
+/// `nodes`: other nodes may speak for themselves, as they do to what is not a pod.
 #[inline(always)]
-fn outside_source<T: Tables>(tables: &T, work: &mut Work) -> Result<(), Reason> {
+fn outside_source<T: Tables>(tables: &T, work: &mut Work, nodes: bool) -> Result<(), Reason> {
     let source = work.tuple.src;
     match route::lookup(tables, work, &source) {
+        Ok(route)
+            if nodes && route.action == route_action::TUNNEL && route.flags & route_flags::NODE != 0 =>
+        {
+            Ok(())
+        }
         Ok(route)
             if matches!(
                 route.action,
@@ -413,7 +419,7 @@ fn arriving<T: Tables, P: Packet>(
     let tunnel = packet.ifindex() == tables.config().tunnel_device();
     if work.headers.icmp_error != 0 {
         if !tunnel {
-            outside_source(tables, work)?;
+            outside_source(tables, work, false)?;
         }
         stage::call(Stage::Related, tables, packet, work)?;
         work.stack_reply = 0;
@@ -422,7 +428,7 @@ fn arriving<T: Tables, P: Packet>(
     if let Some(known) = known(tables, packet, work, Some(receiver), true) {
         let flags = &known.found.flow.flags;
         if !tunnel && flags.get() & flow_flags::OUTSIDE == 0 {
-            outside_source(tables, work)?;
+            outside_source(tables, work, false)?;
             flags.set(flags.get() | flow_flags::OUTSIDE);
         }
         advance_known(tables, packet, work, &known)?;
@@ -432,7 +438,7 @@ fn arriving<T: Tables, P: Packet>(
     }
     conntrack::may_begin(work)?;
     if !tunnel {
-        outside_source(tables, work)?;
+        outside_source(tables, work, false)?;
     }
     work.out = work.tuple;
     conntrack::begin(packet, work);

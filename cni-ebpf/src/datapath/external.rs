@@ -122,7 +122,7 @@ fn begin<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunn
         }
     }
     if !tunnel {
-        super::outside_source(tables, work)?;
+        super::outside_source(tables, work, true)?;
     }
     chosen(work);
     conntrack::begin(packet, work);

@@ -97,7 +97,7 @@ fn begin<T: Tables, W: Wire>(tables: &T, packet: &mut W, work: &mut Work) -> Out
     if middle
         || balance::asked(tables, packet, work, service_scope::EXTERNAL).is_err()
         || work.choice.found == 0
-        || outside_source(tables, work).is_err()
+        || outside_source(tables, work, true).is_err()
     {
         return work.pass();
     }

@@ -59,6 +59,12 @@ fn svc_30_svc_33_svc_34_a_client_outside_of_all_nodes_uses_a_node_port() {
         };
         publish(&lab, &service("Cluster"));
         reach(near);
+        // So does a node that asks another one.
+        for v4 in [true, false] {
+            let to = SocketAddr::new(far.address(v4), NODE_PORT);
+            near.with_sockets(|| tcp(&near.namespace, to, 100_000)).unwrap();
+            near.with_sockets(|| udp(&near.namespace, to, 1000)).unwrap();
+        }
         let seen = clients(&echoes);
         assert!(
             !seen.is_empty() && !seen.iter().any(|ip| outside.contains(ip)),
