@@ -7,7 +7,7 @@ use std::{
 };
 
 use cni_tests::{
-    lab::{Lab, Node, Pod, Routing},
+    lab::{Lab, Node, Pod, Routing, Signal},
     patience,
     traffic::Echo,
 };
@@ -99,6 +99,12 @@ fn every_node_gives_a_client_the_same_endpoint() {
         found.dedup();
         assert_eq!(found.len(), pods.len(), "each of them gets some");
     }
+    let rows = super::rows(one);
+    assert!(rows.iter().all(|rows| *rows != json!([])));
+    one.end_agent(Signal::SIGKILL).unwrap();
+    one.start_agent().unwrap();
+    one.wait_until_ready().unwrap();
+    assert_eq!(super::rows(one), rows, "the next agent changes no row");
     // One of them goes: who is with another one stays there, though the packets come to a node that has not seen any.
     let sockets = clients(&lab, 21_000, true);
     let echoes: Vec<Echo> = pods
