@@ -59,6 +59,9 @@ struct Settings {
     /// Where kernel settings are written
     #[arg(long, global = true, value_name = "FOLDER", env = "MILLRACE_PROC_SYS")]
     proc_sys: Option<PathBuf>,
+    /// The kernel's switch for quick grace periods
+    #[arg(long, global = true, value_name = "FILE", env = "MILLRACE_RCU_EXPEDITED")]
+    rcu_expedited: Option<PathBuf>,
     /// The socket on which a running agent answers
     #[arg(long, global = true, value_name = "PATH", env = "MILLRACE_ADMIN_SOCKET")]
     admin_socket: Option<PathBuf>,
@@ -172,6 +175,7 @@ impl Cli {
         overrides.bpffs = self.settings.bpffs;
         overrides.cgroup = self.settings.cgroup;
         overrides.proc_sys = self.settings.proc_sys;
+        overrides.rcu_expedited = self.settings.rcu_expedited;
         overrides.admin_socket = self.settings.admin_socket;
         overrides.state = self.settings.state;
         overrides.agent_socket = self.settings.agent_socket;

@@ -219,6 +219,9 @@ pub struct Paths {
     pub cgroup: PathBuf,
     /// Where kernel settings are written: a container's own `/proc/sys` is read-only.
     pub proc_sys: PathBuf,
+    /// The kernel's switch for quick grace periods, used for the moment in which programs are attached. Empty: it is
+    /// not touched.
+    pub rcu_expedited: PathBuf,
     pub manifests: PathBuf,
     pub state: PathBuf,
     pub agent_socket: PathBuf,
@@ -231,6 +234,7 @@ impl Default for Paths {
             bpffs: "/sys/fs/bpf/millrace".into(),
             cgroup: "/sys/fs/cgroup".into(),
             proc_sys: "/proc/sys".into(),
+            rcu_expedited: "/sys/kernel/rcu_expedited".into(),
             manifests: "/etc/millrace/manifests".into(),
             state: STATE_DIR.into(),
             agent_socket: AGENT_SOCKET.into(),
@@ -280,6 +284,7 @@ pub struct Overrides {
     pub bpffs: Option<PathBuf>,
     pub cgroup: Option<PathBuf>,
     pub proc_sys: Option<PathBuf>,
+    pub rcu_expedited: Option<PathBuf>,
     pub manifests: Option<PathBuf>,
     pub state: Option<PathBuf>,
     pub agent_socket: Option<PathBuf>,

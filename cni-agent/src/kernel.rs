@@ -2,6 +2,7 @@
 
 pub mod bpf;
 pub mod devices;
+pub mod expedite;
 mod fault;
 pub mod host;
 pub mod links;

@@ -12,7 +12,7 @@ use clap::Args;
 use nix::sys::signal::{SigSet, Signal};
 
 use super::{Context, Failure, Outcome, print_json};
-use crate::kernel::{Pins, devices, links, netlink::Netlink, routes, sockets};
+use crate::kernel::{Pins, devices, expedite::Expedite, links, netlink::Netlink, routes, sockets};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -70,6 +70,8 @@ pub(crate) fn run(context: &Context, options: &Options) -> Outcome {
     let mut removal = Removal::default();
     let sockets = sockets::detach(&context.pins());
     removal.step("links of the programs of sockets", sockets);
+    let expedite = Expedite::new(&context.config.paths);
+    removal.step("rcu_expedited, as it was set", expedite.recover());
     remove_links(context, &mut removal);
     remove_network(context, &mut removal);
     remove_files(context, options, &mut removal);

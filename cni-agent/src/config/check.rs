@@ -167,17 +167,19 @@ impl Config {
 
     fn check_paths(&self, problems: &mut Problems) {
         let paths = &self.paths;
-        let all: [(&str, &Path); 7] = [
+        let all: [(&str, &Path); 8] = [
             ("paths.bpffs", &paths.bpffs),
             ("paths.cgroup", &paths.cgroup),
             ("paths.procSys", &paths.proc_sys),
+            ("paths.rcuExpedited", &paths.rcu_expedited),
             ("paths.manifests", &paths.manifests),
             ("paths.state", &paths.state),
             ("paths.agentSocket", &paths.agent_socket),
             ("paths.adminSocket", &paths.admin_socket),
         ];
         for (key, path) in all {
-            if !path.is_absolute() {
+            let unused = key == "paths.rcuExpedited" && path.as_os_str().is_empty();
+            if !path.is_absolute() && !unused {
                 problems.add(
                     key,
                     format!("{} is relative", path.display()),
@@ -186,7 +188,7 @@ impl Config {
             }
         }
         // sun_path has 108 bytes, its end included.
-        for (key, path) in &all[5..] {
+        for (key, path) in &all[6..] {
             if path.as_os_str().len() > 107 {
                 problems.add(
                     *key,

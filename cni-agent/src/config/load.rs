@@ -85,6 +85,7 @@ impl Config {
         set(&mut self.paths.bpffs, overrides.bpffs);
         set(&mut self.paths.cgroup, overrides.cgroup);
         set(&mut self.paths.proc_sys, overrides.proc_sys);
+        set(&mut self.paths.rcu_expedited, overrides.rcu_expedited);
         set(&mut self.paths.manifests, overrides.manifests);
         set(&mut self.paths.state, overrides.state);
         set(&mut self.paths.agent_socket, overrides.agent_socket);

@@ -7,12 +7,13 @@
 mod daemon;
 mod firewall;
 
-use std::{io, path::Path};
+use std::{fs, io, path::Path};
 
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol},
 };
+use nix::unistd::AccessFlags;
 use serde::{Deserialize, Serialize};
 
 use super::{Pins, devices::is_pod_device, linux::read_sysctl, netlink::Netlink, pins, sockets};
@@ -63,6 +64,7 @@ pub fn checks(config: &Config) -> Vec<Check> {
         bpffs(&Pins::new(&config.paths.bpffs)),
         proc_sys(&config.paths.proc_sys),
     ];
+    checks.extend(grace_periods(&config.paths.rcu_expedited));
     if config.families.v4() {
         checks.push(forwarding("net/ipv4/ip_forward"));
     }
@@ -140,6 +142,29 @@ fn proc_sys(root: &Path) -> Check {
         Ok(_) => Check::ok(NAME, format!("{path} can be written")),
         Err(error) => Check::new(NAME, State::Warning, format!("{path}: {error}"), "mount /proc"),
     }
+}
+
+/// Whether pods start without waiting for the kernel's clock. No traffic depends on it.
+fn grace_periods(switch: &Path) -> Option<Check> {
+    const NAME: &str = "grace-periods";
+    if switch.as_os_str().is_empty() || !Path::new("/sys/kernel/rcu_expedited").exists() {
+        return None;
+    }
+    let slow = |detail: String, remedy: &str| {
+        let detail = format!("pods start some 20 ms later: {detail}");
+        Check::new(NAME, State::Ok, detail, remedy)
+    };
+    let normal = fs::read_to_string("/sys/kernel/rcu_normal");
+    if normal.is_ok_and(|value| value.trim() == "1") {
+        return Some(slow("the kernel takes its time (rcu_normal)".to_owned(), ""));
+    }
+    Some(match nix::unistd::access(switch, AccessFlags::W_OK) {
+        Ok(()) => Check::ok(NAME, "expedited while programs are attached"),
+        Err(errno) => slow(
+            format!("{}: {}", switch.display(), errno.desc()),
+            "mount the host's /sys/kernel/rcu_expedited and name it by paths.rcuExpedited",
+        ),
+    })
 }
 
 fn forwarding(path: &str) -> Check {

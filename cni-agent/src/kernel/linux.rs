@@ -9,7 +9,9 @@ use std::{
 use cni_ebpf::abi::Config as Constants;
 
 use super::{
-    Kernel, KernelError, Pins, Scope, devices, links,
+    Kernel, KernelError, Pins, Scope, devices,
+    expedite::Expedite,
+    links,
     links::{Attachment, Programs},
     loader::{self, Loaded},
     maps::{self, Map},
@@ -32,6 +34,7 @@ pub struct Linux {
     tunnel: String,
     xdp: Xdp,
     netlink: Netlink,
+    expedite: Expedite,
     /// Found out at the first attachment, unless it was set.
     attachment: Option<Attachment>,
     loaded: Option<Loaded>,
@@ -46,6 +49,10 @@ pub struct Linux {
 impl Linux {
     pub fn open(config: &Config) -> Result<Self, KernelError> {
         let netlink = Netlink::open().map_err(|error| KernelError::new("open an rtnetlink socket", error))?;
+        let expedite = Expedite::new(&config.paths);
+        if let Err(error) = expedite.recover() {
+            tracing::warn!(%error, "an agent that was killed left rcu_expedited set; write 0 to it");
+        }
         Ok(Self {
             pins: Pins::new(&config.paths.bpffs),
             cgroup: config.paths.cgroup.clone(),
@@ -55,6 +62,7 @@ impl Linux {
             tunnel: config.vxlan.device.clone(),
             xdp: config.services.xdp,
             netlink,
+            expedite,
             attachment: None,
             loaded: None,
             found: BTreeMap::new(),
@@ -312,8 +320,20 @@ impl Linux {
         links::attach(&self.pins, &mut self.netlink, ways, program, key, ifindex)
     }
 
+    /// Filters need none; what ends with one otherwise is a matter of tcx.
+    fn ends_with_a_grace_period(&self, change: &Change) -> bool {
+        self.attachment != Some(Attachment::Clsact)
+            && matches!(
+                change,
+                Change::Attach { .. } | Change::Detach(_) | Change::RemoveVeth(_)
+            )
+    }
+
     fn apply_now(&mut self, change: &Change) -> Result<(), KernelError> {
         let failed = |error: io::Error| KernelError::new(change.to_string(), error);
+        let _expedited = self
+            .ends_with_a_grace_period(change)
+            .then(|| self.expedite.begin());
         match change {
             Change::Load(constants) => self.load(*constants),
             Change::SetVxlan(vxlan) => devices::set_vxlan(&mut self.netlink, vxlan),

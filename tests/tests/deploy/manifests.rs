@@ -95,6 +95,7 @@ fn rel_15_what_is_written_on_the_host_is_listed_here() {
             ("/run/millrace".to_owned(), agent()),
             ("/sys/fs/bpf".to_owned(), agent()),
             ("/sys/fs/cgroup".to_owned(), Vec::new()),
+            ("/sys/kernel/rcu_expedited".to_owned(), agent()),
             ("/var/lib/millrace".to_owned(), agent()),
         ])
     };
