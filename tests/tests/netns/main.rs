@@ -10,6 +10,7 @@ mod bonds;
 mod chaos;
 mod devices;
 mod events;
+mod expedite;
 mod firewall;
 mod flood;
 mod forgery;

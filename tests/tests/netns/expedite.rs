@@ -1,0 +1,90 @@
+//! The kernel's switch for quick grace periods: a file stands in for it, for nobody sees how long the real one was on.
+
+use std::{fs, path::PathBuf, time::SystemTime};
+
+use cni_tests::{
+    lab::{Families, Lab, Node, Plan, Routing, Signal},
+    netns::Namespace,
+    traffic,
+};
+use serde_json::json;
+
+use crate::{eventually, needs_root};
+
+struct Switch {
+    _folder: tempfile::TempDir,
+    file: PathBuf,
+}
+
+impl Switch {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("rcu_expedited");
+        fs::write(&file, "0\n").unwrap();
+        Self {
+            _folder: folder,
+            file,
+        }
+    }
+
+    fn lab(&self, attach: &str) -> Lab {
+        let plan = Plan::new(Routing::Direct, Families::Dual)
+            .nodes(1)
+            .config(json!({ "paths": { "rcuExpedited": self.file } }))
+            .agent_arguments(&["--attach", attach]);
+        Lab::start(plan).unwrap()
+    }
+
+    fn value(&self) -> String {
+        fs::read_to_string(&self.file).unwrap()
+    }
+
+    fn turned(&self) -> SystemTime {
+        fs::metadata(&self.file).unwrap().modified().unwrap()
+    }
+}
+
+#[test]
+fn attachments_by_tcx_turn_it_on_and_off_and_filters_do_not() {
+    needs_root!();
+    for (attach, turns) in [("tcx", true), ("clsact", false)] {
+        let switch = Switch::new();
+        let lab = switch.lab(attach);
+        let node = &lab.nodes[0];
+        let before = switch.turned();
+        let (a, b) = (node.add_pod("a").unwrap(), node.add_pod("b").unwrap());
+        traffic::ping(&a.namespace, b.ip(true), 56).unwrap();
+        assert_eq!(switch.turned() > before, turns, "{attach}");
+        assert_eq!(switch.value(), "0\n", "{attach}");
+    }
+}
+
+/// An agent that is killed while the switch is on.
+fn die_on_the_way(node: &Node, guest: &Namespace, switch: &Switch) {
+    node.end_agent(Signal::SIGKILL).unwrap();
+    node.start_agent_with(&[("MILLRACE_DIE_EXPEDITED", "1")]).unwrap();
+    node.wait_until_ready().unwrap();
+    let call = |verb| node.cni(verb, "guest", &guest.path(), &json!({}));
+    assert!(call("ADD").is_err());
+    eventually(|| (!node.agent_is_gone().unwrap()).then(|| "the agent lives on".to_owned()));
+    assert_eq!(switch.value(), "1\n");
+    call("DEL").unwrap();
+}
+
+#[test]
+fn a_switch_that_a_killed_agent_left_on_is_turned_off() {
+    needs_root!();
+    let switch = Switch::new();
+    let lab = switch.lab("tcx");
+    let node = &lab.nodes[0];
+    let guest = Namespace::create(&format!("{}-guest", lab.name())).unwrap();
+    let empty = node.intent().unwrap();
+    die_on_the_way(node, &guest, &switch);
+    node.start_agent().unwrap();
+    node.wait_until_ready().unwrap();
+    assert_eq!(switch.value(), "0\n");
+    crate::runtimes::nothing_is_left(node, &empty);
+    die_on_the_way(node, &guest, &switch);
+    node.uninstall().unwrap();
+    assert_eq!(switch.value(), "0\n");
+}
