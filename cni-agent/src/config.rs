@@ -9,7 +9,10 @@ mod services;
 
 use std::{net::IpAddr, net::SocketAddr, path::PathBuf};
 
-use cni_plugin::{AGENT_SOCKET, STATE_DIR};
+use cni_plugin::{
+    AGENT_SOCKET, STATE_DIR,
+    expedite::{Expedite, RCU_EXPEDITED},
+};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
@@ -228,13 +231,19 @@ pub struct Paths {
     pub admin_socket: PathBuf,
 }
 
+impl Paths {
+    pub fn expedite(&self) -> Expedite {
+        Expedite::new(&self.rcu_expedited, &self.agent_socket)
+    }
+}
+
 impl Default for Paths {
     fn default() -> Self {
         Self {
             bpffs: "/sys/fs/bpf/millrace".into(),
             cgroup: "/sys/fs/cgroup".into(),
             proc_sys: "/proc/sys".into(),
-            rcu_expedited: "/sys/kernel/rcu_expedited".into(),
+            rcu_expedited: RCU_EXPEDITED.into(),
             manifests: "/etc/millrace/manifests".into(),
             state: STATE_DIR.into(),
             agent_socket: AGENT_SOCKET.into(),

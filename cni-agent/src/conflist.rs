@@ -125,6 +125,9 @@ fn content(settings: &CniConfig, paths: &Paths) -> Value {
             ours[key] = json!(path);
         }
     }
+    if paths.rcu_expedited.as_os_str().is_empty() {
+        ours["rcuExpedited"] = json!("");
+    }
     if !settings.chained.is_empty() {
         ours["viaStack"] = json!(true);
     }

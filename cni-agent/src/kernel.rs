@@ -2,7 +2,6 @@
 
 pub mod bpf;
 pub mod devices;
-pub mod expedite;
 mod fault;
 pub mod host;
 pub mod links;

@@ -7,7 +7,7 @@ mod gc;
 mod status;
 mod version;
 
-use crate::ipam::Delegate;
+use crate::{fault, ipam::Delegate, kernel::host};
 use cni_plugin::{
     CniError, SpecVersion, code,
     config::{Config, Ipam},
@@ -49,6 +49,16 @@ impl<'a> Call<'a> {
         ipam.as_ref()
             .map(|ipam| Delegate::find(ipam, &self.environment.path, self.stdin))
             .transpose()
+    }
+
+    /// Removes the pair, wherever its other end is. It is no error if there is none.
+    fn remove_pair(&self, host_ifname: &str) -> Result<(), CniError> {
+        // A bad key keeps nobody from being removed; ADD refuses it.
+        let expedited = self.config.expedite().ok().and_then(|expedite| expedite.begin());
+        if expedited.is_some() {
+            fault::at("expedited")?;
+        }
+        host::remove_pair(host_ifname)
     }
 
     /// The error for a verb that the configuration's version does not have yet.

@@ -7,6 +7,7 @@
 //! | `agentSocket` | the agent's socket | `/run/millrace/agent.sock` |
 //! | `agentTimeout` | seconds that one call may wait for the agent | 60; at most 15 for DEL, 5 for STATUS |
 //! | `stateDir` | where deletions are queued while the agent is down | `/var/lib/millrace` |
+//! | `rcuExpedited` | the kernel's switch for quick grace periods, see [`crate::expedite`]; empty: not touched | `/sys/kernel/rcu_expedited` |
 //! | `viaStack` | pods' packets pass the host's stack, for later plugins that act there (`portmap`, `bandwidth`) | `false` |
 //! | `mtu` | the pod's MTU instead of the agent's | |
 //! | `ipam` | an IPAM plugin to delegate to; without it the agent allocates | |
@@ -24,7 +25,9 @@ mod request;
 mod spelling;
 
 use crate::{
-    AGENT_SOCKET, Attachment, CniError, STATE_DIR, SpecVersion, code, environment::is_identifier,
+    AGENT_SOCKET, Attachment, CniError, STATE_DIR, SpecVersion, code,
+    environment::is_identifier,
+    expedite::{Expedite, RCU_EXPEDITED},
     result::AddResult,
 };
 use serde::{Deserialize, de::DeserializeOwned};
@@ -87,6 +90,16 @@ impl Config {
     /// How long one call may wait for the agent, where it should not wait longer than `most` by default.
     pub fn timeout(&self, most: Duration) -> Duration {
         self.agent_timeout.unwrap_or(DEFAULT_TIMEOUT.min(most))
+    }
+
+    /// The kernel's switch for quick grace periods.
+    pub fn expedite(&self) -> Result<Expedite, CniError> {
+        let switch: Option<PathBuf> = self.field("rcuExpedited")?;
+        let switch = switch.unwrap_or_else(|| RCU_EXPEDITED.into());
+        if !switch.as_os_str().is_empty() && !switch.is_absolute() {
+            return Err(invalid("rcuExpedited", "must be an absolute path, or empty"));
+        }
+        Ok(Expedite::new(&switch, &self.agent_socket))
     }
 
     /// A key's value; `null` and absence are the same.

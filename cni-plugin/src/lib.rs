@@ -8,6 +8,7 @@ pub mod attachment;
 pub mod config;
 pub mod environment;
 pub mod error;
+pub mod expedite;
 pub mod mac;
 pub mod queue;
 pub mod result;

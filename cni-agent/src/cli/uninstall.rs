@@ -12,7 +12,7 @@ use clap::Args;
 use nix::sys::signal::{SigSet, Signal};
 
 use super::{Context, Failure, Outcome, print_json};
-use crate::kernel::{Pins, devices, expedite::Expedite, links, netlink::Netlink, routes, sockets};
+use crate::kernel::{Pins, devices, links, netlink::Netlink, routes, sockets};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -70,8 +70,6 @@ pub(crate) fn run(context: &Context, options: &Options) -> Outcome {
     let mut removal = Removal::default();
     let sockets = sockets::detach(&context.pins());
     removal.step("links of the programs of sockets", sockets);
-    let expedite = Expedite::new(&context.config.paths);
-    removal.step("rcu_expedited, as it was set", expedite.recover());
     remove_links(context, &mut removal);
     remove_network(context, &mut removal);
     remove_files(context, options, &mut removal);
@@ -179,6 +177,12 @@ fn remove_network(context: &Context, removal: &mut Removal) {
 fn remove_files(context: &Context, options: &Options, removal: &mut Removal) {
     let paths = &context.config.paths;
     remove_pins(&context.pins(), removal);
+    let expedite = paths.expedite();
+    removal.step("rcu_expedited, which was left on", expedite.recover());
+    removal.step(
+        expedite.note().display().to_string(),
+        remove_file(expedite.note()),
+    );
     removal.step(paths.state.display().to_string(), remove_folder(&paths.state));
     for socket in [&paths.agent_socket, &paths.admin_socket] {
         removal.step(socket.display().to_string(), remove_file(socket));

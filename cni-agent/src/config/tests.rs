@@ -48,7 +48,7 @@ vxlan: {port: 0, vni: 16777216, device: a-name-that-is-too-long}
 snatPorts: {first: 60000, last: 50000}
 maps: {events: 5000}
 http: 127.0.0.1:1
-paths: {state: relative, adminSocket: /run/millrace/agent.sock}
+paths: {state: relative, rcuExpedited: relative, adminSocket: /run/millrace/agent.sock}
 ";
     let found = keys(text);
     for key in [
@@ -61,6 +61,7 @@ paths: {state: relative, adminSocket: /run/millrace/agent.sock}
         "snatPorts",
         "maps.events",
         "paths.state",
+        "paths.rcuExpedited",
         "paths.adminSocket",
     ] {
         assert!(
@@ -68,6 +69,7 @@ paths: {state: relative, adminSocket: /run/millrace/agent.sock}
             "{key} is not in {found:?}"
         );
     }
+    assert!(keys("paths: {rcuExpedited: ''}\n").is_empty());
     assert_eq!(found.iter().filter(|key| *key == "podCIDRs").count(), 3);
     assert_eq!(
         keys("podCIDRs: [10.1.0.0/24]\n"),

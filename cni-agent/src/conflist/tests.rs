@@ -129,3 +129,12 @@ fn the_end_withdraws_it_only_if_that_was_wanted() {
     nowhere.config.cni.conflist = "/no/such/folder/a.conflist".into();
     assert!(Conflist::new(&nowhere.config).put()[0].contains("cni.conflist"));
 }
+
+#[test]
+fn the_plugin_leaves_the_switch_for_grace_periods_alone_if_the_agent_does() {
+    let mut host = Host::new();
+    assert!(!Conflist::new(&host.config).text.contains("rcuExpedited"));
+    host.config.paths.rcu_expedited = Default::default();
+    let list: Value = serde_json::from_str(&Conflist::new(&host.config).text).unwrap();
+    assert_eq!(list["plugins"][0]["rcuExpedited"], "");
+}

@@ -9,6 +9,7 @@ mod firewall;
 
 use std::{fs, io, path::Path};
 
+use cni_plugin::expedite::RCU_EXPEDITED;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol},
@@ -147,7 +148,7 @@ fn proc_sys(root: &Path) -> Check {
 /// Whether pods start without waiting for the kernel's clock. No traffic depends on it.
 fn grace_periods(switch: &Path) -> Option<Check> {
     const NAME: &str = "grace-periods";
-    if switch.as_os_str().is_empty() || !Path::new("/sys/kernel/rcu_expedited").exists() {
+    if switch.as_os_str().is_empty() || !Path::new(RCU_EXPEDITED).exists() {
         return None;
     }
     let slow = |detail: String, remedy: &str| {

@@ -7,11 +7,10 @@ use std::{
 };
 
 use cni_ebpf::abi::Config as Constants;
+use cni_plugin::expedite::Expedite;
 
 use super::{
-    Kernel, KernelError, Pins, Scope, devices,
-    expedite::Expedite,
-    links,
+    Kernel, KernelError, Pins, Scope, devices, links,
     links::{Attachment, Programs},
     loader::{self, Loaded},
     maps::{self, Map},
@@ -49,7 +48,7 @@ pub struct Linux {
 impl Linux {
     pub fn open(config: &Config) -> Result<Self, KernelError> {
         let netlink = Netlink::open().map_err(|error| KernelError::new("open an rtnetlink socket", error))?;
-        let expedite = Expedite::new(&config.paths);
+        let expedite = config.paths.expedite();
         if let Err(error) = expedite.recover() {
             tracing::warn!(%error, "an agent that was killed left rcu_expedited set; write 0 to it");
         }
@@ -331,9 +330,12 @@ impl Linux {
 
     fn apply_now(&mut self, change: &Change) -> Result<(), KernelError> {
         let failed = |error: io::Error| KernelError::new(change.to_string(), error);
-        let _expedited = self
+        let expedited = self
             .ends_with_a_grace_period(change)
             .then(|| self.expedite.begin());
+        if matches!(expedited, Some(Some(_))) {
+            super::fault::while_expedited();
+        }
         match change {
             Change::Load(constants) => self.load(*constants),
             Change::SetVxlan(vxlan) => devices::set_vxlan(&mut self.netlink, vxlan),

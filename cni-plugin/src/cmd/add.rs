@@ -128,7 +128,7 @@ fn undo(
         container_id: attachment.container_id.clone(),
         ifname: attachment.ifname.clone(),
     };
-    let removed = host::remove_pair(&attachment.host_ifname());
+    let removed = call.remove_pair(&attachment.host_ifname());
     let released = agent.release(release).or_else(|_| del::release(call, attachment));
     for problem in [removed, released].into_iter().filter_map(Result::err) {
         error

@@ -6,7 +6,7 @@
 //! others.
 
 use super::{Call, summary};
-use crate::{fault, kernel, kernel::host};
+use crate::{fault, kernel};
 use cni_plugin::{Attachment, CniError, code, queue, rpc::Release};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ const MOST: Duration = Duration::from_secs(15);
 pub(crate) fn run(call: &Call<'_>, attachment: &Attachment) -> Result<(), CniError> {
     let mut problems = Vec::new();
     let mut attempt = |outcome: Result<(), CniError>| problems.extend(outcome.err());
-    attempt(host::remove_pair(&attachment.host_ifname()));
+    attempt(call.remove_pair(&attachment.host_ifname()));
     attempt(fault::at("del-link"));
     attempt(release(call, attachment));
     attempt(fault::at("del-release"));

@@ -44,6 +44,7 @@ impl Config {
         args: &Arguments,
     ) -> Result<Allocate, CniError> {
         spelling::check(self.fields.keys())?;
+        self.expedite()?;
         let runtime: Runtime = self.field("runtimeConfig")?.unwrap_or_default();
         let labelled: Runtime = self
             .field::<Labelled>("args")?

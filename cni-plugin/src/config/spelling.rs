@@ -3,10 +3,11 @@
 use super::invalid;
 use crate::CniError;
 
-const OURS: [&str; 6] = [
+const OURS: [&str; 7] = [
     "agentSocket",
     "agentTimeout",
     "stateDir",
+    "rcuExpedited",
     "viaStack",
     "mtu",
     "logLevel",

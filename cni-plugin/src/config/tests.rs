@@ -92,6 +92,7 @@ fn unknown_keys_pass_and_misspelt_ones_are_named() {
         ("MTU", "mtu"),
         ("agentSoket", "agentSocket"),
         ("stateDirs", "stateDir"),
+        ("rcuExpedite", "rcuExpedited"),
     ] {
         let error = allocate(json!({wrong: 1}), "").unwrap_err();
         assert_eq!(error.code, code::INVALID_CONFIG, "{wrong}");
@@ -167,6 +168,7 @@ fn what_cannot_be_honoured_is_refused_by_name() {
         json!({"mtu": 100}),
         json!({"mtu": -1}),
         json!({"viaStack": "yes"}),
+        json!({"rcuExpedited": "sys"}),
     ] {
         assert_eq!(
             allocate(wrong.clone(), "").unwrap_err().code,

@@ -68,7 +68,7 @@ pub(crate) fn bring_up(host: &mut Netlink, ifindex: u32, endpoint: &Allocated) -
     host.apply(changes)
 }
 
-/// Removes the pair, wherever its other end is. It is no error if there is none.
+/// Removes the pair. It is no error if there is none.
 pub(crate) fn remove_pair(host_ifname: &str) -> Result<(), CniError> {
     match if_nametoindex(host_ifname) {
         Err(Errno::ENODEV) => Ok(()),

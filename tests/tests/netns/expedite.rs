@@ -1,6 +1,6 @@
 //! The kernel's switch for quick grace periods: a file stands in for it, for nobody sees how long the real one was on.
 
-use std::{fs, path::PathBuf, time::SystemTime};
+use std::{fs, os::unix::process::ExitStatusExt, path::PathBuf, time::SystemTime};
 
 use cni_tests::{
     lab::{Families, Lab, Node, Plan, Routing, Signal},
@@ -30,8 +30,12 @@ impl Switch {
     fn lab(&self, attach: &str) -> Lab {
         let plan = Plan::new(Routing::Direct, Families::Dual)
             .nodes(1)
-            .config(json!({ "paths": { "rcuExpedited": self.file } }))
-            .agent_arguments(&["--attach", attach]);
+            .agent_arguments(&[
+                "--attach",
+                attach,
+                "--rcu-expedited",
+                &self.file.display().to_string(),
+            ]);
         Lab::start(plan).unwrap()
     }
 
@@ -59,16 +63,22 @@ fn attachments_by_tcx_turn_it_on_and_off_and_filters_do_not() {
     }
 }
 
+/// A plugin that looks at the same switch.
+fn call(node: &Node, verb: &str, guest: &Namespace, switch: &Switch) -> Result<(), String> {
+    let more = json!({ "rcuExpedited": switch.file });
+    let done = node.cni(verb, guest.name(), &guest.path(), &more);
+    done.map(drop).map_err(|error| format!("{error:#}"))
+}
+
 /// An agent that is killed while the switch is on.
 fn die_on_the_way(node: &Node, guest: &Namespace, switch: &Switch) {
     node.end_agent(Signal::SIGKILL).unwrap();
     node.start_agent_with(&[("MILLRACE_DIE_EXPEDITED", "1")]).unwrap();
     node.wait_until_ready().unwrap();
-    let call = |verb| node.cni(verb, "guest", &guest.path(), &json!({}));
-    assert!(call("ADD").is_err());
+    node.cni("ADD", guest.name(), &guest.path(), &json!({ "rcuExpedited": "" }))
+        .unwrap_err();
     eventually(|| (!node.agent_is_gone().unwrap()).then(|| "the agent lives on".to_owned()));
     assert_eq!(switch.value(), "1\n");
-    call("DEL").unwrap();
 }
 
 #[test]
@@ -79,12 +89,40 @@ fn a_switch_that_a_killed_agent_left_on_is_turned_off() {
     let node = &lab.nodes[0];
     let guest = Namespace::create(&format!("{}-guest", lab.name())).unwrap();
     let empty = node.intent().unwrap();
+    // By the plugin that takes the pod away, before there is an agent again.
+    die_on_the_way(node, &guest, &switch);
+    call(node, "DEL", &guest, &switch).unwrap();
+    assert_eq!(switch.value(), "0\n");
+    // By the next agent.
+    node.start_agent().unwrap();
     die_on_the_way(node, &guest, &switch);
     node.start_agent().unwrap();
     node.wait_until_ready().unwrap();
     assert_eq!(switch.value(), "0\n");
+    call(node, "DEL", &guest, &switch).unwrap();
     crate::runtimes::nothing_is_left(node, &empty);
     die_on_the_way(node, &guest, &switch);
     node.uninstall().unwrap();
     assert_eq!(switch.value(), "0\n");
+}
+
+#[test]
+fn cni_08_a_switch_that_a_killed_plugin_left_on_is_turned_off_by_the_next() {
+    needs_root!();
+    let switch = Switch::new();
+    let lab = switch.lab("tcx");
+    let node = &lab.nodes[0];
+    let guest = Namespace::create(&format!("{}-guest", lab.name())).unwrap();
+    let empty = node.intent().unwrap();
+    call(node, "ADD", &guest, &switch).unwrap();
+    let mut killed = node.cni_command("DEL", guest.name(), &guest.path());
+    killed.env("MILLRACE_CNI_FAIL_AT", "expedited:kill");
+    let output = node
+        .feed(killed, &json!({ "rcuExpedited": switch.file }))
+        .unwrap();
+    assert_eq!(output.status.signal(), Some(9), "{output:?}");
+    assert_eq!(switch.value(), "1\n");
+    call(node, "DEL", &guest, &switch).unwrap();
+    assert_eq!(switch.value(), "0\n");
+    crate::runtimes::nothing_is_left(node, &empty);
 }
