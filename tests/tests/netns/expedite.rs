@@ -70,13 +70,9 @@ fn call(node: &Node, verb: &str, guest: &Namespace, switch: &Switch) -> Result<(
     done.map(drop).map_err(|error| format!("{error:#}"))
 }
 
-/// An agent that is killed while the switch is on.
-fn die_on_the_way(node: &Node, guest: &Namespace, switch: &Switch) {
-    node.end_agent(Signal::SIGKILL).unwrap();
+/// Exchanges the programs under its links, as every agent does when it starts, and does not live to see the end.
+fn start_and_die(node: &Node, switch: &Switch) {
     node.start_agent_with(&[("MILLRACE_DIE_EXPEDITED", "1")]).unwrap();
-    node.wait_until_ready().unwrap();
-    node.cni("ADD", guest.name(), &guest.path(), &json!({ "rcuExpedited": "" }))
-        .unwrap_err();
     eventually(|| (!node.agent_is_gone().unwrap()).then(|| "the agent lives on".to_owned()));
     assert_eq!(switch.value(), "1\n");
 }
@@ -89,19 +85,20 @@ fn a_switch_that_a_killed_agent_left_on_is_turned_off() {
     let node = &lab.nodes[0];
     let guest = Namespace::create(&format!("{}-guest", lab.name())).unwrap();
     let empty = node.intent().unwrap();
+    call(node, "ADD", &guest, &switch).unwrap();
+    node.end_agent(Signal::SIGKILL).unwrap();
     // By the plugin that takes the pod away, before there is an agent again.
-    die_on_the_way(node, &guest, &switch);
+    start_and_die(node, &switch);
     call(node, "DEL", &guest, &switch).unwrap();
     assert_eq!(switch.value(), "0\n");
     // By the next agent.
-    node.start_agent().unwrap();
-    die_on_the_way(node, &guest, &switch);
+    start_and_die(node, &switch);
     node.start_agent().unwrap();
     node.wait_until_ready().unwrap();
     assert_eq!(switch.value(), "0\n");
-    call(node, "DEL", &guest, &switch).unwrap();
     crate::runtimes::nothing_is_left(node, &empty);
-    die_on_the_way(node, &guest, &switch);
+    node.end_agent(Signal::SIGTERM).unwrap();
+    start_and_die(node, &switch);
     node.uninstall().unwrap();
     assert_eq!(switch.value(), "0\n");
 }
