@@ -100,7 +100,15 @@ impl Layer {
             Self::Deploy => self.run_with(arguments, &shipped()),
             Self::Kubernetes => {
                 let programs = cluster::programs()?;
-                self.run_with(arguments, &[("MILLRACE_KUBERNETES_PROGRAMS", programs)])
+                // They wait most of the time, for a server that comes back and for those who try it again.
+                let mut arguments = arguments.to_vec();
+                if !arguments
+                    .iter()
+                    .any(|argument| argument.starts_with("--test-threads"))
+                {
+                    arguments.push("--test-threads=4".to_owned());
+                }
+                self.run_with(&arguments, &[("MILLRACE_KUBERNETES_PROGRAMS", programs)])
             }
             Self::Cluster => cluster::test(arguments),
             Self::Vm => vm::supported_kernels(arguments),
