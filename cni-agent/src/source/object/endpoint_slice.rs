@@ -3,7 +3,7 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::SystemTime};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde::Deserialize;
 
-use super::{FieldError, Known, described, name_of, nullable, resource};
+use super::{FieldError, Known, described, name_of, nullable, resource, service::unserved_by_label};
 use crate::model::{
     EndpointSlice, Hints, Locality, NamespacedName, Object, ObjectKey, Protocol, SliceEndpoint, SlicePort,
 };
@@ -84,6 +84,10 @@ impl Known for EndpointSliceObject {
     }
 
     fn into_object(self) -> Result<Object, FieldError> {
+        let labels = self.metadata.labels.as_ref();
+        if labels.is_some_and(|labels| unserved_by_label(labels).is_some()) {
+            return Ok(Object::EndpointSlice(unused(name_of(&self.metadata))));
+        }
         let v4 = match self.address_type.as_str() {
             "IPv4" => true,
             "IPv6" => false,
@@ -109,7 +113,6 @@ impl Known for EndpointSliceObject {
             }
         }
         let annotations = self.metadata.annotations.as_ref();
-        let labels = self.metadata.labels.as_ref();
         let service = labels.and_then(|labels| labels.get(SERVICE_LABEL));
         let name = name_of(&self.metadata);
         Ok(Object::EndpointSlice(EndpointSlice {

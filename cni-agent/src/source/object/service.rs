@@ -159,6 +159,11 @@ fn unserved(spec: &Spec, labels: &BTreeMap<String, String>) -> Option<Unserved> 
     if spec.cluster_ip.is_empty() || spec.cluster_ip == "None" {
         return Some(Unserved::Headless);
     }
+    unserved_by_label(labels)
+}
+
+/// Labels that keep proxies away, from a Service and from a slice alike.
+pub(super) fn unserved_by_label(labels: &BTreeMap<String, String>) -> Option<Unserved> {
     if labels.contains_key(HEADLESS_LABEL) {
         return Some(Unserved::HeadlessLabel);
     }

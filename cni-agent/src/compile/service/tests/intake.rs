@@ -28,6 +28,12 @@ fn svc_02_what_is_labelled_headless_is_ignored() {
     let mut object = service(json!({}));
     object["metadata"]["labels"] = json!({ "service.kubernetes.io/headless": "" });
     assert_eq!(compiled(&[object]), Compiled::default());
+    // A slice with the label has no endpoints for proxies.
+    let mut ignored = slice("s-1", endpoints(&["10.1.0.1"]));
+    let served = compiled(&[service(json!({})), ignored.clone()]);
+    assert_eq!(served.serving.len(), 1);
+    ignored["metadata"]["labels"]["service.kubernetes.io/headless"] = json!("");
+    assert_eq!(compiled(&[service(json!({})), ignored]).serving, []);
 }
 
 #[test]
