@@ -29,6 +29,21 @@ impl Spare {
     }
 }
 
+/// All threads allocate from one heap: what one frees another uses, where each thread's own heap would keep its holes. To be
+/// called before there are threads.
+#[cfg(target_env = "gnu")]
+pub fn share_the_heap() {
+    // SAFETY: takes no pointers, and there is no other thread yet that allocates.
+    let accepted = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+    if accepted == 0 {
+        tracing::debug!("the allocator keeps a heap for each thread");
+    }
+}
+
+/// Other allocators know best.
+#[cfg(not(target_env = "gnu"))]
+pub fn share_the_heap() {}
+
 #[cfg(target_env = "gnu")]
 fn trim() {
     // SAFETY: takes no pointers, may be called by any thread at any time, and touches no memory that is in use.

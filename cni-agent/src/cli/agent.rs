@@ -16,6 +16,7 @@ use crate::{
         devices::Watch,
         links::{self, Attachment},
     },
+    memory,
     model::{Event, Source},
     observe::{admin, health, http, ring::Ring, tables::Cache},
 };
@@ -60,6 +61,7 @@ pub(crate) fn run(context: Context, options: &Options) -> Outcome {
     // Before there are threads: capabilities belong to each.
     capabilities::reduce()?;
     let kernel = Linux::open(&context.config)?.with_attachment(options.attachment());
+    memory::share_the_heap();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(serve(context.config, kernel));
     // What still reads a map or waits on a socket is not waited for.

@@ -1,5 +1,6 @@
 //! Every Service as it stands in the maps.
 
+mod backends;
 mod describe;
 mod maglev;
 #[cfg(test)]
@@ -11,7 +12,8 @@ use std::{
     sync::Arc,
 };
 
-use cni_ebpf::abi::{Backend, Prefix, Service, ServiceKey, SlotKey, SourceRange};
+use cni_ebpf::abi::{Prefix, Service, ServiceKey, SlotKey, SourceRange};
+use roaring::RoaringBitmap;
 
 use super::{Edits, Numbers, Recovered, Rows};
 use crate::{
@@ -19,6 +21,7 @@ use crate::{
     model::NamespacedName,
 };
 
+use backends::{Backends, Known};
 pub use describe::{Answer, Back, Clients, Description, Front};
 use maglev::{Places, Room};
 pub(super) use view::Verdict;
@@ -27,7 +30,7 @@ pub(super) use view::Verdict;
 #[derive(Debug)]
 pub struct Book {
     entries: BTreeMap<Arc<NamespacedName>, Box<Entry>>,
-    backends: HashMap<Target, Known>,
+    backends: Backends,
     owners: HashMap<ServiceKey, Arc<NamespacedName>>,
     /// Services that wanted a frontend that another one has.
     contenders: BTreeMap<ServiceKey, BTreeSet<Arc<NamespacedName>>>,
@@ -44,7 +47,8 @@ pub struct Book {
 struct Entry {
     frontends: Box<[(ServiceKey, Service)]>,
     sets: Box<[Set]>,
-    serving: Box<[Target]>,
+    /// Numbers of backends.
+    serving: Box<[u32]>,
     ranges: Box<[SourceRange]>,
     ranges_number: u32,
     problems: Box<[String]>,
@@ -61,13 +65,6 @@ struct Set {
     places: Option<Box<Places>>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Known {
-    number: u32,
-    users: u32,
-    flags: u32,
-}
-
 /// How much there is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Summary {
@@ -82,7 +79,7 @@ impl Book {
     pub fn new(numbers: Numbers, maglev: u32) -> Self {
         Self {
             entries: BTreeMap::new(),
-            backends: HashMap::new(),
+            backends: Backends::default(),
             owners: HashMap::new(),
             contenders: BTreeMap::new(),
             numbers,
@@ -116,7 +113,7 @@ impl Book {
     /// All that was there has been said.
     pub fn recovery_is_over(&mut self) {
         let recovered = std::mem::take(&mut self.recovered);
-        let used: BTreeSet<u32> = self.numbers_in_use().collect();
+        let used: RoaringBitmap = self.numbers_in_use().collect();
         let sets = recovered
             .sets
             .values()
@@ -124,7 +121,7 @@ impl Book {
         let all = sets.chain(recovered.backends.values().copied());
         let all = all.chain(recovered.tables());
         for number in all.chain(recovered.slots.keys().map(|key| key.service)) {
-            if !used.contains(&number) {
+            if !used.contains(number) {
                 self.numbers.release(number);
             }
         }
@@ -136,7 +133,7 @@ impl Book {
             sets.chain(entry.tables().map(|places| places.number))
                 .chain([entry.ranges_number])
         });
-        sets.chain(self.backends.values().map(|known| known.number))
+        sets.chain(self.backends.iter().map(|(number, _)| number))
     }
 
     /// Takes over what a Service needs now, and says which rows that changes. A Service that needs nothing is forgotten.
@@ -150,9 +147,11 @@ impl Book {
         let mut edits = Edits::default();
         let mut problems = compiled.problems;
         // New users before old ones go: what both name stays as it is.
-        for (target, flags) in &compiled.serving {
-            self.use_backend(*target, *flags, &mut edits.put);
-        }
+        let serving: Box<[u32]> = compiled
+            .serving
+            .iter()
+            .map(|(target, flags)| self.use_backend(*target, *flags, &mut edits.put))
+            .collect();
         let mut old_sets: BTreeMap<SetName, Set> = old.sets.into_iter().map(|set| (set.name, set)).collect();
         let mut sets = Vec::with_capacity(compiled.sets.len());
         for set in compiled.sets {
@@ -214,14 +213,14 @@ impl Book {
             self.owners.remove(key);
             edits.gone.services.push(*key);
         }
-        for target in &old.serving {
-            self.leave_backend(target, &mut edits);
+        for number in &old.serving {
+            self.leave_backend(*number, &mut edits);
         }
         problems.dedup();
         let entry = Box::new(Entry {
             frontends: frontends.into(),
             sets: sets.into(),
-            serving: compiled.serving.iter().map(|(target, _)| *target).collect(),
+            serving,
             ranges,
             ranges_number,
             problems: problems.into(),
@@ -285,36 +284,33 @@ impl Book {
         }
     }
 
-    fn use_backend(&mut self, target: Target, flags: u32, put: &mut Rows) {
-        let (recovered, numbers) = (&self.recovered, &mut self.numbers);
-        let mut is_new = false;
-        let known = self.backends.entry(target).or_insert_with(|| {
-            is_new = true;
-            Known {
-                number: recovered
-                    .backends
-                    .get(&target)
-                    .copied()
-                    .unwrap_or_else(|| numbers.give()),
-                users: 0,
-                flags,
-            }
+    /// Its number.
+    fn use_backend(&mut self, target: Target, flags: u32, put: &mut Rows) -> u32 {
+        let known = self.backends.number_of(&target);
+        let number = known.unwrap_or_else(|| {
+            let recovered = self.recovered.backends.get(&target).copied();
+            let number = recovered.unwrap_or_else(|| self.numbers.give());
+            let users = 0;
+            self.backends.insert(number, Known { target, users, flags });
+            number
         });
-        known.users += 1;
-        if is_new || known.flags != flags {
-            known.flags = flags;
-            put.backends.push((known.number, row(&target, known)));
+        if let Some(entry) = self.backends.get_mut(number) {
+            entry.users += 1;
+            if known.is_none() || entry.flags != flags {
+                entry.flags = flags;
+                put.backends.push((number, entry.row()));
+            }
         }
+        number
     }
 
-    fn leave_backend(&mut self, target: &Target, edits: &mut Edits) {
-        let Some(known) = self.backends.get_mut(target) else {
+    fn leave_backend(&mut self, number: u32, edits: &mut Edits) {
+        let Some(known) = self.backends.get_mut(number) else {
             return;
         };
         known.users -= 1;
         if known.users == 0 {
-            let number = known.number;
-            self.backends.remove(target);
+            self.backends.remove(number);
             self.numbers.release(number);
             edits.gone.backends.push(number);
         }
@@ -341,7 +337,7 @@ impl Book {
         let wanted: BTreeSet<u32> = set
             .targets
             .iter()
-            .filter_map(|target| Some(self.backends.get(target)?.number))
+            .filter_map(|target| self.backends.number_of(target))
             .collect();
         let slots = arrange(&before, &wanted);
         for (slot, backend) in slots.iter().enumerate() {
@@ -452,16 +448,6 @@ fn slot_key(service: u32, slot: usize) -> SlotKey {
     SlotKey {
         service,
         slot: u32::try_from(slot).unwrap_or(u32::MAX),
-    }
-}
-
-fn row(target: &Target, known: &Known) -> Backend {
-    Backend {
-        addr: target.addr,
-        port: target.port,
-        proto: target.proto,
-        flags: known.flags,
-        ..Backend::default()
     }
 }
 

@@ -100,13 +100,13 @@ impl Book {
             backends: entry
                 .serving
                 .iter()
-                .filter_map(|target| {
-                    let known = self.backends.get(target)?;
+                .filter_map(|number| {
+                    let known = self.backends.get(*number)?;
                     Some(Back {
-                        number: known.number,
-                        address: target.addr.into(),
-                        port: target.port.get(),
-                        protocol: Protocol::from_number(target.proto)?,
+                        number: *number,
+                        address: known.target.addr.into(),
+                        port: known.target.port.get(),
+                        protocol: Protocol::from_number(known.target.proto)?,
                         local: known.flags & backend_flags::LOCAL != 0,
                         terminating: known.flags & backend_flags::TERMINATING != 0,
                     })

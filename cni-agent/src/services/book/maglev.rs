@@ -145,7 +145,7 @@ impl Book {
     fn place(&self, targets: &[Target], size: u32) -> Box<[u32]> {
         let numbers: Vec<u32> = targets
             .iter()
-            .map(|target| self.backends.get(target).map_or(0, |known| known.number))
+            .map(|target| self.backends.number_of(target).unwrap_or(0))
             .collect();
         let places = maglev::fill(targets, size);
         places.into_iter().map(|place| numbers[place as usize]).collect()

@@ -4,9 +4,8 @@ use std::collections::{HashMap, HashSet};
 
 use cni_ebpf::abi::{self, Backend, MaglevChunk, MaglevKey, Service, ServiceKey, SlotKey, SourceRange};
 
-use super::{Book, Set, maglev::Places, row, slot_key};
+use super::{Book, Known, Set, maglev::Places, slot_key};
 use crate::{
-    compile::service::Target,
     desired::Table,
     services::{Keys, Rows},
 };
@@ -83,9 +82,7 @@ impl View<'_> {
                 known.then(|| bytes(1u32))
             }
             Table::Maglev => abi::from_bytes(key).and_then(|key| self.part(&key)).map(bytes),
-            Table::Backends => self
-                .backend(abi::from_bytes(key), abi::from_bytes(value))
-                .map(bytes),
+            Table::Backends => abi::from_bytes(key).and_then(|key| self.backend(key)).map(bytes),
             _ => None,
         };
         match wanted {
@@ -113,16 +110,8 @@ impl View<'_> {
         self.tables.get(&key.table)?.part(key)
     }
 
-    /// The kernel's own row says which target it is about.
-    fn backend(&self, number: Option<u32>, found: Option<Backend>) -> Option<Backend> {
-        let found = found?;
-        let target = Target {
-            addr: found.addr,
-            port: found.port,
-            proto: found.proto,
-        };
-        let known = self.book.backends.get(&target)?;
-        (Some(known.number) == number).then(|| row(&target, known))
+    fn backend(&self, number: u32) -> Option<Backend> {
+        self.book.backends.get(number).map(Known::row)
     }
 
     /// All rows of a table.
@@ -148,7 +137,7 @@ impl View<'_> {
             Table::Backends => {
                 let all = self.book.backends.iter();
                 rows.backends
-                    .extend(all.map(|(target, known)| (known.number, row(target, known))));
+                    .extend(all.map(|(number, known)| (number, known.row())));
             }
             _ => {}
         }
