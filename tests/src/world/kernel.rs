@@ -430,6 +430,8 @@ fn devices() -> Result<()> {
         ip_command(&format!(
             "link add d{index} index {index} type veth peer name p{index}"
         ))?;
+        // It says nothing by itself: an attached program would run, and write over what the last run left.
+        ip_command(&format!("link set p{index} addrgenmode none"))?;
         ip_command(&format!("link set p{index} up"))?;
         ip_command(&format!("link set d{index} up"))?;
     }
