@@ -152,41 +152,35 @@ impl Namespace {
 
     /// What `ip -j` lists.
     pub fn list(&self, arguments: &str) -> Result<Vec<Value>> {
-        let output = self
-            .command("ip")
-            .arg("-j")
-            .args(arguments.split_whitespace())
-            .output()?;
-        let complaint = String::from_utf8_lossy(&output.stderr);
-        ensure!(
-            output.status.success(),
-            "ip {arguments} in {}: {}",
-            self.name,
-            complaint.trim()
-        );
-        match serde_json::from_slice(&output.stdout) {
+        let listed = self.ask("ip", &format!("-j {arguments}"))?;
+        match serde_json::from_slice(&listed) {
             Ok(Value::Array(list)) => Ok(list),
             Ok(other) => bail!("ip {arguments}: {other} is not a list"),
-            Err(_) if output.stdout.is_empty() => Ok(Vec::new()),
+            Err(_) if listed.is_empty() => Ok(Vec::new()),
             Err(error) => Err(error.into()),
         }
     }
 
     /// What `ethtool` says.
     pub fn ethtool(&self, arguments: &str) -> Result<String> {
+        Ok(String::from_utf8(self.ask("ethtool", arguments)?)?)
+    }
+
+    /// What a program says that succeeds.
+    fn ask(&self, program: &str, arguments: &str) -> Result<Vec<u8>> {
         let output = self
-            .command("ethtool")
+            .command(program)
             .args(arguments.split_whitespace())
             .output()
-            .context("start `ethtool`")?;
+            .with_context(|| format!("start `{program}`"))?;
         let complaint = String::from_utf8_lossy(&output.stderr);
         ensure!(
             output.status.success(),
-            "ethtool {arguments} in {}: {}",
+            "{program} {arguments} in {}: {}",
             self.name,
             complaint.trim()
         );
-        Ok(String::from_utf8(output.stdout)?)
+        Ok(output.stdout)
     }
 
     /// Has packets leave a device as they would on a wire, with their checksums; on a pair of virtual devices they otherwise do

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use aya::programs::{CgroupSockAddr, SchedClassifier, Xdp};
+use aya::programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use cni_ebpf::abi::{self, Config};
 
@@ -74,30 +74,31 @@ pub fn open_sized(bytes: &[u8], config: &Config, most: u32) -> Result<Ebpf> {
 
 /// Has the kernel verify a program.
 pub fn load<'e>(ebpf: &'e mut Ebpf, program: &str) -> Result<&'e mut SchedClassifier> {
-    let program: &mut SchedClassifier = ebpf
-        .program_mut(program)
-        .with_context(|| format!("no program {program}"))?
-        .try_into()?;
+    let program: &mut SchedClassifier = find(ebpf, program)?;
     program.load()?;
     Ok(program)
 }
 
 /// The same for one of [`SOCKET_PROGRAMS`].
 pub fn load_socket<'e>(ebpf: &'e mut Ebpf, program: &str) -> Result<&'e mut CgroupSockAddr> {
-    let program: &mut CgroupSockAddr = ebpf
-        .program_mut(program)
-        .with_context(|| format!("no program {program}"))?
-        .try_into()?;
+    let program: &mut CgroupSockAddr = find(ebpf, program)?;
     program.load()?;
     Ok(program)
 }
 
 /// The same for [`XDP_PROGRAM`].
 pub fn load_xdp<'e>(ebpf: &'e mut Ebpf, program: &str) -> Result<&'e mut Xdp> {
-    let program: &mut Xdp = ebpf
-        .program_mut(program)
-        .with_context(|| format!("no program {program}"))?
-        .try_into()?;
+    let program: &mut Xdp = find(ebpf, program)?;
     program.load()?;
     Ok(program)
+}
+
+fn find<'e, P>(ebpf: &'e mut Ebpf, program: &str) -> Result<P>
+where
+    P: TryFrom<&'e mut Program, Error = ProgramError>,
+{
+    let found = ebpf.program_mut(program);
+    Ok(found
+        .with_context(|| format!("no program {program}"))?
+        .try_into()?)
 }

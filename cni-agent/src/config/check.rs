@@ -167,19 +167,20 @@ impl Config {
 
     fn check_paths(&self, problems: &mut Problems) {
         let paths = &self.paths;
-        let all: [(&str, &Path); 8] = [
+        let all: [(&str, &Path); 7] = [
             ("paths.bpffs", &paths.bpffs),
             ("paths.cgroup", &paths.cgroup),
             ("paths.procSys", &paths.proc_sys),
-            ("paths.rcuExpedited", &paths.rcu_expedited),
             ("paths.manifests", &paths.manifests),
             ("paths.state", &paths.state),
             ("paths.agentSocket", &paths.agent_socket),
             ("paths.adminSocket", &paths.admin_socket),
         ];
-        for (key, path) in all {
-            let unused = key == "paths.rcuExpedited" && path.as_os_str().is_empty();
-            if !path.is_absolute() && !unused {
+        // Empty, it names nothing.
+        let switch = Some(("paths.rcuExpedited", &*paths.rcu_expedited));
+        let switch = switch.filter(|(_, path)| !path.as_os_str().is_empty());
+        for (key, path) in all.into_iter().chain(switch) {
+            if !path.is_absolute() {
                 problems.add(
                     key,
                     format!("{} is relative", path.display()),
@@ -188,7 +189,7 @@ impl Config {
             }
         }
         // sun_path has 108 bytes, its end included.
-        for (key, path) in &all[6..] {
+        for (key, path) in &all[5..] {
             if path.as_os_str().len() > 107 {
                 problems.add(
                     *key,

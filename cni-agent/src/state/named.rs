@@ -1,6 +1,6 @@
 //! What is found by the name that it bears, without a copy of the name.
 
-use std::{borrow::Borrow, cmp::Ordering, ops::Deref};
+use std::{borrow::Borrow, cmp::Ordering, ops::Deref, sync::Arc};
 
 use crate::model::{EndpointSlice, NamespacedName, Pod, Service};
 
@@ -54,4 +54,19 @@ impl<P: Deref<Target: Bears>> Ord for Named<P> {
     fn cmp(&self, other: &Self) -> Ordering {
         self.0.name().cmp(other.0.name())
     }
+}
+
+/// Adds one to those in the order of their names, in place of the one that has its name.
+pub(super) fn join<T: Bears>(all: &mut Box<[Arc<T>]>, one: Arc<T>) {
+    leave(all, one.name());
+    let mut new = std::mem::take(all).into_vec();
+    new.insert(new.partition_point(|other| other.name() < one.name()), one);
+    *all = new.into();
+}
+
+/// Takes the one with this name away.
+pub(super) fn leave<T: Bears>(all: &mut Box<[Arc<T>]>, name: &NamespacedName) {
+    let mut left = std::mem::take(all).into_vec();
+    left.retain(|one| one.name() != name);
+    *all = left.into();
 }

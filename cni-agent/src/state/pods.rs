@@ -9,7 +9,10 @@ use std::{
     sync::Arc,
 };
 
-use super::{named::Named, shared::Shared};
+use super::{
+    named::{self, Named},
+    shared::Shared,
+};
 use crate::model::{Pod, PodName};
 
 /// For each pod that has changed what it was before; `None`: not there.
@@ -70,23 +73,16 @@ impl Pods {
     }
 
     fn join(&mut self, ip: IpAddr, pod: &Arc<Pod>) {
-        let there = self.by_address.entry(ip).or_default();
-        let mut pods = std::mem::take(there).into_vec();
-        pods.push(Arc::clone(pod));
-        pods.sort_by(|a, b| a.name.cmp(&b.name));
-        *there = pods.into();
+        named::join(self.by_address.entry(ip).or_default(), Arc::clone(pod));
     }
 
     fn leave(&mut self, ip: IpAddr, name: &PodName) {
         let Some(there) = self.by_address.get_mut(&ip) else {
             return;
         };
-        let mut pods = std::mem::take(there).into_vec();
-        pods.retain(|pod| pod.name != *name);
-        if pods.is_empty() {
+        named::leave(there, name);
+        if there.is_empty() {
             self.by_address.remove(&ip);
-        } else {
-            *there = pods.into();
         }
     }
 

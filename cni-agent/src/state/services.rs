@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    named::{Bears, Named},
+    named::{self, Bears, Named},
     shared::Shared,
 };
 use crate::model::{EndpointSlice, Locality, NamespacedName, Pod, Service};
@@ -116,11 +116,7 @@ impl Services {
         };
         let slice = Arc::new(slice);
         self.slices.replace(Named(Arc::clone(&slice)));
-        let all = self.of_service.entry(owner).or_default();
-        let others = std::mem::take(all).into_iter();
-        let mut new: Vec<_> = others.filter(|other| other.name != slice.name).collect();
-        new.insert(new.partition_point(|other| other.name < slice.name), slice);
-        *all = new.into();
+        named::join(self.of_service.entry(owner).or_default(), slice);
     }
 
     pub(super) fn remove_slice(&mut self, name: &NamespacedName) {
@@ -129,8 +125,7 @@ impl Services {
         };
         let owner = Arc::clone(&slice.service);
         if let Some(all) = self.of_service.get_mut(&owner) {
-            let others = std::mem::take(all).into_iter();
-            *all = others.filter(|other| other.name != *name).collect();
+            named::leave(all, name);
             if all.is_empty() {
                 self.of_service.remove(&owner);
             }

@@ -3,7 +3,17 @@
 use super::Tables;
 
 /// The multiplier of splitmix64: odd, half of its bits set.
-const MIX: u64 = 0xbf58_476d_1ce4_e5b9;
+pub(super) const MIX: u64 = 0xbf58_476d_1ce4_e5b9;
+
+/// A number that depends on each bit of `words`, beginning with `hash`. Of this product the lower bits know only the lower bits.
+#[inline(always)]
+pub(super) fn mix<const N: usize>(mut hash: u64, words: [u64; N]) -> u64 {
+    for word in words {
+        hash = (hash ^ word).wrapping_mul(MIX);
+        hash ^= hash >> 29;
+    }
+    hash.wrapping_mul(MIX)
+}
 
 /// The number that this node's secret gives for `words`.
 #[inline(always)]
@@ -16,12 +26,6 @@ pub(super) fn draw<T: Tables>(tables: &T, words: [u64; 5]) -> u64 {
         seed = tables.random() | 1;
         secrets.port_seed.set(seed);
     }
-    let mut hash = u64::from(seed) << 32 | u64::from(seed);
-    for word in words {
-        hash = (hash ^ word).wrapping_mul(MIX);
-        hash ^= hash >> 29;
-    }
-    hash = hash.wrapping_mul(MIX);
-    // Of a product the lower bits know only the lower bits.
+    let hash = mix(u64::from(seed) << 32 | u64::from(seed), words);
     hash ^ hash >> 32
 }

@@ -3,11 +3,11 @@
 //! A hash of the client says a place in the Service's table, the table a backend. Every node that knows the same endpoints has
 //! the same table, so a connection that a router moves to another node is given the backend that it had.
 
-use super::Tables;
+use super::{
+    Tables,
+    lot::{MIX, mix},
+};
 use crate::abi::{MaglevChunk, MaglevKey, Service, Tuple, service_flags};
-
-/// The multiplier of splitmix64: odd, half of its bits set.
-const MIX: u64 = 0xbf58_476d_1ce4_e5b9;
 
 /// The number of a client: of each of its connections, or of all of them. Not of what it dialled: a load balancer before the
 /// nodes puts the address of whichever node it chose there. It is the same on every node, of whatever byte order.
@@ -15,13 +15,8 @@ const MIX: u64 = 0xbf58_476d_1ce4_e5b9;
 pub fn hash(tuple: &Tuple, whole_client: bool) -> u32 {
     let port = if whole_client { 0 } else { tuple.src_port.get() };
     let transport = u64::from(port) << 8 | u64::from(tuple.proto);
-    let mut hash = MIX;
-    for word in [u64::from_be(tuple.src.hi), u64::from_be(tuple.src.lo), transport] {
-        hash = (hash ^ word).wrapping_mul(MIX);
-        hash ^= hash >> 29;
-    }
-    // Of a product the lower bits know only the lower bits.
-    (hash.wrapping_mul(MIX) >> 32) as u32
+    let words = [u64::from_be(tuple.src.hi), u64::from_be(tuple.src.lo), transport];
+    (mix(MIX, words) >> 32) as u32
 }
 
 /// The backend in the client's place; `None` if the table is not there, and any backend will have to do.

@@ -11,7 +11,7 @@ use cni_tests::bench::report::Limit;
 use cni_tests::bench::series::Samples;
 use cni_tests::frames::Ends;
 use cni_tests::lab::{Families, Lab, Node, Plan, Routing};
-use cni_tests::traffic::{Echo, Steady};
+use cni_tests::traffic::{Echo, Steady, pour};
 use cni_tests::wire::Tap;
 use serde_json::json;
 
@@ -56,26 +56,6 @@ fn wait_until_served(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Sends at [`RATE`] while `on`, until `end`; what it could not send in time it makes up for.
-fn pour(tap: &Tap, from: Ends, on: &AtomicBool, end: &AtomicBool, sent: &AtomicU64) -> Result<()> {
-    let (mut credit, mut last) = (0, Instant::now());
-    while !end.load(Ordering::Relaxed) {
-        let elapsed = last.elapsed().as_micros() as u64;
-        last = Instant::now();
-        if on.load(Ordering::Relaxed) {
-            credit += elapsed * RATE;
-            while credit >= 1_000_000 {
-                credit -= 1_000_000;
-                let number = sent.fetch_add(1, Ordering::Relaxed);
-                let src_port = 1024 + (number % 60_000) as u16;
-                tap.send(&Ends { src_port, ..from }.tcp(2, b""))?;
-            }
-        }
-        thread::sleep(Duration::from_millis(1));
-    }
-    Ok(())
-}
-
 pub(crate) fn measure(rounds: usize, samples: &mut Samples) -> Result<()> {
     let config = json!({
         "services": { "proxy": "millrace", "cidrs": ["10.96.0.0/16"], "xdp": "native" },
@@ -111,7 +91,12 @@ pub(crate) fn measure(rounds: usize, samples: &mut Samples) -> Result<()> {
     let (on, end, sent) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU64::new(0));
     let exchanges = || flows.iter().map(Steady::exchanges).sum::<u64>();
     thread::scope(|scope| {
-        let flood = scope.spawn(|| pour(&tap, from, &on, &end, &sent));
+        let flood = scope.spawn(|| {
+            pour(RATE, &on, &end, &sent, |number| {
+                let src_port = 1024 + (number % 60_000) as u16;
+                tap.send(&Ends { src_port, ..from }.tcp(2, b""))
+            })
+        });
         for _ in 0..rounds {
             for (contender, flooding) in [(WITH, true), (WITHOUT, false)] {
                 on.store(flooding, Ordering::Relaxed);

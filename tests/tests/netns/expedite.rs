@@ -70,6 +70,13 @@ fn call(node: &Node, verb: &str, guest: &Namespace, switch: &Switch) -> Result<(
     done.map(drop).map_err(|error| format!("{error:#}"))
 }
 
+/// A pod of the first node.
+fn added(lab: &Lab, switch: &Switch) -> Namespace {
+    let guest = Namespace::create(&format!("{}-guest", lab.name())).unwrap();
+    call(&lab.nodes[0], "ADD", &guest, switch).unwrap();
+    guest
+}
+
 /// Exchanges the programs under its links, as every agent does when it starts, and does not live to see the end.
 fn start_and_die(node: &Node, switch: &Switch) {
     node.start_agent_with(&[("MILLRACE_DIE_EXPEDITED", "1")]).unwrap();
@@ -83,9 +90,8 @@ fn a_switch_that_a_killed_agent_left_on_is_turned_off() {
     let switch = Switch::new();
     let lab = switch.lab("tcx");
     let node = &lab.nodes[0];
-    let guest = Namespace::create(&format!("{}-guest", lab.name())).unwrap();
     let empty = node.intent().unwrap();
-    call(node, "ADD", &guest, &switch).unwrap();
+    let guest = added(&lab, &switch);
     node.end_agent(Signal::SIGKILL).unwrap();
     // By the plugin that takes the pod away, before there is an agent again.
     start_and_die(node, &switch);
@@ -109,9 +115,8 @@ fn cni_08_a_switch_that_a_killed_plugin_left_on_is_turned_off_by_the_next() {
     let switch = Switch::new();
     let lab = switch.lab("tcx");
     let node = &lab.nodes[0];
-    let guest = Namespace::create(&format!("{}-guest", lab.name())).unwrap();
     let empty = node.intent().unwrap();
-    call(node, "ADD", &guest, &switch).unwrap();
+    let guest = added(&lab, &switch);
     let mut killed = node.cni_command("DEL", guest.name(), &guest.path());
     killed.env("MILLRACE_CNI_FAIL_AT", "expedited:kill");
     let output = node

@@ -4,7 +4,7 @@ use std::{
     net::IpAddr,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use cni_tests::{
@@ -67,25 +67,6 @@ impl Flood {
     }
 }
 
-/// Sends at [`RATE`] while `on`, until `end`; what it could not send in time it makes up for.
-fn pour(floods: &[Flood], on: &AtomicBool, end: &AtomicBool, sent: &AtomicU64) {
-    let mut credit = 0;
-    let mut last = Instant::now();
-    while !end.load(Ordering::Relaxed) {
-        let elapsed = last.elapsed().as_micros() as u64;
-        last = Instant::now();
-        if on.load(Ordering::Relaxed) {
-            credit += elapsed * RATE;
-            while credit >= 1_000_000 {
-                credit -= 1_000_000;
-                let number = sent.fetch_add(1, Ordering::Relaxed);
-                floods[(number % floods.len() as u64) as usize].send(number / floods.len() as u64);
-            }
-        }
-        thread::sleep(Duration::from_millis(1));
-    }
-}
-
 /// The value of a metric without other labels than the map.
 fn metric(node: &Node, name: &str) -> u64 {
     let page = node.http("/metrics").unwrap();
@@ -126,7 +107,13 @@ fn flooded(plan: Plan, floods: impl FnOnce(&Lab, [&Pod; 3]) -> Vec<Flood>) {
     let mut done = [0; 2];
     let mut most = 0;
     thread::scope(|scope| {
-        scope.spawn(|| pour(&floods, &on, &end, &sent));
+        scope.spawn(|| {
+            let many = floods.len() as u64;
+            traffic::pour(RATE, &on, &end, &sent, |number| {
+                floods[(number % many) as usize].send(number / many);
+                Ok(())
+            })
+        });
         for window in 0..2 * WINDOWS {
             let flood = window % 2 == 0;
             let before = exchanges();

@@ -8,7 +8,7 @@ use super::{Book, Entry, Set};
 use crate::{
     compile::service::{SlotSet, Target, maglev},
     model::NamespacedName,
-    services::{Edits, Keys, Rows},
+    services::{Edits, Keys},
 };
 
 const PLACES: usize = MaglevChunk::PLACES as usize;
@@ -193,12 +193,5 @@ impl Set {
 impl Entry {
     pub(super) fn tables(&self) -> impl Iterator<Item = &Places> {
         self.sets.iter().filter_map(|set| set.places.as_deref())
-    }
-}
-
-impl Rows {
-    /// All parts of a table.
-    pub(super) fn push_places(&mut self, places: &Places) {
-        self.maglev.extend(places.rows());
     }
 }

@@ -132,7 +132,9 @@ impl View<'_> {
                 rows.slots
                     .extend(members.map(|key| (*key, key.slot & !SlotKey::MEMBER)));
             }
-            Table::Maglev => self.tables.values().for_each(|places| rows.push_places(places)),
+            Table::Maglev => rows
+                .maglev
+                .extend(self.tables.values().flat_map(|places| places.rows())),
             Table::ServiceRanges => rows.ranges.extend(self.ranges.iter().map(|range| (*range, 1))),
             Table::Backends => {
                 let all = self.book.backends.iter();

@@ -1,4 +1,4 @@
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::SystemTime};
+use std::{net::IpAddr, sync::Arc, time::SystemTime};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde::Deserialize;
@@ -101,10 +101,9 @@ impl Known for EndpointSliceObject {
             }
         };
         let mut refused: Option<Box<(usize, String)>> = None;
-        let mut shared = Shared::default();
         let mut endpoints = Vec::with_capacity(self.endpoints.len());
         for (i, endpoint) in self.endpoints.into_iter().enumerate() {
-            match shared.read(endpoint, i, v4) {
+            match endpoint.read(i, v4) {
                 Ok(endpoint) => endpoints.push(endpoint),
                 Err(reason) => match &mut refused {
                     Some(refused) => refused.0 += 1,
@@ -154,22 +153,18 @@ impl Port {
     }
 }
 
-/// What endpoints of a slice have in common.
-#[derive(Default)]
-struct Shared(BTreeSet<Arc<Locality>>);
-
-impl Shared {
-    fn read(&mut self, endpoint: Endpoint, i: usize, v4: bool) -> Result<SliceEndpoint, String> {
+impl Endpoint {
+    fn read(self, i: usize, v4: bool) -> Result<SliceEndpoint, String> {
         // All of an endpoint's addresses lead to the same; consumers take the first.
-        let text = endpoint.addresses.first().map_or("", String::as_str);
+        let text = self.addresses.first().map_or("", String::as_str);
         let address = usable(text, v4).map_err(|reason| format!("endpoints[{i}].addresses[0]: {reason}"))?;
-        let conditions = endpoint.conditions;
+        let conditions = self.conditions;
         let names = |all: Vec<Named>| all.into_iter().map(|named| named.name).collect();
         let locality = Locality {
-            node: (!endpoint.node_name.is_empty()).then(|| endpoint.node_name.into()),
+            node: (!self.node_name.is_empty()).then(|| self.node_name.into()),
             hints: Hints {
-                zones: names(endpoint.hints.for_zones),
-                nodes: names(endpoint.hints.for_nodes),
+                zones: names(self.hints.for_zones),
+                nodes: names(self.hints.for_nodes),
             },
         };
         Ok(SliceEndpoint {
@@ -177,17 +172,8 @@ impl Shared {
             ready: conditions.ready.unwrap_or(true),
             serving: conditions.serving.unwrap_or(true),
             terminating: conditions.terminating.unwrap_or(false),
-            locality: self.one(locality),
+            locality: Arc::new(locality),
         })
-    }
-
-    fn one(&mut self, locality: Locality) -> Arc<Locality> {
-        if let Some(known) = self.0.get(&locality) {
-            return Arc::clone(known);
-        }
-        let new = Arc::new(locality);
-        self.0.insert(Arc::clone(&new));
-        new
     }
 }
 
