@@ -122,6 +122,15 @@ impl Drop for Node {
 }
 
 /// What of the host Millrace could leave something in.
+/// The kernel tells a device of its cable up to a second later.
+fn wait_for_carriers() {
+    let end = Instant::now() + Duration::from_secs(10);
+    while ip("-o link show up").contains("NO-CARRIER") {
+        assert!(Instant::now() < end, "a cable has no carrier");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 fn host_state(node: &Node) -> Vec<String> {
     let mut state = tree(std::path::Path::new("/sys/fs/bpf"));
     state.extend(tree(&node.path("run")));
@@ -261,6 +270,7 @@ fn uninstall_leaves_the_host_as_it_was() {
                 node.path("05-millrace.conflist").display(),
                 node.path("millrace-cni").display()
             );
+            wait_for_carriers();
             let before = host_state(&node);
             // What the agent was told on its command line, uninstall may be told too.
             let elsewhere = node.path("elsewhere");
