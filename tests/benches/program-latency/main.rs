@@ -55,6 +55,11 @@ fn main() -> Result<()> {
         }
         for _ in 0..command.rounds {
             for (dial, changes) in &mut dials {
+                let others = crowd.alone(dial.name(), &peers)?;
+                // It stood still while the others were measured.
+                for peer in peers.iter().filter(|peer| peer.mode.name() == dial.name()) {
+                    peer.wait_until_quiet(PATIENCE)?;
+                }
                 let mut times = Vec::new();
                 for _ in 0..*changes {
                     times.push(dial.change(&editor)?.as_secs_f64() * 1e3);
@@ -64,6 +69,7 @@ fn main() -> Result<()> {
                         samples.add(dial.name(), &metric(which, *number), "ms", value);
                     }
                 }
+                drop(others);
             }
         }
     }

@@ -13,7 +13,7 @@ use serde_json::json;
 const SERVICES: [u32; 3] = [10, 1_000, 10_000];
 /// Of each of those that nobody dials.
 const ENDPOINTS: usize = 1;
-const TIME: Duration = Duration::from_millis(300);
+const TIME: Duration = Duration::from_millis(500);
 /// For a peer to have the Service that is dialled.
 const PATIENCE: Duration = Duration::from_secs(60);
 const GOAL: f64 = 0.97;
@@ -106,9 +106,12 @@ fn wait_for(place: &Place) -> Result<()> {
     })
 }
 
-fn each_way() -> impl Iterator<Item = (Dialled, Cpus)> {
-    let dialled = Dialled::ALL.into_iter();
-    dialled.flat_map(|dialled| Cpus::possible().iter().map(move |cpus| (dialled, *cpus)))
+/// What is compared directly stands side by side.
+fn each_way(round: usize) -> impl Iterator<Item = (Dialled, Cpus)> {
+    let dialled = move || turns(Dialled::ALL.len(), round).map(|turn| Dialled::ALL[turn]);
+    Cpus::possible()
+        .iter()
+        .flat_map(move |cpus| dialled().map(move |dialled| (dialled, *cpus)))
 }
 
 fn main() -> Result<()> {
@@ -132,7 +135,8 @@ fn main() -> Result<()> {
             for round in 0..command.rounds {
                 for turn in turns(places.len(), round) {
                     let place = &places[turn];
-                    for (dialled, cpus) in each_way() {
+                    let _others = crowd.alone(place.name, &peers)?;
+                    for (dialled, cpus) in each_way(round) {
                         let connect = || connect(place, dialled, cpus, TIME);
                         let rate = on_the_machine(&crowd, place, connect)?;
                         let metric = metric(*number, socket_lb, cpus);

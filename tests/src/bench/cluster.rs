@@ -8,7 +8,7 @@ mod watched;
 
 use std::{
     cell::Cell,
-    thread,
+    iter, thread,
     time::{Duration, Instant},
 };
 
@@ -19,7 +19,7 @@ use crate::lab::{ControlPlane, Families, Lab, Node, Plan, Routing, Signal};
 pub use kube_proxy::{KubeProxy, Mode};
 pub use loader::{Churn, Editor, Loader};
 pub use place::{Place, Server};
-pub use watched::{Rates, Sample, Watched};
+pub use watched::{Rates, Sample, Stopped, Watched};
 
 pub const MILLRACE: &str = "millrace";
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -97,6 +97,14 @@ impl Crowd {
             inside: &node.namespace,
             device: "eth0",
         })
+    }
+
+    /// Everybody but this one stands still until the values are dropped: what the same API server tells all of them, one
+    /// works through while another is measured, on few processors.
+    pub fn alone(&self, name: &str, peers: &[KubeProxy]) -> Result<Vec<Stopped>> {
+        let all = iter::once(self.watched()?).chain(peers.iter().map(KubeProxy::watched));
+        let others = all.filter(|one| one.name != name);
+        others.map(|other| other.stop()).collect()
     }
 
     /// Has the agent begin with nothing of Services in the kernel. Seconds until it has all, and those of them that it

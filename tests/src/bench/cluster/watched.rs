@@ -3,6 +3,10 @@
 use std::{collections::BTreeMap, fs, time::Instant};
 
 use anyhow::{Context, Result};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use crate::netns::Namespace;
 
@@ -32,7 +36,23 @@ pub struct Rates {
 
 const MEGABYTE: f64 = 1e6;
 
+/// A process that stands still until this is dropped.
+#[derive(Debug)]
+pub struct Stopped(Pid);
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = kill(self.0, Signal::SIGCONT);
+    }
+}
+
 impl Watched<'_> {
+    pub(super) fn stop(&self) -> Result<Stopped> {
+        let process = Pid::from_raw(self.process.try_into()?);
+        kill(process, Signal::SIGSTOP).with_context(|| format!("stop {}", self.name))?;
+        Ok(Stopped(process))
+    }
+
     fn read(&self, file: &str) -> Result<String> {
         let path = format!("/proc/{}/{file}", self.process);
         fs::read_to_string(&path).with_context(|| format!("{}: {path}", self.name))
