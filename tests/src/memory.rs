@@ -24,6 +24,7 @@ pub struct Memory {
     pub config: Config,
     pub settings: Settings,
     pub secrets: Secrets,
+    pub exhausted: Failures,
     pub clock: Cell<u64>,
     pub dice: Cell<u32>,
     pub addresses: Slab<Addr, u32>,
@@ -54,6 +55,15 @@ pub struct Memory {
     pub events: RefCell<Vec<Event>>,
 }
 
+/// When searches for a port failed.
+pub struct Failures(Box<[Racy<u64>]>);
+
+impl Default for Failures {
+    fn default() -> Self {
+        Self((0..EXHAUSTED_PLACES).map(|_| Racy::new(0)).collect())
+    }
+}
+
 impl Memory {
     /// Puts `endpoint` behind an address.
     pub fn put_endpoint(&self, addr: Addr, endpoint: Endpoint) {
@@ -71,6 +81,7 @@ impl Memory {
         }
         self.fragments.clear();
         self.affinity.clear();
+        self.exhausted = Failures::default();
         self.counts.get_mut().clear();
         self.events.get_mut().clear();
     }
@@ -115,6 +126,10 @@ impl Tables for Memory {
 
     fn secrets(&self) -> Option<&Secrets> {
         Some(&self.secrets)
+    }
+
+    fn exhausted(&self, place: u32) -> Option<&Racy<u64>> {
+        self.exhausted.0.get(place as usize)
     }
 
     fn now(&self) -> u64 {

@@ -48,6 +48,7 @@ fn shapes(map: &str) -> Option<(Shape, Shape)> {
         "sockets" => ("SocketKey", "Dialled"),
         "settings" => ("u32", "Settings"),
         "secrets" => ("u32", "Secrets"),
+        "exhausted" => ("u32", "u64"),
         "counters" => ("u32", "Counter"),
         "events_lost" => ("u32", "u64"),
         "listeners" => ("u32", "u32"),

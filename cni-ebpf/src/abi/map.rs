@@ -81,6 +81,9 @@ const fn flows(name: &'static str, entries: u32) -> MapSpec {
 
 use MapType::{Array, Hash, Lpm, LruHash, PerCpuArray};
 
+/// How many destinations are remembered to which no translated port was free.
+pub const EXHAUSTED_PLACES: u32 = 256;
+
 /// Every map that is pinned.
 pub const MAPS: &[MapSpec] = &[
     spec::<Addr, u32>("addresses", Hash, 2 * ENDPOINT_SLOTS),
@@ -110,6 +113,7 @@ pub const MAPS: &[MapSpec] = &[
     spec::<u32, Counter>("counters", PerCpuArray, COUNTERS),
     spec::<u32, Settings>("settings", Array, 1),
     spec::<u32, Secrets>("secrets", Array, 1),
+    spec::<u32, Racy<u64>>("exhausted", Array, EXHAUSTED_PLACES),
     MapSpec {
         name: "events",
         map_type: MapType::RingBuf,

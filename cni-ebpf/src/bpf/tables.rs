@@ -47,6 +47,11 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn exhausted(&self, place: u32) -> Option<&Racy<u64>> {
+        EXHAUSTED.get(place)
+    }
+
+    #[inline(always)]
     fn now(&self) -> u64 {
         // SAFETY: no arguments.
         unsafe { bpf_ktime_get_coarse_ns() }

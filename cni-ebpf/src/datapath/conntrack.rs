@@ -1,8 +1,8 @@
 //! Connections: finding them, aging them, moving them on.
 //!
 //! Nothing here waits for the agent. Both tables are LRU maps, so a table that is full gives up what was used least;
-//! a connection enters the first table only when its other side has answered, so that a flood of unanswered packets
-//! fills the second and evicts nobody who is talking. An entry whose idle time is over counts as absent wherever it is
+//! a connection enters the first table only when its other side has answered, and of TCP when the originator has heard
+//! that (which no forged source can), so that a flood fills the second and evicts nobody who is talking. An entry whose idle time is over counts as absent wherever it is
 //! found, and the timestamp is looked at in that moment and not by a collector.
 
 use super::headers::{proto, tcp};
@@ -231,7 +231,7 @@ pub(super) fn advance<P: Packet>(packet: &P, work: &mut Work, flow: &Flow) {
     if work.tuple.proto == proto::TCP && (revived || flags & !seen.get() != 0) {
         if revived {
             seen.set(seen.get() & !tcp::RST);
-            state = answered(flow);
+            state = unended(work, flow);
         }
         seen.set(seen.get() | flags);
         work.tell = event_kind::FLAGS;
@@ -245,8 +245,11 @@ pub(super) fn advance<P: Packet>(packet: &P, work: &mut Work, flow: &Flow) {
             state = tcp_state::FIN_WAIT;
         }
     }
-    if work.reply != 0 && state == tcp_state::NEW {
-        state = tcp_state::ESTABLISHED;
+    if work.reply != 0 && flow.flags.get() & flow_flags::REPLIED == 0 {
+        flow.flags.set(flow.flags.get() | flow_flags::REPLIED);
+    }
+    if state == tcp_state::NEW {
+        state = unended(work, flow);
     }
     if state != before {
         flow.state.set(state);
@@ -255,27 +258,26 @@ pub(super) fn advance<P: Packet>(packet: &P, work: &mut Work, flow: &Flow) {
         }
     }
     work.state = state;
-    if work.reply != 0 && flow.flags.get() & flow_flags::REPLIED == 0 {
-        flow.flags.set(flow.flags.get() | flow_flags::REPLIED);
-    }
 }
 
-/// The state of a flow that nobody has ended.
+/// The state of a flow that nobody has ended. An answer to a SYN says nothing of who sent that: the one that it bears must
+/// have heard it, and says so.
 #[inline(always)]
-fn answered(flow: &Flow) -> u8 {
-    if flow.flags.get() & flow_flags::REPLIED != 0 {
+fn unended(work: &Work, flow: &Flow) -> u8 {
+    let heard = work.tuple.proto != proto::TCP || flow.tcp_forward.get() & tcp::ACK != 0;
+    if heard && flow.flags.get() & flow_flags::REPLIED != 0 {
         tcp_state::ESTABLISHED
     } else {
         tcp_state::NEW
     }
 }
 
-/// Whether the flow is to move to the table that floods do not reach: its other side has just answered. ICMP stays: a
+/// Whether the flow is to move to the table that floods do not reach: both sides have heard each other. ICMP stays: a
 /// query ends with its answer, and pings of a scan must not evict connections. So does what was answered by a reset.
 #[inline(always)]
 pub(super) fn ripe(work: &Work, table: Table) -> bool {
     let icmp = work.key.proto == proto::ICMP || work.key.proto == proto::ICMPV6;
-    table == Table::New && work.reply != 0 && !icmp && work.state == tcp_state::ESTABLISHED
+    table == Table::New && !icmp && work.state == tcp_state::ESTABLISHED
 }
 
 /// Whether the packet may begin a connection: an answer or a reset is one to something that is not there.

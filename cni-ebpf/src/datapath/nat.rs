@@ -91,13 +91,17 @@ pub(super) fn leads_to(alias: &Alias, flow: &Flow, tuple: &Tuple) -> bool {
     *addr == tuple.dst && port == tuple.dst_port
 }
 
+/// Makes `work.alias_tuple` free for `work.key`. False if another living flow has it. Both tables count: a tuple must not
+/// stand in one for one flow and in the other for another.
+#[inline(always)]
+fn free<T: Tables>(tables: &T, work: &Work) -> bool {
+    vacate(tables, work, Table::Established) && vacate(tables, work, Table::New)
+}
+
 /// Takes `work.alias_tuple` for `work.key`. False if another living flow has it.
 #[inline(always)]
 fn take<T: Tables>(tables: &T, work: &Work, table: Table) -> bool {
-    // Both tables count: a tuple must not stand in one for one flow and in the other for another.
-    vacate(tables, work, Table::Established)
-        && vacate(tables, work, Table::New)
-        && tables.insert_alias(table, &work.alias_tuple, &work.alias).is_ok()
+    free(tables, work) && tables.insert_alias(table, &work.alias_tuple, &work.alias).is_ok()
 }
 
 /// Enters the alias of a destination-translated flow: `work.tuple` is what was dialled.

@@ -11,9 +11,9 @@ use crate::abi::*;
 /// first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Table {
-    /// Both sides were heard.
+    /// Both sides have heard each other.
     Established,
-    /// Only the originator was heard.
+    /// The others: not answered, or with an answer that the originator has not confirmed.
     New,
 }
 
@@ -27,6 +27,8 @@ pub trait Tables {
     fn config(&self) -> &Config;
     fn settings(&self) -> Option<&Settings>;
     fn secrets(&self) -> Option<&Secrets>;
+    /// What this place of the map `exhausted` holds.
+    fn exhausted(&self, place: u32) -> Option<&Racy<u64>>;
     /// Coarse monotonic nanoseconds.
     fn now(&self) -> u64;
     fn random(&self) -> u32;

@@ -17,7 +17,7 @@ use serde_json::json;
 
 const NODE_PORT: u16 = 30_080;
 /// Entries of the table of new connections, and how many SYNs a second come: ten tables.
-const TABLE: u64 = 4096;
+const TABLE: u64 = 1024;
 const RATE: u64 = 10 * TABLE;
 const WINDOW: Duration = Duration::from_secs(2);
 

@@ -161,7 +161,9 @@ impl Bench {
     fn sent(&self) -> Result<u64> {
         let list = std::fs::read_to_string("/proc/thread-self/net/dev")?;
         let name = format!("d{}:", ifindex::NETDEV);
-        let line = list.lines().find_map(|line| line.trim_start().strip_prefix(&name));
+        let line = list
+            .lines()
+            .find_map(|line| line.trim_start().strip_prefix(&name));
         // Eight columns of what came, then packets after bytes.
         let packets = line.and_then(|line| line.split_whitespace().nth(9));
         Ok(packets.context("the device is not listed")?.parse()?)

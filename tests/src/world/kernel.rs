@@ -260,6 +260,10 @@ impl Kernel {
             self.clear::<40, 56>(name)?;
         }
         self.clear::<24, 16>("affinity")?;
+        let mut exhausted: Array<_, u64> = Array::try_from(self.map("exhausted")?)?;
+        for place in 0..EXHAUSTED_PLACES {
+            exhausted.set(place, 0, 0)?;
+        }
         self.clear::<40, 16>("fragments")
     }
 

@@ -106,7 +106,14 @@ fn pods_of_one_node_reach_each_other_one_hop_further() {
             assert!(frames::checksums_hold(&out));
             assert_eq!(pair.run(Hook::FromPod, &reply, ifindex::POD_B).0, TO_A);
         }
-        // Both sides were heard: the connection stands where a flood does not reach it. A ping does not.
+        // Who only claims to have sent a SYN hears no answer, and would fill the table with what does not exist.
+        assert_eq!(pair.kernel.flows("conntrack").unwrap(), 1);
+        assert_eq!(pair.memory.flows[0].len(), 1);
+        assert_eq!(
+            pair.run(Hook::FromPod, &ends.tcp(ACK, b""), ifindex::POD_A).0,
+            TO_B
+        );
+        // Both sides have heard each other: the connection stands where a flood does not reach it. A ping does not.
         assert_eq!(pair.kernel.flows("conntrack").unwrap(), 2);
         assert_eq!(pair.memory.flows[0].len(), 2);
     });

@@ -122,6 +122,7 @@ fn the_end_of_a_forgotten_connection_does_not_spoil_the_next() {
             (ends.tcp(FIN_ACK, b""), ifindex::POD_A, TO_B),
             (ends.tcp(SYN, b""), ifindex::POD_A, TO_B),
             (from_b(ends).tcp(SYN_ACK, b""), ifindex::POD_B, TO_A),
+            (ends.tcp(ACK, b""), ifindex::POD_A, TO_B),
         ] {
             assert_eq!(pair.run(Hook::FromPod, &bytes, from).0, expected);
         }
@@ -140,6 +141,7 @@ fn a_forged_reset_ends_nothing_for_long() {
         for (bytes, from) in [
             (ends.tcp(SYN, b""), ifindex::POD_A),
             (from_b(ends).tcp(SYN_ACK, b""), ifindex::POD_B),
+            (ends.tcp(ACK, b""), ifindex::POD_A),
             (from_b(ends).tcp(RST, b""), ifindex::POD_B),
         ] {
             assert!(pair.run(Hook::FromPod, &bytes, from).0.is_ok());

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use cni_ebpf::abi::{Addr, Port, Reason, Tuple, direction};
-use cni_ebpf::datapath::Work;
+use cni_ebpf::datapath::conntrack::SECOND;
+use cni_ebpf::datapath::{Table, Tables, Work};
 use cni_tests::frames::Ends;
 use cni_tests::memory::Memory;
 use cni_tests::world::{self, Hook, ifindex, ip};
@@ -64,6 +65,39 @@ fn rel_39_nearly_every_port_is_given_before_one_is_refused() {
             assert_eq!(memory.flows[1].len(), given.len() + 1);
             assert_eq!(memory.aliases[1].len(), given.len() + 1);
         }
+    }
+}
+
+#[test]
+fn rel_39_who_asks_again_where_no_port_is_free_costs_no_whole_search() {
+    for v6 in [false, true] {
+        let mut memory = world::memory();
+        // A whole search finds each of so few.
+        (memory.config.snat_first, memory.config.snat_last) = (20_000, 20_511);
+        let ends = from_a(far(v6));
+        let mut sources = (1024..).map(|src_port| Ends { src_port, ..ends });
+        let mut ask = |memory: &mut Memory| translated(memory, sources.next().unwrap());
+        for _ in 0..512 {
+            assert!(ask(&mut memory).is_ok());
+        }
+        assert_eq!(ask(&mut memory), Err(Reason::NatExhausted));
+        // Longer than an alias without a flow is spared.
+        memory.clock.set(memory.clock.get() + 3 * SECOND);
+        assert_eq!(ask(&mut memory), Err(Reason::NatExhausted));
+        let (key, _) = memory.flows[1].entries().remove(0);
+        memory.remove_flow(Table::New, &key);
+        assert_eq!(
+            ask(&mut memory),
+            Err(Reason::NatExhausted),
+            "one of sixteen was free"
+        );
+        let elsewhere = Ends { dst_port: 1, ..ends };
+        assert!(
+            translated(&mut memory, elsewhere).is_ok(),
+            "another place has its own"
+        );
+        memory.clock.set(memory.clock.get() + SECOND / 10);
+        assert!(ask(&mut memory).is_ok(), "a failure is remembered for long");
     }
 }
 

@@ -4,8 +4,8 @@
 //! same for the same connection. So one whose entry was evicted, or stands in a table that these programs do not read,
 //! while its alias still stands, goes on under the port that its other side knows.
 
-use super::{fill_alias, reply_tuple, take};
-use crate::abi::{FlowKey, Port, Reason, Tuple, flow_flags};
+use super::{fill_alias, free, reply_tuple};
+use crate::abi::{EXHAUSTED_PLACES, FlowKey, Port, Reason, Tuple, flow_flags};
 use crate::datapath::headers::{ICMP_ANSWERER, proto};
 use crate::datapath::work::entered;
 use crate::datapath::{Packet, Table, Tables, Work, conntrack, lot};
@@ -14,6 +14,13 @@ use crate::datapath::{Packet, Table, Tables, Work, conntrack, lot};
 const TAKEN: u32 = 1 << 16;
 /// How many ports are tried. Even with one port in a hundred free all tries fail once in thirty thousand.
 const TRIES: u32 = 1024;
+/// How many, while a search towards the same place has failed just now: whoever floods a place through us, or is refused
+/// and asks again, must not cost a whole search each time.
+const TRIES_IN_VAIN: u32 = 16;
+/// The unit of the clock of failed searches, a power of two of nanoseconds, and how many of them they are remembered: 67
+/// to 84 milliseconds.
+const TICK: u32 = 24;
+const TICKS: u32 = 4;
 /// In how many places a connection that has begun already looks for its alias.
 const RECALLED: u32 = 4;
 /// The state of a search. It stands in the scratch because the stack of a step is what others leave of it.
@@ -39,7 +46,10 @@ impl Search {
         self.size = (last.wrapping_sub(first) & 0xffff) + 1;
         self.mask = self.size.next_power_of_two().wrapping_sub(1);
         self.place = (order >> 32) as u32 & self.mask;
-        self.stride = order as u32 | 1;
+        // A quarter to three quarters of a turn: no three steps in a row end outside of the range, which is more than half.
+        let quarter = (self.mask + 1) >> 2;
+        let turns = 1 + ((order as u32) >> 31);
+        self.stride = (order as u32 & quarter.wrapping_sub(1) & self.mask) | (quarter * turns) | 1;
         self.found = 0;
     }
 
@@ -118,6 +128,39 @@ fn recall<T: Tables>(tables: &T, work: &mut Work) {
     work.keep_port = 0;
 }
 
+/// What a search towards the destination of `work.out` is remembered by: the place in the map, and what stands there
+/// above the time.
+#[inline(always)]
+fn destination(work: &Work) -> (u32, u32) {
+    let Work { out, snat, .. } = work;
+    let rest = u64::from(out.dst_port.wire()) << 16 | u64::from(out.proto);
+    let hash = lot::mix(0, [out.dst.hi, out.dst.lo, snat.hi, snat.lo, rest]);
+    (hash as u32 % EXHAUSTED_PLACES, (hash >> 32) as u32)
+}
+
+#[inline(always)]
+fn ticks(now: u64) -> u32 {
+    (now >> TICK) as u32
+}
+
+/// Whether a search towards the same destination has failed just now.
+#[inline(always)]
+fn in_vain<T: Tables>(tables: &T, work: &Work) -> bool {
+    let (place, tag) = destination(work);
+    tables.exhausted(place).is_some_and(|last| {
+        let last = last.get();
+        (last >> 32) as u32 == tag && ticks(work.now).wrapping_sub(last as u32) <= TICKS
+    })
+}
+
+#[inline(always)]
+fn remember_failure<T: Tables>(tables: &T, work: &Work) {
+    let (place, tag) = destination(work);
+    if let Some(last) = tables.exhausted(place) {
+        last.set(u64::from(tag) << 32 | u64::from(ticks(work.now)));
+    }
+}
+
 /// Finds a source port for `work.out` behind `work.snat` and enters the alias. `work.key` must be set. `work.keep_port`:
 /// the port as it is comes first (the host's own flows).
 #[inline(always)]
@@ -132,7 +175,9 @@ pub(crate) fn allocate<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut 
     if work.out.proto == proto::TCP && !conntrack::begins(work) {
         recall(tables, work);
     }
-    tables.repeat(work.search.steps(TRIES), |_| {
+    let known = in_vain(tables, work);
+    let tries = if known { TRIES_IN_VAIN } else { TRIES };
+    tables.repeat(work.search.steps(tries), |_| {
         let own = fixed || work.keep_port != 0;
         if own {
             let Work {
@@ -149,9 +194,14 @@ pub(crate) fn allocate<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut 
                 return true;
             }
         }
-        // The host's own flow has a socket on its own port: that is what it keeps.
-        let busy = work.keep_port == 0 && packet.socket(&work.alias_tuple);
-        if !busy && take(tables, work, Table::New) {
+        // The host's own flow has a socket on its own port: that is what it keeps. Where ports are few most are flows', and
+        // sockets need not be asked for.
+        if free(tables, work)
+            && (work.keep_port != 0 || !packet.socket(&work.alias_tuple))
+            && tables
+                .insert_alias(Table::New, &work.alias_tuple, &work.alias)
+                .is_ok()
+        {
             work.search.found = TAKEN | u32::from(work.alias_tuple.dst_port.wire());
             return false;
         }
@@ -159,6 +209,10 @@ pub(crate) fn allocate<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut 
         !fixed
     });
     if work.search.found == 0 {
+        // Only a whole search says that there are none.
+        if !(fixed || known) {
+            remember_failure(tables, work);
+        }
         return Err(Reason::NatExhausted);
     }
     work.flow.snat = work.snat;
