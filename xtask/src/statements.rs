@@ -24,11 +24,23 @@ struct List {
     count: u32,
 }
 
-const LISTS: [List; 1] = [List {
-    prefix: "svc",
-    title: "Services: what replacing kube-proxy means",
-    count: 63,
-}];
+const LISTS: [List; 3] = [
+    List {
+        prefix: "svc",
+        title: "Services: what replacing kube-proxy means",
+        count: 63,
+    },
+    List {
+        prefix: "cni",
+        title: "The contract between runtimes and plugins",
+        count: 8,
+    },
+    List {
+        prefix: "rel",
+        title: "Reliability and security: what went wrong elsewhere",
+        count: 52,
+    },
+];
 
 /// Where tests are.
 const FOLDERS: [&str; 4] = ["cni-agent", "cni-ebpf", "cni-plugin", "tests"];

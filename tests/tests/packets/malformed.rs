@@ -172,10 +172,15 @@ fn rel_45_fragments_that_overlap_are_judged_by_their_own_ports_and_never_by_othe
         let [_, overlapping] = frames::fragments(&tcp(80), 32, 5);
         for later in [later, overlapping] {
             let verdict = pair.run(Hook::FromPod, &later, ifindex::POD_A).0;
-            assert!(
-                verdict == allowed || verdict == Err(Reason::PolicyIngress),
-                "{verdict:?}"
-            );
+            // The first that was refused is the one that is remembered.
+            assert_eq!(verdict, Err(Reason::PolicyIngress));
+        }
+        // And the other way round: what a refused beginning left does not keep one that is allowed from going on.
+        let [refused, _] = frames::fragments(&tcp(81), 40, 6);
+        let [first, later] = frames::fragments(&tcp(80), 40, 6);
+        assert_eq!(drop_of(pair, &refused), Reason::PolicyIngress);
+        for bytes in [first, later] {
+            assert_eq!(pair.run(Hook::FromPod, &bytes, ifindex::POD_A).0, allowed);
         }
     });
 }
