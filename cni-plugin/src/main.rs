@@ -15,11 +15,12 @@
 //! | addresses, gateways as permanent neighbours, routes; pod's end up | pod | the pair's removal |
 //! | `program`: maps and programs, policy included | agent | `release` |
 //! | host's end up, pod as permanent neighbour, routes to the pod | host | the pair's removal |
+//! | `finish` | agent | nothing: until then, the end of the connection is `release` |
 //! | result | stdout | DEL |
 //!
 //! The pod's end comes up before the host's because the kernel takes no route through a link that is down. Nothing
 //! passes a pair whose other end is down, so no packet precedes the policy. A host's end that is down is therefore the
-//! mark of an ADD that was cut short: the next ADD for the same container removes it and starts anew. Any other
+//! mark of an ADD that was cut short while no agent ran: the next ADD for the same container removes it and starts anew. Any other
 //! interface that bears the wanted name is left alone and fails the ADD.
 
 mod cmd;

@@ -5,10 +5,10 @@
 //! agent answers, one response to each request, in order.
 //!
 //! **One connection carries one ADD.** `allocate` reserves the endpoint, the plugin then makes the veth pair, and
-//! `program` makes the agent write the endpoint, its policy included, into the kernel. When the connection ends
-//! before `program` was answered, the plugin is dead and the agent undoes the allocation. When the plugin itself
-//! fails, it sends `release` on the same connection, so that the undoing is over before the runtime hears of the
-//! failure.
+//! `program` makes the agent write the endpoint, its policy included, into the kernel; the plugin raises the host's end
+//! and says `finish`. When the connection ends before that, the plugin is dead and the agent undoes everything. When the
+//! plugin itself fails, it sends `release` on the same connection, so that the undoing is over before the runtime hears
+//! of the failure.
 //!
 //! **A plugin one version older or newer works.** Each side ignores fields that it does not know, has a default for
 //! every field that was not in version 1, and answers an operation that it does not know with an error instead of
@@ -18,6 +18,7 @@
 //! |---|---|---|
 //! | [`Request::Allocate`] | [`Response::Allocated`] | replaces an earlier allocation for the same attachment |
 //! | [`Request::Program`] | [`Response::Done`] | only when all of the endpoint is in the kernel |
+//! | [`Request::Finish`] | [`Response::Done`] | at once; an agent that does not know it undoes nothing after `program` |
 //! | [`Request::Release`] | [`Response::Done`] | also for an endpoint that the agent does not know |
 //! | [`Request::Check`] | [`Response::Checked`] | the endpoint as the agent has it |
 //! | [`Request::Status`] | [`Response::Done`] | ready for ADD; otherwise an error with code 50 or 51 |
@@ -43,8 +44,8 @@ pub use codec::{CodecError, MAX_MESSAGE, receive, send};
 #[cfg(feature = "tokio")]
 pub use codec::{receive_async, send_async};
 pub use message::{
-    Allocate, Allocated, Bandwidth, Check, Checked, Collected, Gc, Message, Pod, Program, Release, Request,
-    Response, Route, Shaping, Status,
+    Allocate, Allocated, Bandwidth, Check, Checked, Collected, Finish, Gc, Message, Pod, Program, Release,
+    Request, Response, Route, Shaping, Status,
 };
 
 /// The version of the protocol that this build speaks.

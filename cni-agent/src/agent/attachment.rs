@@ -60,6 +60,7 @@ impl<K: Kernel> Agent<K> {
                 Ask::Plugin(Request::Check(check)) => reply(answer, self.check(&check).await),
                 Ask::Plugin(Request::Status(_)) => reply(answer, self.serves().map(|()| Response::Done)),
                 Ask::Plugin(Request::Gc(gc)) => reply(answer, self.gc(&gc).await),
+                Ask::Plugin(Request::Finish(_)) => reply(answer, Ok(Response::Done)),
                 Ask::Plugin(Request::Unknown) => reply(answer, Ok(Response::unknown_operation())),
                 Ask::Abandon { endpoint_id } => {
                     self.undo(endpoint_id).await;

@@ -131,6 +131,7 @@ impl Machine {
             client.program(Program {
                 endpoint_id: allocated.endpoint_id,
                 host_ifindex: ifindex,
+                finishes: false,
             })?;
             bring_up(&kernel, &allocated, ifindex);
             Ok(allocated)

@@ -22,7 +22,7 @@ pub struct Question {
 #[derive(Debug)]
 pub enum Ask {
     Plugin(Request),
-    /// The plugin is gone, and never heard that this endpoint was programmed.
+    /// The plugin is gone, and had not finished this endpoint.
     Abandon {
         endpoint_id: u32,
     },
@@ -97,18 +97,22 @@ async fn converse(mut stream: UnixStream, questions: mpsc::Sender<Question>) {
                 break;
             }
         };
-        let (response, programs) = match message.accept() {
+        let (response, ends) = match message.accept() {
             Err(error) => (Response::Failed(error), false),
             Ok(Request::Unknown) => (Response::unknown_operation(), false),
+            Ok(Request::Finish(_)) => (Response::Done, true),
             Ok(request) => {
-                let programs = matches!(request, Request::Program(_) | Request::Release(_));
-                (ask(&questions, Ask::Plugin(request)).await, programs)
+                let ends = match &request {
+                    Request::Program(program) => !program.finishes,
+                    request => matches!(request, Request::Release(_)),
+                };
+                (ask(&questions, Ask::Plugin(request)).await, ends)
             }
         };
         if let Response::Allocated(allocated) = &response {
             pending = Some(allocated.endpoint_id);
         }
-        let done = programs && response == Response::Done;
+        let done = ends && response == Response::Done;
         if let Err(error) = send_async(&mut stream, &Message::new(response)).await {
             tracing::debug!(%error, "the plugin did not wait for its answer");
             break;
@@ -120,7 +124,7 @@ async fn converse(mut stream: UnixStream, questions: mpsc::Sender<Question>) {
     if let Some(endpoint_id) = pending {
         tracing::info!(
             endpoint_id,
-            "the plugin ended before its endpoint was programmed; undoing"
+            "the plugin ended before its endpoint was finished; undoing"
         );
         ask(&questions, Ask::Abandon { endpoint_id }).await;
     }

@@ -134,7 +134,7 @@ fn wait_for_carriers() {
 }
 
 fn host_state(node: &Node) -> Vec<String> {
-    let mut state = tree(std::path::Path::new("/sys/fs/bpf"));
+    let mut state = tree(Path::new("/sys/fs/bpf"));
     state.extend(tree(&node.path("run")));
     state.extend(tree(&node.path("state")));
     for what in [

@@ -17,7 +17,7 @@ use cni_plugin::{
     environment::Arguments,
     queue,
     result::AddResult,
-    rpc::{Allocate, Allocated, Client, Program, Release, Route},
+    rpc::{Allocate, Allocated, Client, Finish, Program, Release, Route},
 };
 use serde_json::Value;
 use std::time::Duration;
@@ -182,9 +182,15 @@ impl Wiring<'_> {
         agent.program(Program {
             endpoint_id: endpoint.endpoint_id,
             host_ifindex,
+            finishes: true,
         })?;
         fault::at("programmed")?;
         host::bring_up(&mut self.host, host_ifindex, endpoint)?;
-        fault::at("up")
+        fault::at("up")?;
+        // An agent that is older, or gone by now, has nothing left to do.
+        let _ = agent.finish(Finish {
+            endpoint_id: endpoint.endpoint_id,
+        });
+        Ok(())
     }
 }

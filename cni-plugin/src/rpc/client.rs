@@ -1,8 +1,8 @@
 //! The plugin's side: a blocking connection with one deadline for all that happens on it.
 
 use super::{
-    Allocate, Allocated, Check, Checked, CodecError, Collected, Gc, Message, Program, Release, Request,
-    Response, Status, receive, send,
+    Allocate, Allocated, Check, Checked, CodecError, Collected, Finish, Gc, Message, Program, Release,
+    Request, Response, Status, receive, send,
 };
 use crate::{CniError, code};
 use nix::sys::socket::{
@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A connection to the agent. Dropping it before `program` was answered makes the agent undo the allocation.
+/// A connection to the agent. Dropping it before `finish` makes the agent undo everything.
 #[derive(Debug)]
 pub struct Client {
     stream: UnixStream,
@@ -49,6 +49,10 @@ impl Client {
 
     pub fn program(&mut self, request: Program) -> Result<(), CniError> {
         self.done("program", Request::Program(request))
+    }
+
+    pub fn finish(&mut self, request: Finish) -> Result<(), CniError> {
+        self.done("finish", Request::Finish(request))
     }
 
     pub fn release(&mut self, request: Release) -> Result<(), CniError> {

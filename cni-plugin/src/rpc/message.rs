@@ -47,6 +47,7 @@ impl<T> Message<T> {
 pub enum Request {
     Allocate(Box<Allocate>),
     Program(Program),
+    Finish(Finish),
     Release(Release),
     Check(Check),
     Status(Status),
@@ -208,6 +209,15 @@ impl From<IpNetwork> for Route {
 pub struct Program {
     pub endpoint_id: u32,
     pub host_ifindex: u32,
+    /// [`Request::Finish`] will follow. A plugin that does not know it is done with this.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub finishes: bool,
+}
+
+/// The host's end is up and routed to: the ADD is over, whatever becomes of its plugin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finish {
+    pub endpoint_id: u32,
 }
 
 /// Take everything of an attachment out of the kernel and free its addresses.

@@ -55,7 +55,9 @@ fn requests_and_responses_round_trip() {
         Request::Program(Program {
             endpoint_id: 7,
             host_ifindex: 12,
+            finishes: true,
         }),
+        Request::Finish(Finish { endpoint_id: 7 }),
         Request::Release(Release {
             network: "net".into(),
             container_id: "c1".into(),
@@ -89,6 +91,7 @@ fn the_wire_format_is_frozen() {
     let request = Message::new(Request::Program(Program {
         endpoint_id: 7,
         host_ifindex: 12,
+        finishes: false,
     }));
     let wire = json!({"version": 1, "op": "program", "endpoint_id": 7, "host_ifindex": 12});
     assert_eq!(serde_json::to_value(&request).unwrap(), wire);
@@ -194,6 +197,7 @@ fn the_client_speaks_to_a_server() {
         .program(Program {
             endpoint_id: 7,
             host_ifindex: 12,
+            finishes: false,
         })
         .unwrap();
     assert_eq!(

@@ -90,7 +90,7 @@ fn what_the_agent_does_not_have_fails() {
     let Some(mut node) = Node::new() else { return };
     let result = node.add();
     node.start_agent();
-    check(&node, &result).code(code::CHECK_FAILED);
+    check(&node, &result).code(code::UNKNOWN_CONTAINER);
     node.agent = None;
     check(&node, &result).code(code::TRY_AGAIN_LATER);
 }

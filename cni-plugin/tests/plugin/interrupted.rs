@@ -77,7 +77,7 @@ fn cni_08_an_add_killed_before_its_last_step_is_made_anew_by_the_next() {
 
 #[test]
 fn cni_08_a_killed_add_leaves_the_agent_nothing_that_it_did_not_confirm() {
-    for step in ["connected", "ipam", "allocated", "link", "pod"] {
+    for step in ADD_STEPS {
         let Some(node) = can_inject().then(Node::new).flatten() else {
             return;
         };

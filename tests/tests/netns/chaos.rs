@@ -121,7 +121,12 @@ fn cni_08_plugin_killed_at_any_step_leaves_the_real_agent_nothing() {
     let guest = Namespace::create(&format!("{}-guest", lab.name())).unwrap();
     let pool = |node: &Node| node.ask(["status"]).unwrap()["agent"]["pools"].to_string();
     let container = lab.name();
-    for step in [
+    let empty = |step: &str| {
+        crate::runtimes::nothing_is_left(node, &before);
+        assert!(pool(node).contains("\"used\":0"), "{step}: {}", pool(node));
+        assert_eq!(guest.devices().unwrap(), ["lo"], "{step}");
+    };
+    let steps = [
         "connected",
         "ipam",
         "allocated",
@@ -129,12 +134,34 @@ fn cni_08_plugin_killed_at_any_step_leaves_the_real_agent_nothing() {
         "pod",
         "programmed",
         "up",
-    ] {
+    ];
+    for step in steps {
+        // The agent hears of it, whatever the runtime does.
+        node.cni_killed(step, "ADD", container, &guest.path()).unwrap();
+        eventually(|| {
+            let endpoints = node.ask(["endpoints"]).unwrap();
+            let devices = node.pod_devices().unwrap();
+            (endpoints != json!([]) || !devices.is_empty())
+                .then(|| format!("{step}: {endpoints}, {devices:?}"))
+        });
+        // The next attempt finds nothing in its way, with a DEL before it and without one.
+        node.cni("ADD", container, &guest.path(), &json!({})).unwrap();
+        node.cni("DEL", container, &guest.path(), &json!({})).unwrap();
+        empty(step);
         node.cni_killed(step, "ADD", container, &guest.path()).unwrap();
         node.cni("DEL", container, &guest.path(), &json!({})).unwrap();
-        crate::runtimes::nothing_is_left(node, &before);
-        assert!(pool(node).contains("\"used\":0"), "{step}: {}", pool(node));
-        assert_eq!(guest.devices().unwrap(), ["lo"], "{step}");
+        empty(step);
+    }
+    for step in &steps[..5] {
+        node.cni_killed(step, "ADD", container, &guest.path()).unwrap();
+        node.end_agent(Signal::SIGKILL).unwrap();
+        node.start_agent().unwrap();
+        node.wait_until_ready().unwrap();
+        eventually(|| {
+            let left = node.pod_devices().unwrap();
+            (!left.is_empty()).then(|| format!("{step}: {left:?}"))
+        });
+        empty(step);
     }
     for step in ["del-link", "del-release"] {
         node.cni("ADD", container, &guest.path(), &json!({})).unwrap();

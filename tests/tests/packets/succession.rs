@@ -270,6 +270,36 @@ fn a_translation_without_its_flow_is_over_when_the_flow_would_be() {
 }
 
 #[test]
+fn a_flow_whose_translation_was_lost_enters_it_again() {
+    families(|pair, v6| {
+        let ends = from_a(far(v6));
+        let now = world::monotonic();
+        pair.memory.clock.set(now);
+        let from_pod = |pair: &mut Pair, flags| {
+            let frame = world::frame(ends.tcp(flags, b""), ifindex::POD_A);
+            pair.host(Hook::FromPod, &frame)
+        };
+        let (verdict, sent) = from_pod(pair, SYN);
+        assert_eq!(verdict, gateway(v6));
+        let l4 = if v6 { 54 } else { 34 };
+        let port = u16::from_be_bytes([sent.bytes[l4], sent.bytes[l4 + 1]]);
+        let back = |flags| world::frame(answer(ends, v6, port).tcp(flags, b""), ifindex::NETDEV);
+        assert_eq!(pair.host(Hook::FromNetdev, &back(SYN_ACK)).0, TO_A);
+        assert_eq!(from_pod(pair, ACK).0, gateway(v6));
+        for table in &mut pair.memory.aliases {
+            table.clear();
+        }
+        // It is looked after once a second, and by then stands where its flow does.
+        pair.memory.clock.set(now + 1_000_000_000);
+        assert_eq!(from_pod(pair, ACK).0, gateway(v6));
+        let aliases = [0, 1].map(|table: usize| pair.memory.aliases[table].len());
+        let flows = [0, 1].map(|table: usize| pair.memory.flows[table].len());
+        assert_eq!((aliases, flows), ([1, 0], [1, 0]));
+        assert_eq!(pair.host(Hook::FromNetdev, &back(ACK)).0, TO_A);
+    });
+}
+
+#[test]
 fn a_refused_packet_leaves_its_flow_as_it_was() {
     families(|pair, v6| {
         let ends = Ends {

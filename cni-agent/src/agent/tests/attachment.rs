@@ -187,6 +187,7 @@ async fn delegated_addresses_are_used_as_they_are_and_given_back_to_nobody() {
             client.program(Program {
                 endpoint_id: allocated.endpoint_id,
                 host_ifindex: 50,
+                finishes: false,
             })?;
             Ok(allocated)
         })

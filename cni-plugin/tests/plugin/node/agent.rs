@@ -156,7 +156,10 @@ fn serve(shared: &Shared, mut stream: UnixStream) {
         let response = answer(shared, request.clone());
         match (&request, &response) {
             (Request::Allocate(allocate), Response::Allocated(_)) => unfinished = Some(allocate.attachment()),
-            (Request::Program(_) | Request::Release(_), Response::Done) => unfinished = None,
+            (Request::Program(program), Response::Done) if program.finishes => {}
+            (Request::Program(_) | Request::Finish(_) | Request::Release(_), Response::Done) => {
+                unfinished = None
+            }
             _ => {}
         }
         if rpc::send(&mut stream, &Message::new(response)).is_err() {
@@ -232,13 +235,17 @@ fn answer(shared: &Shared, request: Request) -> Response {
                     mac: endpoint.mac,
                     addresses: endpoint.addresses.clone(),
                 })),
-                _ => Response::Failed(CniError::new(
+                Some(_) => Response::Failed(CniError::new(
                     code::CHECK_FAILED,
                     "the endpoint is not programmed",
                 )),
+                None => Response::Failed(CniError::new(
+                    code::UNKNOWN_CONTAINER,
+                    "the agent does not know it",
+                )),
             }
         }
-        Request::Status(_) => Response::Done,
+        Request::Status(_) | Request::Finish(_) => Response::Done,
         Request::Gc(gc) => {
             let released: Vec<Attachment> = state
                 .endpoints
