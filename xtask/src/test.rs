@@ -4,7 +4,9 @@ mod layer;
 mod lint;
 mod report;
 
+use std::mem;
 use std::process::ExitCode;
+use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use anyhow::Result;
@@ -54,7 +56,13 @@ impl Test {
                 started.elapsed(),
             );
         } else {
+            let mut image = BesideImage::of(&layers);
             for layer in &layers {
+                let waited = Instant::now();
+                if let Err(error) = image.before(*layer) {
+                    eprintln!("error: {error:#}");
+                    report.add("image", Tally::failure(format!("{error:#}")), waited.elapsed());
+                }
                 step(format_args!("layer {layer}"));
                 let started = Instant::now();
                 // One layer that cannot run must not hide what the others say.
@@ -94,8 +102,41 @@ fn prepare(layers: &[Layer]) -> Result<()> {
     if layers.iter().any(|layer| layer.needs_build()) {
         Build::default().run()?;
     }
-    if layers.iter().any(|layer| layer.needs_image()) {
-        Image::default().run()?;
-    }
     Ok(())
+}
+
+/// The image takes long to build, one processor for most of it: as long as those layers run that leave one idle.
+enum BesideImage {
+    NotNeeded,
+    Wanted,
+    Building(JoinHandle<Result<()>>),
+}
+
+impl BesideImage {
+    fn of(layers: &[Layer]) -> Self {
+        match layers.iter().any(|layer| layer.needs_image()) {
+            true => Self::Wanted,
+            false => Self::NotNeeded,
+        }
+    }
+
+    /// Starts it or waits for it, as this layer has it.
+    fn before(&mut self, layer: Layer) -> Result<()> {
+        if matches!(self, Self::Wanted) && layer >= Layer::Packets {
+            step("the image, beside what follows");
+            *self = Self::Building(thread::spawn(|| Image::default().run()));
+        }
+        if layer.leaves_a_processor() {
+            return Ok(());
+        }
+        match mem::replace(self, Self::NotNeeded) {
+            Self::Building(build) => build
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            before => {
+                *self = before;
+                Ok(())
+            }
+        }
+    }
 }

@@ -197,7 +197,14 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// The tests of the netns layer that are worth their time on every kernel: what this machine's kernel may lack, and the
 /// ways of the packet in either routing, through clsact where there is no tcx.
-const NETNS: [&str; 4] = ["matrix::direct_dual", "matrix::vxlan_dual", "sctp::", "a_bond_"];
+const NETNS: [&str; 6] = [
+    "matrix::direct_dual",
+    "matrix::vxlan_dual",
+    "sctp::",
+    "a_bond_",
+    "a_vlan_",
+    "is_paced",
+];
 
 /// What the `vm` layer of `cargo xtask test` does.
 pub(crate) fn supported_kernels(arguments: &[String]) -> Result<Tally> {

@@ -25,6 +25,8 @@ pub(crate) enum Layer {
     Verifier,
     /// Packet fixtures through the host build and through the loaded programs, with equal verdicts
     Packets,
+    /// The verifier layer in virtual machines, on every supported kernel
+    Vm,
     /// Nodes and pods as network namespaces, with real sockets
     Netns,
     /// Agents and a real API server, without kubelets
@@ -33,8 +35,6 @@ pub(crate) enum Layer {
     Deploy,
     /// A real Kubernetes on two nodes: ordinary workloads, power cuts, upstream's network conformance specs
     Cluster,
-    /// The verifier layer in virtual machines, on every supported kernel
-    Vm,
 }
 
 impl Layer {
@@ -79,6 +79,11 @@ impl Layer {
 
     pub(crate) fn needs_image(self) -> bool {
         self == Self::Deploy
+    }
+
+    /// Whether it runs on one processor and does not mind how quickly.
+    pub(crate) fn leaves_a_processor(self) -> bool {
+        matches!(self, Self::Packets | Self::Vm)
     }
 
     pub(crate) fn run(self, arguments: &[String]) -> Result<Tally> {
