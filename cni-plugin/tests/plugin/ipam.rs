@@ -127,6 +127,9 @@ fn cni_03_what_it_refuses_fails_the_verb() {
         .with(json!({"cni.dev/valid-attachments": []}))
         .run()
         .code(123);
+    // It went on past that: nothing of ours is left for the DEL.
+    assert_eq!(node.agent().endpoints(), []);
+    node.assert_empty();
     node.call("DEL").with(section()).run().code(123);
     node.assert_empty();
 }
@@ -139,6 +142,19 @@ fn del_frees_its_addresses_while_the_agent_is_down() {
     node.agent = None;
     node.call("DEL").with(section()).run().ok();
     assert_eq!(verbs(&node), ["ADD", "DEL"]);
+}
+
+#[test]
+fn cni_03_gc_reaches_it_while_the_agent_is_down() {
+    let Some(mut node) = Node::new() else { return };
+    node.install_ipam(RESULT, "");
+    node.agent = None;
+    node.call("GC")
+        .with(section())
+        .with(json!({"cni.dev/valid-attachments": []}))
+        .run()
+        .code(code::TRY_AGAIN_LATER);
+    assert_eq!(verbs(&node), ["GC"]);
 }
 
 #[test]

@@ -1,6 +1,11 @@
 //! Events while nobody listens.
 
-use std::process::Stdio;
+use std::{
+    collections::BTreeSet,
+    io::{BufRead, BufReader},
+    process::Stdio,
+    thread,
+};
 
 use cni_tests::{
     lab::{Families, Lab, Node, Plan, Pod, Routing, Signal},
@@ -62,7 +67,7 @@ fn events_that_nobody_listens_to_are_not_told_and_what_nobody_reads_is_lost_and_
     let begun = world::monotonic();
     let mut monitor = node.millrace(["monitor", "--kind", "new", "--count", "1", "--json"]);
     let monitor = monitor.stdout(Stdio::piped()).spawn().unwrap();
-    let heard = std::thread::scope(|scope| {
+    let heard = thread::scope(|scope| {
         let heard = scope.spawn(|| monitor.wait_with_output().unwrap());
         while !heard.is_finished() {
             connect(&a, &b, 5);
@@ -77,4 +82,40 @@ fn events_that_nobody_listens_to_are_not_told_and_what_nobody_reads_is_lost_and_
         (&json!("new"), &json!(a.ip(true))),
         "{event}"
     );
+}
+
+#[test]
+fn a_connection_is_told_from_its_first_packet_to_its_last() {
+    needs_root!();
+    let lab = Lab::start(Plan::new(Routing::Direct, Families::Dual).nodes(1)).unwrap();
+    let node = &lab.nodes[0];
+    let (a, b) = (node.add_pod("a").unwrap(), node.add_pod("b").unwrap());
+    let echo = Echo::tcp(&b.namespace, b.ip(true), 0).unwrap();
+    let mut monitor = node.millrace(["monitor", "--json"]);
+    let mut monitor = monitor.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(monitor.stdout.take().unwrap()).lines();
+    thread::scope(|scope| {
+        let heard = scope.spawn(|| {
+            let mut wanted = BTreeSet::from(["new", "flags", "close"]);
+            for line in lines.by_ref() {
+                let event: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
+                let ends = [&event["src"], &event["dst"]];
+                let ours = [json!(a.ip(true)), json!(echo.address.ip())];
+                if ours.iter().all(|end| ends.contains(&end)) {
+                    wanted.retain(|kind| event["kind"] != *kind);
+                }
+                if wanted.is_empty() {
+                    break;
+                }
+            }
+            wanted
+        });
+        while !heard.is_finished() {
+            traffic::tcp(&a.namespace, echo.address, 10).unwrap();
+            thread::sleep(std::time::Duration::from_millis(10));
+        }
+        assert_eq!(heard.join().unwrap(), BTreeSet::new(), "never told");
+    });
+    monitor.kill().unwrap();
+    monitor.wait().unwrap();
 }

@@ -55,6 +55,27 @@ fn rel_43_crowd_of_pods_comes_and_goes_without_a_trace() {
     });
 }
 
+#[test]
+fn rel_43_what_the_runtime_does_not_list_is_collected_and_nothing_else() {
+    needs_root!();
+    let lab = Lab::start(Plan::new(Routing::Direct, Families::Dual).nodes(1)).unwrap();
+    let node = &lab.nodes[0];
+    let a = node.add_pod("a").unwrap();
+    let before = node.intent().unwrap();
+    let b = node.add_pod("b").unwrap();
+    let valid = json!({"cni.dev/valid-attachments": [{"containerID": a.container, "ifname": "eth0"}]});
+    node.cni("GC", &b.container, &b.namespace.path(), &valid).unwrap();
+    let endpoints = node.ask(["endpoints"]).unwrap();
+    assert_eq!(endpoints.as_array().map(Vec::len), Some(1), "{endpoints}");
+    assert_eq!(node.pod_devices().unwrap().len(), 1);
+    assert_eq!(b.namespace.devices().unwrap(), ["lo"]);
+    crate::eventually(|| {
+        let now = node.intent().unwrap();
+        (now != before).then(|| format!("before: {before:#?}\nleft: {now:#?}"))
+    });
+    traffic::ping(&node.namespace, a.ip(true), 56).unwrap();
+}
+
 /// Runtimes attach the networks of one container at the same time.
 #[test]
 fn interfaces_of_one_container_come_and_go_at_once() {
