@@ -16,6 +16,8 @@ use crate::process::{command, output, stream};
 use crate::test::Tally;
 
 const CONFORMANCE: &str = r"\[sig-network\].*\[Conformance\]";
+/// How many those are in the release of Kubernetes that is built here.
+const SPECS: u64 = 47;
 /// What needs more than a plain cluster, or breaks it for others that run at the time.
 const SPECIAL: &str = r"\[Slow\]|\[Serial\]|\[Disruptive\]|\[Feature:|\[Alpha\]|\[Beta\]";
 
@@ -45,7 +47,16 @@ pub(crate) fn conformance(place: &Place) -> Result<Tally> {
         report: None,
         processes: PROCESSES,
     };
-    e2e.tally(place)
+    Ok(complete(e2e.tally(place)?))
+}
+
+/// A suite that ran in part has shown little, however much of it passed.
+fn complete(mut tally: Tally) -> Tally {
+    let ran = tally.passed + tally.failed;
+    if ran != SPECS {
+        tally += Tally::failure(format!("{ran} conformance specs ran instead of {SPECS}"));
+    }
+    tally
 }
 
 impl E2e {
@@ -157,6 +168,20 @@ mod tests {
             "FAIL! -- 46 Passed | 1 Failed | 0 Pending | 6500 Skipped",
         );
         assert_eq!((tally.passed, tally.failed), (46, 1));
+    }
+
+    #[test]
+    fn another_number_of_specs_is_a_failure() {
+        let ran = |passed, failed| {
+            let mut tally = Tally::default();
+            for _ in 0..failed {
+                tally += Tally::failure("a");
+            }
+            tally.passed = passed;
+            complete(tally).failed
+        };
+        assert_eq!([ran(47, 0), ran(46, 1)], [0, 1]);
+        assert_eq!([ran(46, 0), ran(0, 0), ran(48, 0)], [1, 1, 1]);
     }
 
     #[test]
