@@ -21,7 +21,7 @@ pub(crate) use check::overlap;
 pub use cni::{CniConfig, OnExit};
 pub use kubernetes::{KubernetesConfig, KubernetesMode, service_address};
 pub use load::ConfigError;
-pub use services::{Algorithm, NodePortAddresses, Proxy, ServicesConfig, SocketLb, Xdp};
+pub use services::{Algorithm, Mode, NodePortAddresses, Proxy, ServicesConfig, SocketLb, Xdp};
 
 /// Where the file is unless somebody says otherwise.
 pub const CONFIG_FILE: &str = "/etc/millrace/config.yaml";

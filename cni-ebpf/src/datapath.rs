@@ -16,6 +16,7 @@ pub mod checksum;
 mod connection;
 pub mod conntrack;
 mod deliver;
+mod direct;
 mod external;
 mod fragments;
 pub mod headers;
@@ -23,6 +24,7 @@ mod limit;
 mod lot;
 pub mod maglev;
 pub mod nat;
+mod origin;
 pub mod policy;
 mod refuse;
 mod related;
@@ -71,6 +73,7 @@ fn start(work: &mut Work, at: u8, towards: u8) {
     put(&mut work.departure, 0);
     put(&mut work.entered, 0);
     put(&mut work.answered, 0);
+    put(&mut work.direct, 0);
     work.event.dnat.clear();
     put(&mut work.event.dnat_port, crate::abi::Port::ZERO);
     put(&mut work.way, way::PASS);
@@ -312,7 +315,7 @@ fn arrived<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) ->
         Err(_) if !tunnel => return work.pass(),
         Err(reason) => return Err(reason),
     }
-    if !tunnel && carries_tunnelled(tables, work) {
+    if !tunnel && origin::carries_tunnelled(tables, work) {
         return work.pass();
     }
     // A pod of this node sends by `from_pod`, never from outside, whoever the packet is for.
@@ -321,15 +324,20 @@ fn arrived<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) ->
         return Err(Reason::Martian);
     }
     if tunnel {
-        tunnel_source(tables, packet, work)?;
+        origin::tunnelled(tables, packet, work)?;
     }
     match fragments::resolve(tables, work) {
         Err(_) if !tunnel => return work.pass(),
         outcome => outcome?,
     }
-    if let Some(receiver) = tables.endpoint(&work.tuple.dst) {
+    let named = work.direct == work::direct::CAME;
+    let target = if named { work.choice.addr } else { work.tuple.dst };
+    if let Some(receiver) = tables.endpoint(&target) {
         work.endpoint = receiver.id;
         return arriving(tables, packet, work, receiver);
+    }
+    if named {
+        return Err(Reason::NoEndpoint);
     }
     if tunnel {
         let destination = work.tuple.dst;
@@ -343,71 +351,6 @@ fn arrived<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) ->
     external::arriving(tables, packet, work, tunnel)
 }
 
-/// Whether this is a packet of the tunnel to this node: what is in it comes by the tunnel's device, and is asked about
-/// there.
-#[inline(always)]
-fn carries_tunnelled<T: Tables>(tables: &T, work: &Work) -> bool {
-    let port = tables.config().port_of_tunnel();
-    port != 0
-        && work.tuple.proto == headers::proto::UDP
-        && u32::from(work.tuple.dst_port.get()) == port
-        && tables
-            .settings()
-            .is_some_and(|node| work.tuple.dst == node.node_v4 || work.tuple.dst == node.node_v6)
-}
-
-/// The node that sent a tunnelled packet must own the address inside. It may send from any of its addresses, whichever its
-/// own routes chose.
-#[inline(always)]
-fn tunnel_source<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut Work) -> Result<(), Reason> {
-    let (remote, number) = packet.tunnel_source().ok_or(Reason::TunnelKey)?;
-    if number != tables.config().tunnel_number() {
-        return Err(Reason::TunnelKey);
-    }
-    let inner = work.tuple.src;
-    let route = route::lookup(tables, work, &inner).map_err(|_| Reason::TunnelSource)?;
-    if route.action != route_action::TUNNEL {
-        return Err(Reason::TunnelSource);
-    }
-    let owner = route.gateway;
-    if owner == remote {
-        return Ok(());
-    }
-    match route::lookup(tables, work, &remote) {
-        Ok(route)
-            if route.action == route_action::TUNNEL
-                && route.flags & route_flags::NODE != 0
-                && route.gateway == owner =>
-        {
-            Ok(())
-        }
-        _ => Err(Reason::TunnelSource),
-    }
-}
-
-/// Who comes by a device of the node lies neither on this node nor behind the tunnel. Of a connection it is asked once.
-/// `nodes`: other nodes may speak for themselves, as they do to what is not a pod.
-#[inline(always)]
-fn outside_source<T: Tables>(tables: &T, work: &mut Work, nodes: bool) -> Result<(), Reason> {
-    let source = work.tuple.src;
-    match route::lookup(tables, work, &source) {
-        Ok(route)
-            if nodes && route.action == route_action::TUNNEL && route.flags & route_flags::NODE != 0 =>
-        {
-            Ok(())
-        }
-        Ok(route)
-            if matches!(
-                route.action,
-                route_action::HOST | route_action::ENDPOINTS | route_action::TUNNEL
-            ) =>
-        {
-            Err(Reason::Martian)
-        }
-        _ => Ok(()),
-    }
-}
-
 /// A packet from another node or from outside for a pod of this one.
 #[inline(always)]
 fn arriving<T: Tables, P: Packet>(
@@ -419,16 +362,18 @@ fn arriving<T: Tables, P: Packet>(
     let tunnel = packet.ifindex() == tables.config().tunnel_device();
     if work.headers.icmp_error != 0 {
         if !tunnel {
-            outside_source(tables, work, false)?;
+            origin::outside(tables, work, false)?;
         }
         stage::call(Stage::Related, tables, packet, work)?;
         work.stack_reply = 0;
         return deliver(tables, packet, work, receiver);
     }
-    if let Some(known) = known(tables, packet, work, Some(receiver), true) {
+    if let Some(known) = known(tables, packet, work, Some(receiver), true)
+        && direct::leads_there(work, known.found.flow)
+    {
         let flags = &known.found.flow.flags;
         if !tunnel && flags.get() & flow_flags::OUTSIDE == 0 {
-            outside_source(tables, work, false)?;
+            origin::outside(tables, work, false)?;
             flags.set(flags.get() | flow_flags::OUTSIDE);
         }
         advance_known(tables, packet, work, &known)?;
@@ -438,18 +383,22 @@ fn arriving<T: Tables, P: Packet>(
     }
     conntrack::may_begin(work)?;
     if !tunnel {
-        outside_source(tables, work, false)?;
+        origin::outside(tables, work, false)?;
     }
     work.out = work.tuple;
+    direct::choose(tables, work);
     conntrack::begin(packet, work);
     if !tunnel {
         work.flow.flags.set(work.flow.flags.get() | flow_flags::OUTSIDE);
     }
     policy::admit(tables, packet, work, None, Some(receiver), false)?;
+    if work.direct == work::direct::CAME {
+        stage::call(Stage::Dial, tables, packet, work)?;
+    }
     work.flow.via_forward = route::via_to(receiver);
     work.flow.via_reply = if work.flow.via_forward == via::STACK {
         via::STACK
-    } else if tunnel {
+    } else if tunnel && work.direct == work::direct::NO {
         via::TUNNEL
     } else {
         via::DEVICE

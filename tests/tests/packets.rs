@@ -8,6 +8,8 @@
 
 #[path = "packets/admission.rs"]
 mod admission;
+#[path = "packets/direct.rs"]
+mod direct;
 #[path = "packets/external.rs"]
 mod external;
 #[path = "packets/fixtures.rs"]

@@ -71,6 +71,8 @@ struct Connection {
     dialled: Option<SocketAddr>,
     /// What the destination sees, if it was translated.
     seen_as: Option<SocketAddr>,
+    /// The backend's node answers the originator itself, past this one.
+    direct_return: bool,
     replied: bool,
     /// Its idle time is over: the programs take it for absent, and the kernel gives its room away when it is needed.
     #[serde(skip)]
@@ -190,6 +192,7 @@ fn connection(key: &FlowKey, flow: &Flow, now: u64) -> Connection {
         dst,
         dialled: (flags & flow_flags::DNAT != 0).then_some(dialled),
         seen_as: (flags & flow_flags::SNAT != 0).then_some(seen_as),
+        direct_return: flags & flow_flags::DSR != 0,
         replied: flags & flow_flags::REPLIED != 0,
         over: conntrack::expired(key.proto, flow, now),
         idle: now.saturating_sub(flow.seen.get()) / 1_000_000_000,
@@ -211,7 +214,10 @@ fn row(connection: &Connection) -> Vec<String> {
         connection.src.to_string(),
         connection.dst.to_string(),
         or_dash(connection.dialled),
-        or_dash(connection.seen_as),
+        match connection.seen_as {
+            None if connection.direct_return => "dsr".to_owned(),
+            seen_as => or_dash(seen_as),
+        },
         format!("{}s", connection.idle),
         format!("{}/{}", connection.packets, connection.packets_reply),
         format!("{}/{}", connection.bytes, connection.bytes_reply),

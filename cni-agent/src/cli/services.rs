@@ -85,6 +85,7 @@ pub(crate) fn run(context: &Context, options: &Options) -> Outcome {
         "ANSWER",
         "BACKENDS",
         "ALGORITHM",
+        "MODE",
         "HINTS",
         "AFFINITY",
         "CONNECTIONS",
@@ -195,6 +196,12 @@ fn cells(service: &Description, front: &Front, connections: &Connections) -> Vec
             Algorithm::Random => "random".to_owned(),
             Algorithm::Maglev => format!("maglev {}", front.table_size),
         },
+        match (front.direct_return, front.masquerade) {
+            (true, _) => "dsr",
+            (false, true) => "snat",
+            (false, false) => "-",
+        }
+        .to_owned(),
         match front.hints {
             HintsUsed::Anywhere => "-",
             HintsUsed::SameZone => "zone",

@@ -2,7 +2,7 @@
 
 use cni_ebpf::abi;
 
-use super::Topology;
+use super::{Topology, topology::told_by_rest};
 use crate::{
     config::{Config, Proxy, Routing, SocketLb, Xdp},
     desired::{Desired, Vxlan},
@@ -63,6 +63,7 @@ pub(super) fn settings(topology: &Topology<'_>, desired: &mut Desired) {
     let settings = abi::Settings {
         node_v4: address(true),
         node_v6: address(false),
+        pods_v6: told_by_rest(&topology.pod_cidrs).map_or(0, |range| abi::Addr::from(range.network()).hi),
         ..abi::Settings::default()
     };
     if settings != abi::Settings::default() {

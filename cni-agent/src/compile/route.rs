@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, net::IpAddr};
 use cni_ebpf::abi::{Addr, Prefix, Route, route_action, route_flags};
 use ipnetwork::IpNetwork;
 
-use super::{Topology, topology::Other};
+use super::{
+    Topology,
+    topology::{Other, told_by_rest},
+};
 use crate::{
     desired::{Desired, HostRoute, NextHop, RouteKey},
     model::Pod,
@@ -69,13 +72,13 @@ pub(super) fn routes(topology: &Topology<'_>, desired: &mut Desired, problems: &
         }
     }
     for other in &topology.others {
+        let told = told_by_rest(&other.node.pod_cidrs);
         for range in &other.node.pod_cidrs {
-            if overlaps(topology, range)
-                || !claims.put(
-                    *range,
-                    to_pods(topology, other.tunnel_address, range, &other.node.addresses),
-                )
-            {
+            let mut route = to_pods(topology, other.tunnel_address, range, &other.node.addresses);
+            if route.action == route_action::TUNNEL && (range.is_ipv4() || told == Some(range)) {
+                route.flags = route_flags::DSR;
+            }
+            if overlaps(topology, range) || !claims.put(*range, route) {
                 problems.push(format!(
                     "Node {}: pod range {range} is another node's too; correct spec.podCIDRs of one of them",
                     other.node.name

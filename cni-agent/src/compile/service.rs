@@ -15,7 +15,7 @@ use cni_ebpf::abi::{Addr, Port, ServiceKey, backend_flags, service_flags, servic
 use ipnetwork::IpNetwork;
 
 use crate::{
-    config::Algorithm,
+    config::{Algorithm, Mode},
     model::{EndpointSlice, Service, ServicePort, TrafficPolicy},
 };
 pub use choice::Topology as HintsUsed;
@@ -97,6 +97,13 @@ pub fn compile(place: &Place, service: &Service, slices: &[&EndpointSlice]) -> C
         return compiled;
     }
     compiled.problems.extend(service.misread.iter().cloned());
+    if service.mode == Some(Mode::Dsr) && !place.tunnelled {
+        compiled.problems.push(format!(
+            "Service {}: dsr needs the tunnel; clients are answered by the node that they ask. Set routing to vxlan, or take \
+             the annotation out",
+            service.name
+        ));
+    }
     let mut serving = BTreeSet::new();
     let mut local_ready = [None; 2];
     for (family_ready, v4) in local_ready.iter_mut().zip([true, false]) {
@@ -338,8 +345,7 @@ impl PortAt<'_> {
 
     /// The size of the table for so many endpoints, if there is to be one.
     fn maglev(&self, endpoints: usize, problems: &mut Vec<String>) -> Option<u32> {
-        let algorithm = self.service.algorithm.unwrap_or(self.place.algorithm);
-        if algorithm != Algorithm::Maglev {
+        if self.algorithm() != Algorithm::Maglev {
             return None;
         }
         let size = match self.service.maglev_size.unwrap_or(self.place.maglev_size) {
@@ -382,7 +388,7 @@ impl PortAt<'_> {
         let (inside, outside) = if local {
             (service_flags::MASQUERADE_NODE, 0)
         } else {
-            (service_flags::MASQUERADE, service_flags::MASQUERADE)
+            (service_flags::MASQUERADE, service_flags::MASQUERADE | self.direct())
         };
         // Inside of the cluster there is no client's address to lose: every endpoint will do.
         let inside = self.frontend(ip, number, service_scope::CLUSTER, false, inside);
@@ -393,6 +399,21 @@ impl PortAt<'_> {
                 restricted,
                 ..outside
             });
+        }
+    }
+
+    fn algorithm(&self) -> Algorithm {
+        self.service.algorithm.unwrap_or(self.place.algorithm)
+    }
+
+    /// Whether clients from outside are answered past the node that they ask.
+    fn direct(&self) -> u32 {
+        match self.service.mode.unwrap_or(self.place.mode) {
+            Mode::Dsr if self.place.tunnelled && self.algorithm() == Algorithm::Maglev => {
+                service_flags::DSR | service_flags::ANY_NODE
+            }
+            Mode::Dsr if self.place.tunnelled => service_flags::DSR,
+            _ => 0,
         }
     }
 

@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 
 use super::device;
 use crate::{
-    config::{Config, Proxy, Routing, Xdp},
+    config::{Config, Mode, Proxy, Routing, Xdp},
     model::{Device, Node},
     state::State,
 };
@@ -193,6 +193,14 @@ impl<'a> Topology<'a> {
                     .to_owned(),
             );
         }
+        let v6 = || self.pod_cidrs.iter().any(IpNetwork::is_ipv6);
+        if self.config.services.mode == Mode::Dsr && v6() && told_by_rest(&self.pod_cidrs).is_none() {
+            problems.push(
+                "services.mode: other nodes name a pod by the last eight bytes of its address, and no IPv6 range of this node's \
+                 pods is /64 or narrower; their clients come with a node's address. Give the node such a range"
+                    .to_owned(),
+            );
+        }
         if self.devices.is_empty() {
             problems.push("no device of this node faces other machines; name one in devices".to_owned());
         }
@@ -204,6 +212,13 @@ impl<'a> Topology<'a> {
             ));
         }
     }
+}
+
+/// The range of a node's pods of IPv6 that its other nodes tell apart by the last eight bytes of their address: of ranges
+/// that the first eight tell, the lowest, so that all choose the same.
+pub(super) fn told_by_rest(pod_cidrs: &[IpNetwork]) -> Option<&IpNetwork> {
+    let told = |range: &&IpNetwork| range.is_ipv6() && range.prefix() >= 64;
+    pod_cidrs.iter().filter(told).min()
 }
 
 fn via_stack(config: &Config, state: &State) -> Vec<IpNetwork> {

@@ -4,7 +4,7 @@ use std::{fmt, path::Path};
 
 use ipnetwork::IpNetwork;
 
-use super::{Config, Families, Routing};
+use super::{Config, Families, Mode, Routing};
 
 /// A setting that makes no sense.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +44,7 @@ impl Config {
         self.check_node(&mut problems);
         self.check_ranges(&mut problems);
         self.check_numbers(&mut problems);
+        self.check_mode(&mut problems);
         self.check_paths(&mut problems);
         self.kubernetes.check(&mut problems);
         self.cni.check(&mut problems);
@@ -161,6 +162,16 @@ impl Config {
                 "maps.events",
                 format!("{} is not a size that the kernel takes", self.maps.events),
                 "use a power of two, at least 4096",
+            );
+        }
+    }
+
+    fn check_mode(&self, problems: &mut Problems) {
+        if self.services.mode == Mode::Dsr && self.routing == Routing::Direct {
+            problems.add(
+                "services.mode",
+                "dsr needs the tunnel, inside of which a packet names its endpoint, and routing is direct",
+                "set routing to vxlan, or mode to snat",
             );
         }
     }

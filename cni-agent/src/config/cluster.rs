@@ -43,6 +43,7 @@ impl ServicesConfig {
             masquerade_all,
             algorithm,
             maglev_table_size,
+            mode,
         } = settings;
         set(&mut self.cidrs, cidrs);
         set(&mut self.via_stack_cidrs, via_stack_cidrs);
@@ -52,6 +53,7 @@ impl ServicesConfig {
         set(&mut self.masquerade_all, masquerade_all);
         set(&mut self.algorithm, algorithm);
         set(&mut self.maglev_table_size, maglev_table_size);
+        set(&mut self.mode, mode);
     }
 }
 

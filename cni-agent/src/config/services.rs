@@ -14,6 +14,8 @@ pub struct ServicesConfig {
     pub proxy: Proxy,
     pub socket_lb: SocketLb,
     pub xdp: Xdp,
+    /// By whom clients from outside are answered, unless a Service says otherwise.
+    pub mode: Mode,
     /// Ranges of Service addresses, beside those of the cluster's ServiceCIDR objects.
     pub cidrs: Vec<IpNetwork>,
     /// Ranges whose addresses are the stack's business in any case.
@@ -42,6 +44,7 @@ impl Default for ServicesConfig {
             proxy: Proxy::default(),
             socket_lb: SocketLb::default(),
             xdp: Xdp::default(),
+            mode: Mode::default(),
             cidrs: Vec::new(),
             via_stack_cidrs: Vec::new(),
             node_port_addresses: NodePortAddresses::default(),
@@ -88,6 +91,17 @@ pub enum Algorithm {
     Random,
     /// The same on every node for the same client.
     Maglev,
+}
+
+/// By whom a client from outside is answered whose endpoint is on another node than it asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// By the node it asked, whose address the endpoint sees.
+    #[default]
+    Snat,
+    /// By the endpoint's node (direct server return); the endpoint sees the client's address.
+    Dsr,
 }
 
 /// Whether what comes from outside and goes on to another node is turned round before the stack sees it.
@@ -166,12 +180,13 @@ impl ServicesConfig {
                 || self.external_ips
                 || self.masquerade_all
                 || self.algorithm != Algorithm::Random
-                || self.xdp != Xdp::Off)
+                || self.xdp != Xdp::Off
+                || self.mode != Mode::Snat)
         {
             problems.add(
                 "services.proxy",
                 "it is stack, and something else is set of what only millrace serves",
-                "set it to millrace, or take localhostNodePorts, externalIPs, masqueradeAll, algorithm and xdp out",
+                "set it to millrace, or take localhostNodePorts, externalIPs, masqueradeAll, algorithm, xdp and mode out",
             );
         }
         if self.maglev_table_size != 0 && !maglev::is_size(self.maglev_table_size) {

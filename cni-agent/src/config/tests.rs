@@ -153,6 +153,21 @@ fn what_the_cluster_says_of_services_wins_and_must_make_sense_here() {
 }
 
 #[test]
+fn clients_are_answered_past_the_node_only_through_a_tunnel() {
+    let keys = |text: &str| -> Vec<String> {
+        let problems = Config::parse(text).unwrap().check();
+        problems.into_iter().map(|problem| problem.key).collect()
+    };
+    let with = |routing: &str, proxy: &str| {
+        let text = format!("{{nodeName: a, routing: {routing}, services: {{proxy: {proxy}, mode: dsr}}}}");
+        keys(&text)
+    };
+    assert!(!with("vxlan", "millrace").iter().any(|key| key.starts_with("services")));
+    assert!(with("direct", "millrace").contains(&"services.mode".to_owned()));
+    assert!(with("vxlan", "stack").contains(&"services.proxy".to_owned()));
+}
+
+#[test]
 fn packets_are_turned_round_only_where_services_are_served() {
     let problems = |text: &str| Config::parse(text).unwrap().check();
     let off = "{nodeName: a, services: {proxy: stack, xdp: off}}";

@@ -6,7 +6,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use super::NamespacedName;
-use crate::config::Algorithm;
+use crate::config::{Algorithm, Mode};
 
 /// A transport that Services have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -112,6 +112,8 @@ pub struct Service {
     pub algorithm: Option<Algorithm>,
     /// Of its Maglev tables; 0: by the number of endpoints.
     pub maglev_size: Option<u32>,
+    /// By whom clients from outside are answered; `None`: as for all Services.
+    pub mode: Option<Mode>,
     /// What it asks for in words that nobody understands. The rest is served.
     pub misread: Box<[String]>,
 }

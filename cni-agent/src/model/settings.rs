@@ -6,7 +6,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use super::Labels;
-use crate::config::{Algorithm, NodePortAddresses, Routing};
+use crate::config::{Algorithm, Mode, NodePortAddresses, Routing};
 
 /// Settings for all nodes, and others for some.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +46,7 @@ pub struct ServiceSettings {
     pub masquerade_all: Option<bool>,
     pub algorithm: Option<Algorithm>,
     pub maglev_table_size: Option<u32>,
+    pub mode: Option<Mode>,
 }
 
 impl ClusterSettings {

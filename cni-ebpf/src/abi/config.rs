@@ -99,7 +99,10 @@ crate::abi! {
         /// own, where no device of the node says otherwise.
         pub node_v4: Addr,
         pub node_v6: Addr,
-        pub reserved: [u64; 3],
+        /// How the IPv6 addresses of this node's pods begin, for those who name a pod by the last eight bytes
+        /// ([`route_flags::DSR`](super::route_flags::DSR)); 0: nobody does.
+        pub pods_v6: u64,
+        pub reserved: [u64; 2],
     }
 }
 

@@ -90,6 +90,8 @@ pub mod flow_flags {
     pub const HOST: u16 = 1 << 4;
     /// The side that is not this node's was seen to lie outside: its packets may come by a device of the node.
     pub const OUTSIDE: u16 = 1 << 5;
+    /// Packets go on as they came, with their backend beside them, and the answers of its node do not come by here.
+    pub const DSR: u16 = 1 << 6;
 }
 
 /// Where a direction of a flow is handed to.

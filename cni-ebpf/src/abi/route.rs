@@ -28,6 +28,9 @@ pub mod route_flags {
     pub const MASQUERADE: u8 = 1 << 0;
     /// A node's own address.
     pub const NODE: u8 = 1 << 1;
+    /// Pods of one node, which it can tell by the last eight bytes of their address: the rest is what the node was told
+    /// ([`Settings::pods_v6`](super::super::Settings::pods_v6)), or IPv4's.
+    pub const DSR: u8 = 1 << 2;
 }
 
 crate::abi! {

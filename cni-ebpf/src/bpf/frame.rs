@@ -182,6 +182,10 @@ impl Packet for Frame {
         Fib::Stack
     }
 
+    /// Nobody has said yet whose it is.
+    #[inline(always)]
+    fn claim(&mut self) {}
+
     #[inline(always)]
     fn socket(&self, tuple: &Tuple) -> bool {
         receives(self.xdp.cast(), tuple)

@@ -17,6 +17,7 @@ use super::kernel::{cleared, gateway, look_up, receives};
 const LINEAR: u32 = 128;
 /// Reads happen in the first kilobyte; a constant mask lets the verifier bound the offset.
 pub(super) const REACH: u32 = 0x3ff;
+const PACKET_HOST: u32 = 0;
 /// `BPF_SKB_TSTAMP_DELIVERY_MONO`
 const DELIVERY_MONO: u32 = 1;
 /// The segment size of a packet that is a list of segments (SCTP's).
@@ -284,6 +285,12 @@ impl Packet for Skb {
     fn widen(&mut self, bytes: u32) -> Result<(), NotRewritten> {
         // SAFETY: as in `cut`.
         done(unsafe { helper::bpf_skb_adjust_room(self.skb, bytes as i32, BPF_ADJ_ROOM_MAC, 0) })
+    }
+
+    #[inline(always)]
+    fn claim(&mut self) {
+        // SAFETY: the context is valid. It fails for kinds that no frame from a device is of.
+        unsafe { helper::bpf_skb_change_type(self.skb, PACKET_HOST) };
     }
 
     #[inline(always)]

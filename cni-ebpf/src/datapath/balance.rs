@@ -2,6 +2,7 @@
 
 use super::refuse::{self, answer};
 use super::stage::{self, Stage};
+use super::work::direct;
 use super::{Outcome, Packet, Table, Tables, Work, conntrack, nat, service};
 use crate::abi::{Addr, Flow, Reason, client_kind, flow_flags, put, service_flags};
 
@@ -78,6 +79,10 @@ pub(super) fn undeliverable<T: Tables, P: Packet>(
     work: &mut Work,
     tunnel: bool,
 ) -> Outcome {
+    if work.direct == direct::CAME {
+        // The answer would be in the name of an address that the node behind the tunnel has itself.
+        return Err(if work.headers.ttl <= 1 { Reason::TtlExceeded } else { Reason::TooBig });
+    }
     if work.headers.ttl <= 1 {
         return answered(tables, packet, work, answer::EXPIRED, Reason::TtlExceeded, tunnel);
     }
@@ -154,10 +159,10 @@ pub(super) fn dial<T: Tables>(tables: &T, work: &mut Work) -> Result<(), Reason>
     nat::enter_dialled(tables, work)
 }
 
-/// Whether the frontend says that the source is to be translated.
+/// Whether the frontend says that the source is to be translated, and no reason is known to keep it.
 #[inline(always)]
 pub(super) fn hides_source(work: &Work) -> bool {
-    work.choice.flags & service_flags::MASQUERADE != 0
+    work.choice.flags & service_flags::MASQUERADE != 0 && work.direct == direct::NO
 }
 
 /// Gives `work.flow` a source on this node: the device's address by which it leaves, if it leaves by one that has any, or

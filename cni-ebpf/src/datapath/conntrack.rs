@@ -261,11 +261,11 @@ pub(super) fn advance<P: Packet>(packet: &P, work: &mut Work, flow: &Flow) {
 }
 
 /// The state of a flow that nobody has ended. An answer to a SYN says nothing of who sent that: the one that it bears must
-/// have heard it, and says so.
+/// have heard it, and says so. Where answers go another way, what the originator says is all that tells of them.
 #[inline(always)]
 fn unended(work: &Work, flow: &Flow) -> u8 {
     let heard = work.tuple.proto != proto::TCP || flow.tcp_forward.get() & tcp::ACK != 0;
-    if heard && flow.flags.get() & flow_flags::REPLIED != 0 {
+    if heard && flow.flags.get() & (flow_flags::REPLIED | flow_flags::DSR) != 0 {
         tcp_state::ESTABLISHED
     } else {
         tcp_state::NEW

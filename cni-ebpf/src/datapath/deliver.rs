@@ -1,7 +1,7 @@
 //! The last steps: into a pod, through the one choke point, or off this node.
 
 use super::stage::{self, Stage};
-use super::{Outcome, Packet, Tables, Work, balance, limit, rewrite, route, way};
+use super::{Outcome, Packet, Tables, Work, balance, direct, limit, rewrite, route, way, work};
 use crate::abi::{Config, Endpoint, direction, endpoint_flags, route_flags};
 
 /// Hands on a packet whose way is known: to the local `receiver`, or off this node. Replies go back the way the
@@ -93,6 +93,11 @@ pub(super) fn send<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut 
         // The helper that resolves the neighbour writes the MAC addresses; the hop counts here.
         rewrite::hop_only(packet, &work.headers)?;
     } else if work.way == way::TUNNEL {
+        if work.direct == work::direct::LEAVES {
+            work.link = direct::link(&work.out);
+            packet.write(0, &work.link)?;
+            return Ok(rewrite::hop_only(packet, &work.headers)?);
+        }
         translate(tables, packet, work)?;
         rewrite::hop(packet, &work.headers, &Config::TUNNEL_MAC, &Config::TUNNEL_SENDER)?;
     } else if work.way == way::TOO_BIG {

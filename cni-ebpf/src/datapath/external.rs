@@ -3,10 +3,12 @@
 
 use super::connection::{advance_known, enter, known};
 use super::stage::{self, Stage};
+use super::work::direct;
 use super::{
-    Outcome, Packet, Tables, Work, balance, conntrack, deliver, nat, policy, refuse, route, service, way,
+    Outcome, Packet, Tables, Work, balance, conntrack, deliver, nat, origin, policy, refuse, route, service,
+    way,
 };
-use crate::abi::{Reason, flow_flags, route_action, service_scope, via};
+use crate::abi::{Reason, flow_flags, route_action, route_flags, service_flags, service_scope, via};
 
 #[inline(always)]
 fn scope(tunnel: bool) -> u8 {
@@ -77,6 +79,7 @@ fn onward<'t, T: Tables, P: Packet>(
     if let Some(receiver) = receiver {
         return deliver(tables, packet, work, receiver);
     }
+    super::direct::follow(work, flow);
     send_on(tables, packet, work, tunnel)
 }
 
@@ -100,13 +103,17 @@ fn send_on<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tu
 #[inline(always)]
 fn begin<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunnel: bool) -> Outcome {
     let protocol = work.tuple.proto;
-    // In the middle of a stream there is nothing to choose; the stack refuses what is not its own.
     let middle = protocol == super::headers::proto::TCP && !conntrack::begins(work);
     let asks = service::serves(protocol) || refuse::is_echo(work);
-    if tables.config().has_services() == 0 || middle || !asks {
+    if tables.config().has_services() == 0 || !asks {
         return work.pass();
     }
-    balance::ask(tables, packet, work, scope(tunnel), tunnel)?;
+    if !middle {
+        balance::ask(tables, packet, work, scope(tunnel), tunnel)?;
+    } else if tunnel || !came_from_another_node(tables, packet, work) {
+        // There is nothing to choose; the stack refuses what is not its own.
+        return work.pass();
+    }
     if work.choice.found == 0 {
         let destination = work.tuple.dst;
         if !route::lookup(tables, work, &destination).is_ok_and(|found| found.action == route_action::SERVICE)
@@ -115,14 +122,14 @@ fn begin<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunn
         }
         if !tunnel {
             balance::ask(tables, packet, work, service_scope::CLUSTER, tunnel)?;
-            work.choice.flags |= crate::abi::service_flags::MASQUERADE;
+            work.choice.flags |= service_flags::MASQUERADE;
         }
         if work.choice.found == 0 {
             return balance::vacant(tables, packet, work, tunnel);
         }
     }
     if !tunnel {
-        super::outside_source(tables, work, true)?;
+        who_asks(tables, work)?;
     }
     chosen(work);
     conntrack::begin(packet, work);
@@ -152,6 +159,27 @@ fn begin<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunn
     deliver(tables, packet, work, receiver)
 }
 
+/// Whether the packet in the middle of a stream is one that another node led to its backend until now, and that finds it from
+/// here as well.
+#[inline(always)]
+fn came_from_another_node<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> bool {
+    tables.config().tunnel_device() != 0
+        && balance::asked(tables, packet, work, service_scope::EXTERNAL).is_ok()
+        && work.choice.found != 0
+        && work.choice.flags & service_flags::ANY_NODE != 0
+}
+
+/// Whether the client may ask, and whether it can be answered past this node: to another node answers go by the tunnel,
+/// which takes nobody else's address.
+#[inline(always)]
+fn who_asks<T: Tables>(tables: &T, work: &mut Work) -> Result<(), Reason> {
+    if work.choice.flags & service_flags::DSR != 0 && origin::outside(tables, work, false).is_ok() {
+        work.direct = direct::LEAVES;
+        return Ok(());
+    }
+    origin::outside(tables, work, true)
+}
+
 /// The packet goes to the backend that was chosen.
 #[inline(always)]
 pub(super) fn chosen(work: &mut Work) {
@@ -175,6 +203,9 @@ fn begin_remote<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Wor
         deliver::translate(tables, packet, work)?;
         return work.pass();
     }
+    if route.flags & route_flags::DSR == 0 {
+        work.direct = direct::NO;
+    }
     route::leave(tables, packet, work, route)?;
     if work.way != way::NEIGHBOUR && work.way != way::TUNNEL {
         return balance::undeliverable(tables, packet, work, tunnel);
@@ -192,7 +223,11 @@ pub(super) fn pass_through<T: Tables, P: Packet>(tables: &T, packet: &mut P, wor
     };
     work.flow.via_forward = route::via_of(work.way);
     stage::call(Stage::Dial, tables, packet, work)?;
-    balance::hide_source(tables, packet, work, ifindex)?;
+    if work.direct == direct::LEAVES {
+        work.flow.flags.set(work.flow.flags.get() | flow_flags::DSR);
+    } else {
+        balance::hide_source(tables, packet, work, ifindex)?;
+    }
     enter(tables, work)?;
     balance::show_source(work);
     super::send(tables, packet, work)

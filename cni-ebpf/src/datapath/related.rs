@@ -1,6 +1,7 @@
 //! ICMP errors: they belong to the connection of the packet inside, and to nothing else.
 
 use super::conntrack::{self, Found};
+use super::work::direct;
 use super::{Outcome, Packet, Tables, Work, rewrite};
 use crate::abi::{FlowKey, Reason, Tuple, flow_flags, hook, via};
 
@@ -22,6 +23,16 @@ pub(super) fn stage<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut
     } else {
         found.flow.destination_endpoint
     };
+    if !super::direct::leads_there(work, found.flow) {
+        return Err(Reason::RelatedUnknown);
+    }
+    super::direct::follow(work, found.flow);
+    if work.direct == direct::LEAVES {
+        // Its backend's node knows what it is about, and translates it.
+        conntrack::forward_tuple(&work.key, found.flow, &mut work.out);
+        work.out.src = work.tuple.src;
+        return Ok(());
+    }
     let source = leaving(work, &found);
     // What was on its way to the former owner of an address is not the new one's business.
     if !conntrack::is_of(recorded, tables.endpoint(&work.out.src)) {

@@ -185,11 +185,19 @@ pub(super) fn lives<T: Tables>(tables: &T, choice: &mut Choice, addr: &Addr) -> 
 /// Service when it began and nobody has answered. Streams stay where they are.
 #[inline(always)]
 pub(super) fn may_move<T: Tables>(tables: &T, work: &mut Work, flow: &Flow) -> bool {
-    if work.tuple.proto != proto::UDP || work.reply != 0 || tables.config().has_services() == 0 {
+    let flags = flow.flags.get();
+    // Whether a stream that goes by here one way only has ended on the other, its next beginning says.
+    let begins_anew = flags & flow_flags::DSR != 0 && conntrack::begins(work);
+    let asks = work.tuple.proto == proto::UDP || begins_anew;
+    if !asks || work.reply != 0 || tables.config().has_services() == 0 {
         return false;
     }
-    if flow.flags.get() & flow_flags::DNAT == 0 {
+    if flags & flow_flags::DNAT == 0 {
         return flow.state.get() == tcp_state::NEW;
+    }
+    // Another node chose.
+    if flow.backend == 0 {
+        return false;
     }
     let Work { key, out, .. } = work;
     conntrack::forward_tuple(key, flow, out);

@@ -170,6 +170,8 @@ pub trait Packet {
 
     /// The kernel's route from `src` to `dst` for packets of `length` bytes.
     fn fib(&self, src: &Addr, dst: &Addr, length: u32) -> Fib;
+    /// The frame is for this host, whatever link address it bears.
+    fn claim(&mut self);
     /// A socket of this host receives this tuple.
     fn socket(&self, tuple: &Tuple) -> bool;
 }

@@ -9,7 +9,7 @@ use super::connection::{advance_known, known_as};
 use super::headers::{self, Ethertype, L3, proto};
 use super::work::fragment;
 use super::{
-    Headers, Outcome, Tables, Wire, Work, balance, conntrack, external, nat, outside_source, route, service,
+    Headers, Outcome, Tables, Wire, Work, balance, conntrack, external, nat, origin, route, service,
     way,
 };
 use crate::abi::{Addr, Alias, direction, flow_flags, hook, route_action, service_scope, via};
@@ -48,7 +48,7 @@ fn serves<T: Tables, W: Wire>(tables: &T, packet: &mut W, work: &mut Work) -> bo
         || about.ttl <= 1
         || !matches!(work.tuple.proto, proto::TCP | proto::UDP)
         || awaits_checksum(packet, work)
-        || super::carries_tunnelled(tables, work)
+        || origin::carries_tunnelled(tables, work)
     {
         return false;
     }
@@ -97,7 +97,7 @@ fn begin<T: Tables, W: Wire>(tables: &T, packet: &mut W, work: &mut Work) -> Out
     if middle
         || balance::asked(tables, packet, work, service_scope::EXTERNAL).is_err()
         || work.choice.found == 0
-        || outside_source(tables, work, true).is_err()
+        || origin::outside(tables, work, true).is_err()
     {
         return work.pass();
     }

@@ -47,6 +47,15 @@ pub mod fragment {
     pub const LATER: u8 = 2;
 }
 
+/// What [`Work::direct`] says.
+pub mod direct {
+    pub const NO: u8 = 0;
+    /// If it goes to another node's backend, it goes as it came, and names it.
+    pub const LEAVES: u8 = 1;
+    /// It came so from another node; the backend stands in [`Work::choice`](super::Work::choice).
+    pub const CAME: u8 = 2;
+}
+
 /// What [`Work::entered`] says.
 pub mod entered {
     pub const FLOW: u8 = 1;
@@ -109,7 +118,9 @@ pub struct Work {
     pub stack_reply: u8,
     /// The flow at hand leaves through the stack and has no translated source: `to_netdev` gives it one, if it needs one.
     pub unmasked: u8,
-    pub pad4: [u8; 5],
+    /// Direct server return: see [`direct`].
+    pub direct: u8,
+    pub pad4: [u8; 4],
     /// Where the packet goes: see [`way`](super::way); device and neighbour as far as the way needs them.
     pub gateway: Addr,
     /// The link header, where the program writes it itself.

@@ -21,6 +21,8 @@ pub struct Frame {
     pub fib: fn(&Addr, u32) -> Fib,
     /// Tuples that sockets of the host receive.
     pub sockets: Vec<Tuple>,
+    /// It was said to be for this host, whatever link address it bears.
+    pub claimed: bool,
     /// The kernel refuses to change it.
     pub fixed: bool,
     /// Whether the kernel knows a neighbour's link address.
@@ -40,6 +42,7 @@ impl Frame {
             complete: None,
             fib: |_, _| Fib::Unroutable,
             sockets: Vec::new(),
+            claimed: false,
             fixed: false,
             neighbours: |_| false,
         }
@@ -207,6 +210,10 @@ impl Packet for Frame {
 
     fn fib(&self, _: &Addr, dst: &Addr, length: u32) -> Fib {
         (self.fib)(dst, length)
+    }
+
+    fn claim(&mut self) {
+        self.claimed = true;
     }
 
     fn socket(&self, tuple: &Tuple) -> bool {

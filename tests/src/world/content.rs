@@ -85,12 +85,12 @@ pub(super) fn routes() -> Vec<(Prefix, Route)> {
             prefix("10.3.0.0/16"),
             Route {
                 mtu: 1450,
-                ..route(route_action::TUNNEL, 0, "192.0.2.3", 0)
+                ..route(route_action::TUNNEL, route_flags::DSR, "192.0.2.3", 0)
             },
         ),
         (
             prefix("fd00:3::/64"),
-            route(route_action::TUNNEL, 0, "192.0.2.3", 0),
+            route(route_action::TUNNEL, route_flags::DSR, "192.0.2.3", 0),
         ),
         (prefix("192.0.2.33/32"), second_of_the_tunnels),
         (prefix("2001:db8::33/128"), second_of_the_tunnels),
@@ -273,6 +273,7 @@ pub(super) fn settings() -> Settings {
     Settings {
         node_v4: Addr::from(ip("192.0.2.1")),
         node_v6: Addr::from(ip("2001:db8::1")),
+        pods_v6: Addr::from(pod(0, true)).hi,
         ..Settings::default()
     }
 }
@@ -318,6 +319,12 @@ pub mod port {
     pub const NODE_MAGLEV_AFFINE: u16 = 30089;
     /// Pod B, by a table that is not there.
     pub const NODE_MAGLEV_LOST: u16 = 30090;
+    /// A pod of another node, behind the tunnel, which answers by itself.
+    pub const NODE_DIRECT: u16 = 30091;
+    /// Pod B, and whoever is asked answers by itself.
+    pub const NODE_DIRECT_HERE: u16 = 30092;
+    /// As [`NODE_DIRECT`], and so by every node.
+    pub const NODE_DIRECT_ANY: u16 = 30093;
 }
 
 /// The backends' numbers.
@@ -417,6 +424,7 @@ pub(super) fn services() -> Services {
         let (b, a, host) = (backend::POD_B, backend::POD_A, backend::HOST);
         let (routed, tunnelled) = (backend::ROUTED, backend::TUNNELLED);
         let masquerade = service_flags::MASQUERADE;
+        let direct = masquerade | service_flags::DSR;
         let (cluster, external) = (service_scope::CLUSTER, service_scope::EXTERNAL);
         let all: &[(u16, u8, u32, &[u32])] = &[
             (port::TO_B, cluster, 0, &[b]),
@@ -446,6 +454,9 @@ pub(super) fn services() -> Services {
                 &MAGLEV,
             ),
             (port::NODE_MAGLEV_LOST, external, 0, &[b]),
+            (port::NODE_DIRECT, external, direct, &[tunnelled]),
+            (port::NODE_DIRECT_HERE, external, direct, &[b]),
+            (port::NODE_DIRECT_ANY, external, direct | service_flags::ANY_NODE, &[tunnelled]),
         ];
         for (port, scope, flags, backends) in all {
             let id = service_id(*port, v6, *scope);

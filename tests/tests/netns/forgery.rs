@@ -180,7 +180,7 @@ fn v6(from: &Pod, other: &Pod) -> Vec<Forgery> {
 }
 
 /// The counters that moved.
-fn moved(node: &Node, before: &Drops) -> Drops {
+pub(crate) fn moved(node: &Node, before: &Drops) -> Drops {
     let now = node.all_drops().unwrap().into_iter();
     let change = now.map(|(reason, count)| (reason.clone(), count - before.get(&reason).unwrap_or(&0)));
     change.filter(|(_, count)| *count > 0).collect()

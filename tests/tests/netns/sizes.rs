@@ -1,6 +1,6 @@
 //! Links that carry more or less than Ethernet usually does.
 
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 
 use cni_tests::{
     lab::{Fabric, Families, Lab, Node, Plan, Pod, Routing},
@@ -50,7 +50,7 @@ fn carries(routing: Routing, families: Families, mtu: u32, expected: u64) {
         }
         // In one piece, exactly as large as the link.
         let udp = Echo::udp(&c.namespace, c.ip(v4), 0).unwrap();
-        let socket = undivided(&a.namespace, &udp);
+        let socket = undivided(&a.namespace, udp.address);
         socket.send(&vec![1; whole]).unwrap();
         assert_eq!(socket.recv(&mut vec![0; whole]).unwrap(), whole);
         assert_eq!(
@@ -86,9 +86,9 @@ fn small_links_vxlan_over_ipv6() {
 }
 
 /// A socket whose datagrams nobody may cut.
-fn undivided(from: &Namespace, to: &Echo) -> UdpSocket {
-    let socket = traffic::udp_socket(from, to.address).unwrap();
-    let (level, option) = if to.address.is_ipv4() {
+pub(crate) fn undivided(from: &Namespace, to: SocketAddr) -> UdpSocket {
+    let socket = traffic::udp_socket(from, to).unwrap();
+    let (level, option) = if to.is_ipv4() {
         (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER)
     } else {
         (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER)
@@ -110,7 +110,7 @@ fn undivided(from: &Namespace, to: &Echo) -> UdpSocket {
 
 /// Sends `bytes` in one piece until somebody on the way has said that this is too much, then what he said fits.
 pub(crate) fn learns(from: &Pod, server: &Echo, bytes: usize, fits: usize) {
-    let socket = undivided(&from.namespace, server);
+    let socket = undivided(&from.namespace, server.address);
     socket.send(&vec![1; bytes]).unwrap();
     let error = socket.recv(&mut vec![0; bytes]).unwrap_err();
     assert_eq!(

@@ -47,12 +47,12 @@ pub(crate) fn answer_to(out: &[u8], src_mac: [u8; 6], dst_mac: [u8; 6]) -> Ends 
     }
 }
 
-fn from_pod_b(out: &[u8]) -> Ends {
+pub(crate) fn from_pod_b(out: &[u8]) -> Ends {
     answer_to(out, mac(ifindex::POD_B), world::NODE_MAC)
 }
 
 /// Out of the tunnel, from the node 192.0.2.3.
-fn tunnelled(bytes: Vec<u8>) -> Frame {
+pub(crate) fn tunnelled(bytes: Vec<u8>) -> Frame {
     let mut frame = world::frame(bytes, ifindex::TUNNEL);
     frame.tunnel = Some((Addr::from(ip("192.0.2.3")), Config::DEFAULT.vni));
     frame

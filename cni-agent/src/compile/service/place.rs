@@ -6,7 +6,7 @@ use ipnetwork::IpNetwork;
 
 use super::super::Topology;
 use crate::{
-    config::{Algorithm, Families, NodePortAddresses},
+    config::{Algorithm, Families, Mode, NodePortAddresses},
     model::Device,
     state::State,
 };
@@ -31,6 +31,10 @@ pub struct Place {
     pub algorithm: Algorithm,
     /// Of Maglev tables; 0: by the number of endpoints.
     pub maglev_size: u32,
+    /// By whom clients from outside are answered, unless a Service says otherwise.
+    pub mode: Mode,
+    /// Other nodes are reached through a tunnel.
+    pub tunnelled: bool,
 }
 
 impl Place {
@@ -67,6 +71,8 @@ impl Place {
             masquerade_all: config.masquerade_all,
             algorithm: config.algorithm,
             maglev_size: config.maglev_table_size,
+            mode: config.mode,
+            tunnelled: topology.tunnelled(),
         }
     }
 

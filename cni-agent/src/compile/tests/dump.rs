@@ -34,6 +34,8 @@ pub(super) fn service(name: &NamespacedName, compiled: &service::Compiled, out: 
             (service_flags::DROP, "drop"),
             (service_flags::MASQUERADE, "masquerade"),
             (service_flags::MASQUERADE_NODE, "masquerade-node"),
+            (service_flags::DSR, "dsr"),
+            (service_flags::ANY_NODE, "any-node"),
         ];
         let mut words: Vec<String> = flags(&names, |flag| frontend.flags & flag != 0);
         if frontend.affinity_seconds != 0 {
@@ -214,6 +216,7 @@ fn route(route: &Route) -> String {
     for (flag, name) in [
         (route_flags::MASQUERADE, " masquerade"),
         (route_flags::NODE, " node"),
+        (route_flags::DSR, " dsr"),
     ] {
         if route.flags & flag != 0 {
             text.push_str(name);

@@ -45,6 +45,9 @@ pub struct Front {
     pub affinity_seconds: Option<u32>,
     /// The client's address is translated.
     pub masquerade: bool,
+    /// But not that of one whose endpoint's node can answer it.
+    #[serde(default)]
+    pub direct_return: bool,
     /// Only clients of the source ranges may use it.
     pub restricted: bool,
 }
@@ -149,6 +152,7 @@ fn front(entry: &Entry, key: &ServiceKey, service: &Service) -> Option<Front> {
         table_size: service.maglev_size,
         affinity_seconds: has(service_flags::AFFINITY).then_some(service.affinity_seconds),
         masquerade: has(service_flags::MASQUERADE),
+        direct_return: has(service_flags::DSR),
         restricted: service.ranges != 0,
     })
 }

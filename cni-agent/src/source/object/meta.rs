@@ -51,6 +51,7 @@ impl<'de> Visitor<'de> for Filter {
                 ADDRESSES_ANNOTATION
                     | TRIGGER_ANNOTATION
                     | service::ALGORITHM_ANNOTATION
+                    | service::MODE_ANNOTATION
                     | service::TABLE_ANNOTATION
             ) {
                 kept.insert(key, map.next_value()?);

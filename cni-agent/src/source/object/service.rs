@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::{FieldError, Known, address, described, name_of, nullable, resource};
 use crate::{
     compile::service::maglev,
-    config::Algorithm,
+    config::{Algorithm, Mode},
     model::{NamespacedName, Object, ObjectKey, Protocol, Service, ServicePort, TrafficPolicy, Unserved},
 };
 
@@ -18,6 +18,8 @@ const PROXY_NAME: &str = "millrace";
 
 /// How an endpoint is chosen for a connection from outside: `random` or `maglev`.
 pub(super) const ALGORITHM_ANNOTATION: &str = "millrace.dev/lb-algorithm";
+/// By whom a client from outside is answered: `snat` or `dsr`.
+pub(super) const MODE_ANNOTATION: &str = "millrace.dev/lb-mode";
 /// How many places the Service's Maglev tables have; 0: by the number of endpoints.
 pub(super) const TABLE_ANNOTATION: &str = "millrace.dev/maglev-table-size";
 
@@ -141,6 +143,7 @@ impl Known for ServiceObject {
             Service {
                 algorithm,
                 maglev_size: maglev_size(&name, &annotations, &mut misread),
+                mode: mode(&name, &annotations, &mut misread),
                 misread: misread.into(),
                 name,
                 uid: self.metadata.uid.unwrap_or_default().into(),
@@ -187,6 +190,22 @@ fn algorithm(
         "maglev" => Some(Algorithm::Maglev),
         other => {
             problems.push(misread(name, ALGORITHM_ANNOTATION, other, "use random or maglev"));
+            None
+        }
+    }
+}
+
+fn mode(
+    name: &NamespacedName,
+    annotations: &BTreeMap<String, String>,
+    problems: &mut Vec<String>,
+) -> Option<Mode> {
+    let text = annotations.get(MODE_ANNOTATION)?;
+    match text.trim() {
+        "snat" => Some(Mode::Snat),
+        "dsr" => Some(Mode::Dsr),
+        other => {
+            problems.push(misread(name, MODE_ANNOTATION, other, "use snat or dsr"));
             None
         }
     }

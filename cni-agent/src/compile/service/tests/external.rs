@@ -1,6 +1,7 @@
 //! Addresses that clients outside of the cluster use.
 
 use super::*;
+use crate::config::Mode;
 
 #[test]
 fn svc_39_an_address_is_captured_unless_the_load_balancer_is_a_proxy() {
@@ -117,6 +118,44 @@ fn the_algorithm_is_that_of_the_settings_unless_the_service_says_otherwise() {
             "{:?}",
             found.1
         );
+    }
+}
+
+#[test]
+fn who_answers_clients_from_outside_is_the_clusters_choice_or_the_services() {
+    let at = |mode, tunnelled, annotations: Value, policy: &str| {
+        let mut object = service(json!({ "type": "NodePort", "externalTrafficPolicy": policy }));
+        object["spec"]["ports"][0]["nodePort"] = json!(30080);
+        object["metadata"]["annotations"] = annotations;
+        let place = Place {
+            mode,
+            tunnelled,
+            ..place()
+        };
+        let compiled = compiled_at(&place, &[object, slice("s-1", endpoints(&["10.1.0.1"]))]);
+        let direct = |scope| {
+            let found = frontend(&compiled, "192.0.2.1", 30080, 6, scope).unwrap();
+            found.flags & service_flags::DSR != 0
+        };
+        let scopes = [service_scope::CLUSTER, service_scope::EXTERNAL].map(direct);
+        assert!(!scopes[0], "inside of the cluster nobody hides");
+        (scopes[1], compiled.problems.concat())
+    };
+    let (snat, dsr) = (Mode::Snat, Mode::Dsr);
+    let asks = |mode: &str| json!({ "millrace.dev/lb-mode": mode });
+    assert!(!at(snat, true, json!({}), "Cluster").0);
+    assert_eq!(at(dsr, true, json!({}), "Cluster"), (true, String::new()));
+    assert!(!at(dsr, true, json!({}), "Local").0);
+    let any_node = json!({ "millrace.dev/lb-algorithm": "maglev" });
+    assert_eq!(at(dsr, true, any_node, "Cluster"), (true, String::new()));
+    assert!(!at(dsr, true, asks("snat"), "Cluster").0);
+    assert_eq!(at(snat, true, asks("dsr"), "Cluster"), (true, String::new()));
+    for (found, word, direct) in [
+        (at(snat, false, asks("dsr"), "Cluster"), "routing", false),
+        (at(dsr, true, asks("ipip"), "Cluster"), "snat or dsr", true),
+    ] {
+        assert_eq!(found.0, direct);
+        assert!(found.1.contains("n/s") && found.1.contains(word), "{}", found.1);
     }
 }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     compile::service::maglev,
-    config::{Algorithm, NodePortAddresses},
+    config::{Algorithm, Mode, NodePortAddresses},
     model::ServiceSettings,
     source::object::{FieldError, range},
 };
@@ -48,6 +48,11 @@ pub(super) struct ServicesSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("self == 0 || (self >= 251 && self <= 131071)").message("use a prime from 251 to 131071, or 0"))]
     maglev_table_size: Option<i32>,
+    /// By whom a client from outside of the cluster is answered whose endpoint is on another node than it asked, where the
+    /// Service does not say (annotation millrace.dev/lb-mode): by the node that it asked (snat), or by the endpoint's (dsr, with
+    /// routing vxlan).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mode: Option<ModeSpec>,
 }
 
 #[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +60,13 @@ pub(super) struct ServicesSpec {
 enum AlgorithmSpec {
     Random,
     Maglev,
+}
+
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum ModeSpec {
+    Snat,
+    Dsr,
 }
 
 const PRIMARY: &str = "primary";
@@ -92,6 +104,10 @@ impl ServicesSpec {
                 AlgorithmSpec::Maglev => Algorithm::Maglev,
             }),
             maglev_table_size: maglev_table_size.transpose()?,
+            mode: self.mode.map(|mode| match mode {
+                ModeSpec::Snat => Mode::Snat,
+                ModeSpec::Dsr => Mode::Dsr,
+            }),
         })
     }
 }
