@@ -388,7 +388,10 @@ impl PortAt<'_> {
         let (inside, outside) = if local {
             (service_flags::MASQUERADE_NODE, 0)
         } else {
-            (service_flags::MASQUERADE, service_flags::MASQUERADE | self.direct())
+            (
+                service_flags::MASQUERADE,
+                service_flags::MASQUERADE | self.direct(),
+            )
         };
         // Inside of the cluster there is no client's address to lose: every endpoint will do.
         let inside = self.frontend(ip, number, service_scope::CLUSTER, false, inside);

@@ -254,3 +254,27 @@ fn pod_cidrs(config: &Config, own: Option<&Node>) -> Vec<IpNetwork> {
         .filter(|range| config.families.has(range.ip()))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_nodes_know_a_nodes_pods_by_the_same_range() {
+        let ranges =
+            |texts: &[&str]| -> Vec<IpNetwork> { texts.iter().map(|text| text.parse().unwrap()).collect() };
+        for (given, told) in [
+            (&["10.1.0.0/24"][..], None),
+            (&["10.1.0.0/24", "fd00:1::/56"], None),
+            (
+                &["fd00:2::/64", "fd00:1::/56", "fd00:1:0:2::/80"],
+                Some("fd00:1:0:2::/80"),
+            ),
+            (&["fd00:1:0:2::/80", "fd00:2::/64"], Some("fd00:1:0:2::/80")),
+        ] {
+            let found = ranges(given);
+            let found = told_by_rest(&found).map(ToString::to_string);
+            assert_eq!(found.as_deref(), told, "{given:?}");
+        }
+    }
+}

@@ -162,7 +162,11 @@ fn clients_are_answered_past_the_node_only_through_a_tunnel() {
         let text = format!("{{nodeName: a, routing: {routing}, services: {{proxy: {proxy}, mode: dsr}}}}");
         keys(&text)
     };
-    assert!(!with("vxlan", "millrace").iter().any(|key| key.starts_with("services")));
+    assert!(
+        !with("vxlan", "millrace")
+            .iter()
+            .any(|key| key.starts_with("services"))
+    );
     assert!(with("direct", "millrace").contains(&"services.mode".to_owned()));
     assert!(with("vxlan", "stack").contains(&"services.proxy".to_owned()));
 }

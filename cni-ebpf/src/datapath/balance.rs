@@ -81,7 +81,11 @@ pub(super) fn undeliverable<T: Tables, P: Packet>(
 ) -> Outcome {
     if work.direct == direct::CAME {
         // The answer would be in the name of an address that the node behind the tunnel has itself.
-        return Err(if work.headers.ttl <= 1 { Reason::TtlExceeded } else { Reason::TooBig });
+        return Err(if work.headers.ttl <= 1 {
+            Reason::TtlExceeded
+        } else {
+            Reason::TooBig
+        });
     }
     if work.headers.ttl <= 1 {
         return answered(tables, packet, work, answer::EXPIRED, Reason::TtlExceeded, tunnel);

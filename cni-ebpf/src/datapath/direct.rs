@@ -68,7 +68,9 @@ pub(super) fn choose<T: Tables>(tables: &T, work: &mut Work) {
     if work.direct != direct::CAME {
         return;
     }
-    let Work { tuple, out, choice, .. } = work;
+    let Work {
+        tuple, out, choice, ..
+    } = work;
     choice.key = ServiceKey {
         addr: tuple.dst,
         port: tuple.dst_port,

@@ -25,7 +25,11 @@ fn is_node(route: &Route) -> bool {
 /// The node that sent a tunnelled packet must own the address inside; or have it from outside, for a pod that it names. It may send from any of its addresses, whichever its
 /// own routes chose.
 #[inline(always)]
-pub(super) fn tunnelled<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Result<(), Reason> {
+pub(super) fn tunnelled<T: Tables, P: Packet>(
+    tables: &T,
+    packet: &mut P,
+    work: &mut Work,
+) -> Result<(), Reason> {
     let (remote, number) = packet.tunnel_source().ok_or(Reason::TunnelKey)?;
     if number != tables.config().tunnel_number() {
         return Err(Reason::TunnelKey);

@@ -9,8 +9,7 @@ use super::connection::{advance_known, known_as};
 use super::headers::{self, Ethertype, L3, proto};
 use super::work::fragment;
 use super::{
-    Headers, Outcome, Tables, Wire, Work, balance, conntrack, external, nat, origin, route, service,
-    way,
+    Headers, Outcome, Tables, Wire, Work, balance, conntrack, external, nat, origin, route, service, way,
 };
 use crate::abi::{Addr, Alias, direction, flow_flags, hook, route_action, service_scope, via};
 

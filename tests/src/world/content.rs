@@ -456,7 +456,12 @@ pub(super) fn services() -> Services {
             (port::NODE_MAGLEV_LOST, external, 0, &[b]),
             (port::NODE_DIRECT, external, direct, &[tunnelled]),
             (port::NODE_DIRECT_HERE, external, direct, &[b]),
-            (port::NODE_DIRECT_ANY, external, direct | service_flags::ANY_NODE, &[tunnelled]),
+            (
+                port::NODE_DIRECT_ANY,
+                external,
+                direct | service_flags::ANY_NODE,
+                &[tunnelled],
+            ),
         ];
         for (port, scope, flags, backends) in all {
             let id = service_id(*port, v6, *scope);

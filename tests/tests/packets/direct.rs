@@ -78,7 +78,15 @@ fn a_backend_behind_the_tunnel_is_given_the_packet_as_it_came() {
             assert_eq!(out[..12], named(remote(v6), 8080));
             assert!(one_hop(&bytes, &out, v6));
         }
-        for part in frames::fragments(&Ends { src_port: 9, ..dialled }.udp(&[7; 200]), 96, 77) {
+        for part in frames::fragments(
+            &Ends {
+                src_port: 9,
+                ..dialled
+            }
+            .udp(&[7; 200]),
+            96,
+            77,
+        ) {
             let (verdict, out) = arrive(pair, &part);
             assert_eq!(verdict, into_the_tunnel());
             assert_eq!(out[..12], named(remote(v6), 8080));
@@ -97,7 +105,10 @@ fn the_named_pod_sees_the_client_and_answers_it_as_the_service() {
         };
         let service = (dialled.dst, dialled.dst_port);
         for (there, back) in [
-            (dialled.tcp(SYN, b""), (|ends: Ends| ends.tcp(SYN_ACK, b"")) as fn(Ends) -> Vec<u8>),
+            (
+                dialled.tcp(SYN, b""),
+                (|ends: Ends| ends.tcp(SYN_ACK, b"")) as fn(Ends) -> Vec<u8>,
+            ),
             (dialled.tcp(ACK, b"data"), |ends| ends.tcp(ACK, b"data")),
             (dialled.udp(b"q"), |ends| ends.udp(b"a")),
             (dialled.udp(b"q"), |ends| ends.udp(b"a")),
@@ -118,9 +129,19 @@ fn the_named_pod_sees_the_client_and_answers_it_as_the_service() {
         assert_eq!(numbers, [0, 0, 0], "no frontend of this node");
         let own = outside(v6, port::NODE_DIRECT_HERE);
         let (verdict, _) = comes(pair, &sent_on(&own.tcp(SYN, b""), pod(3, v6), 8080));
-        assert_eq!(verdict, Err(Reason::ServiceTuple), "one client's port, two Services, one backend");
-        let own = Ends { src_port: 50124, ..own };
-        assert_eq!(comes(pair, &sent_on(&own.tcp(SYN, b""), pod(3, v6), 8080)).0, TO_B);
+        assert_eq!(
+            verdict,
+            Err(Reason::ServiceTuple),
+            "one client's port, two Services, one backend"
+        );
+        let own = Ends {
+            src_port: 50124,
+            ..own
+        };
+        assert_eq!(
+            comes(pair, &sent_on(&own.tcp(SYN, b""), pod(3, v6), 8080)).0,
+            TO_B
+        );
         assert_eq!(pair.work.flow.service, service_id(port::NODE_DIRECT_HERE, v6, 1));
     });
 }
@@ -146,12 +167,21 @@ fn the_other_nodes_word_counts_for_every_packet() {
         assert_eq!(verdict, crate::fixtures::TO_A);
         assert_eq!(ends(&out).1, (pod(2, v6), 8081));
         // A connection that nobody remembers goes on; a reset or an answer begins none.
-        assert_eq!(comes(pair, &sent_on(&dialled.tcp(ACK, b"x"), pod(3, v6), 8080)).0, TO_B);
-        let other = Ends { src_port: 7, ..dialled };
+        assert_eq!(
+            comes(pair, &sent_on(&dialled.tcp(ACK, b"x"), pod(3, v6), 8080)).0,
+            TO_B
+        );
+        let other = Ends {
+            src_port: 7,
+            ..dialled
+        };
         let reset = comes(pair, &sent_on(&other.tcp(RST, b""), pod(3, v6), 8080));
         assert_eq!(reset.0, Err(Reason::InvalidState));
         // This node led the connection elsewhere before; now it is to end here.
-        let moved = Ends { src_port: 8, ..dialled };
+        let moved = Ends {
+            src_port: 8,
+            ..dialled
+        };
         assert_eq!(arrive(pair, &moved.udp(b"x")).0, into_the_tunnel());
         let (verdict, out) = comes(pair, &sent_on(&moved.udp(b"x"), pod(3, v6), 8080));
         assert_eq!((verdict, ends(&out).1), (TO_B, (pod(3, v6), 8080)));
@@ -171,7 +201,10 @@ fn who_is_no_node_names_nobody() {
         let good = sent_on(&bytes, pod(3, v6), 8080);
         let (stranger, vni) = (Addr::from(ip("192.0.2.77")), good.tunnel.unwrap().1);
         let of_a_pod = Addr::from(ip("10.3.0.9"));
-        let with = |tunnel| Frame { tunnel, ..good.clone() };
+        let with = |tunnel| Frame {
+            tunnel,
+            ..good.clone()
+        };
         let from = |src| sent_on(&Ends { src, ..dialled }.udp(b"x"), pod(3, v6), 8080);
         for (frame, reason) in [
             (with(Some((stranger, vni))), Reason::TunnelSource),
@@ -181,7 +214,10 @@ fn who_is_no_node_names_nobody() {
             // The nodes, their pods and this node's do not come from outside.
             (from(remote(v6)), Reason::TunnelSource),
             (from(node(v6)), Reason::TunnelSource),
-            (from(ip(if v6 { "2001:db8::33" } else { "192.0.2.33" })), Reason::TunnelSource),
+            (
+                from(ip(if v6 { "2001:db8::33" } else { "192.0.2.33" })),
+                Reason::TunnelSource,
+            ),
             (from(pod(99, v6)), Reason::TunnelSource),
             (from(pod(2, v6)), Reason::Martian),
             // Nobody's, another node's, the node itself.
@@ -254,7 +290,10 @@ fn errors_about_answers_follow_the_connection_to_its_pod() {
         assert!(one_hop(&error, &out, v6));
         // On the pod's node.
         pair.forget();
-        assert_eq!(comes(pair, &sent_on(&error, pod(3, v6), 8080)).0, Err(Reason::RelatedUnknown));
+        assert_eq!(
+            comes(pair, &sent_on(&error, pod(3, v6), 8080)).0,
+            Err(Reason::RelatedUnknown)
+        );
         let (_, seen) = comes(pair, &sent_on(&sent, pod(3, v6), 8080));
         let elsewhere = comes(pair, &sent_on(&error, pod(2, v6), 8080));
         assert_eq!(elsewhere.0, Err(Reason::RelatedUnknown));
@@ -275,7 +314,9 @@ fn a_connection_that_is_heard_on_one_side_only_lives_by_that_side() {
         let dialled = outside(v6, port::NODE_DIRECT);
         let state = |pair: &mut Pair, table: usize| -> Vec<u8> {
             let flows = pair.memory.flows[table].entries();
-            let direct = flows.iter().filter(|(_, flow)| flow.flags.get() & flow_flags::DSR != 0);
+            let direct = flows
+                .iter()
+                .filter(|(_, flow)| flow.flags.get() & flow_flags::DSR != 0);
             direct.map(|(_, flow)| flow.state.get()).collect()
         };
         let send = |pair: &mut Pair, bytes: Vec<u8>| {
@@ -286,7 +327,10 @@ fn a_connection_that_is_heard_on_one_side_only_lives_by_that_side() {
         send(pair, dialled.tcp(SYN, b""));
         assert_eq!((state(pair, 0), state(pair, 1)), (vec![], vec![tcp_state::NEW]));
         send(pair, dialled.tcp(ACK, b""));
-        assert_eq!((state(pair, 0), state(pair, 1)), (vec![tcp_state::ESTABLISHED], vec![]));
+        assert_eq!(
+            (state(pair, 0), state(pair, 1)),
+            (vec![tcp_state::ESTABLISHED], vec![])
+        );
         send(pair, dialled.tcp(FIN_ACK, b""));
         send(pair, dialled.tcp(ACK, b""));
         assert_eq!(state(pair, 0), [tcp_state::FIN_WAIT]);
@@ -296,7 +340,10 @@ fn a_connection_that_is_heard_on_one_side_only_lives_by_that_side() {
         send(pair, dialled.udp(b"x"));
         assert_eq!((state(pair, 0), state(pair, 1)), (vec![], vec![tcp_state::NEW]));
         send(pair, dialled.udp(b"x"));
-        assert_eq!((state(pair, 0), state(pair, 1)), (vec![tcp_state::ESTABLISHED], vec![]));
+        assert_eq!(
+            (state(pair, 0), state(pair, 1)),
+            (vec![tcp_state::ESTABLISHED], vec![])
+        );
     });
 }
 
@@ -314,7 +361,11 @@ fn a_backend_that_serves_no_longer_keeps_streams_and_gets_no_new_ones() {
             assert_eq!(arrive(pair, &bytes).0, into_the_tunnel());
         }
         pair.put_slot(slot, Some(backend::POD_B + offset));
-        assert_eq!(arrive(pair, &dialled.tcp(SYN, b"")).0, into_the_tunnel(), "said twice");
+        assert_eq!(
+            arrive(pair, &dialled.tcp(SYN, b"")).0,
+            into_the_tunnel(),
+            "said twice"
+        );
         pair.put_backend(backend::TUNNELLED + offset, None);
         assert_eq!(arrive(pair, &stream).0, into_the_tunnel());
         assert_eq!(arrive(pair, &datagram).0, TO_B);
@@ -334,10 +385,17 @@ fn a_stream_comes_in_its_middle_where_every_node_leads_it_to_the_same_backend() 
             (outside(v6, port::NODE_TUNNELLED), false),
         ] {
             for (number, flags) in (0..).zip([ACK, FIN_ACK, RST]) {
-                let ends = Ends { src_port: 50200 + number, ..dialled };
+                let ends = Ends {
+                    src_port: 50200 + number,
+                    ..dialled
+                };
                 let bytes = ends.tcp(flags, b"");
                 let (verdict, out) = arrive(pair, &bytes);
-                let expected = if leads { into_the_tunnel() } else { Ok(Verdict::Pass) };
+                let expected = if leads {
+                    into_the_tunnel()
+                } else {
+                    Ok(Verdict::Pass)
+                };
                 assert_eq!(verdict, expected);
                 assert_eq!(out == bytes, !leads);
             }

@@ -15,12 +15,7 @@ use serde_json::{Value, json};
 
 use super::external::{NODE_PORT, clients, node_port};
 use super::{ServiceManifest, plan, publish, serve};
-use crate::{
-    eventually,
-    forgery::moved,
-    needs_root,
-    sizes::undivided,
-};
+use crate::{eventually, forgery::moved, needs_root, sizes::undivided};
 
 fn with(mode: &str) -> Plan {
     let mut plan = plan(Routing::Vxlan);
@@ -40,9 +35,10 @@ impl Far {
         let lab = Lab::start(plan).unwrap();
         let pod = lab.nodes[1].add_pod("pod").unwrap();
         let echoes = serve(&pod, 8080);
-        let service = ServiceManifest::new(1)
-            .spec(node_port("Cluster"))
-            .endpoint_at(&pod, 8080, "node1", json!({}));
+        let service =
+            ServiceManifest::new(1)
+                .spec(node_port("Cluster"))
+                .endpoint_at(&pod, 8080, "node1", json!({}));
         publish(&lab, &service);
         Self { lab, pod, echoes }
     }
