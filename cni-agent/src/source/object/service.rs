@@ -139,11 +139,18 @@ impl Known for ServiceObject {
             }
         } else {
             let mut misread = Vec::new();
-            let algorithm = algorithm(&name, &annotations, &mut misread);
+            let algorithms = [("random", Algorithm::Random), ("maglev", Algorithm::Maglev)];
+            let modes = [("snat", Mode::Snat), ("dsr", Mode::Dsr)];
             Service {
-                algorithm,
+                algorithm: word(
+                    &name,
+                    &annotations,
+                    ALGORITHM_ANNOTATION,
+                    algorithms,
+                    &mut misread,
+                ),
                 maglev_size: maglev_size(&name, &annotations, &mut misread),
-                mode: mode(&name, &annotations, &mut misread),
+                mode: word(&name, &annotations, MODE_ANNOTATION, modes, &mut misread),
                 misread: misread.into(),
                 name,
                 uid: self.metadata.uid.unwrap_or_default().into(),
@@ -179,36 +186,21 @@ fn misread(name: &NamespacedName, annotation: &str, text: &str, advice: &str) ->
     format!("Service {name}: the annotation {annotation} is `{text}`; {advice}")
 }
 
-fn algorithm(
+/// Which of two words the annotation is.
+fn word<T: Copy>(
     name: &NamespacedName,
     annotations: &BTreeMap<String, String>,
+    annotation: &str,
+    words: [(&str, T); 2],
     problems: &mut Vec<String>,
-) -> Option<Algorithm> {
-    let text = annotations.get(ALGORITHM_ANNOTATION)?;
-    match text.trim() {
-        "random" => Some(Algorithm::Random),
-        "maglev" => Some(Algorithm::Maglev),
-        other => {
-            problems.push(misread(name, ALGORITHM_ANNOTATION, other, "use random or maglev"));
-            None
-        }
+) -> Option<T> {
+    let text = annotations.get(annotation)?.trim();
+    let found = words.iter().find(|(word, _)| *word == text);
+    if found.is_none() {
+        let [(one, _), (other, _)] = words;
+        problems.push(misread(name, annotation, text, &format!("use {one} or {other}")));
     }
-}
-
-fn mode(
-    name: &NamespacedName,
-    annotations: &BTreeMap<String, String>,
-    problems: &mut Vec<String>,
-) -> Option<Mode> {
-    let text = annotations.get(MODE_ANNOTATION)?;
-    match text.trim() {
-        "snat" => Some(Mode::Snat),
-        "dsr" => Some(Mode::Dsr),
-        other => {
-            problems.push(misread(name, MODE_ANNOTATION, other, "use snat or dsr"));
-            None
-        }
-    }
+    found.map(|(_, meaning)| *meaning)
 }
 
 fn maglev_size(
