@@ -148,7 +148,7 @@ proptest! {
             (Some(n), _) if tunnel => (route_action::TUNNEL, route_flags::NODE, node_address(n)),
             (Some(_), _) => (route_action::FIB, route_flags::NODE, none),
             (None, Some(0)) => (route_action::ENDPOINTS, 0, none),
-            (None, Some(n)) => (away, 0, node_address(n)),
+            (None, Some(n)) => (away, u8::from(tunnel) * route_flags::DSR, node_address(n)),
             (None, None) => (route_action::FIB, u8::from(masquerade) * route_flags::MASQUERADE, none),
         };
         prop_assert_eq!(found, expected);
