@@ -10,14 +10,9 @@ use super::{
 };
 use crate::abi::{Reason, flow_flags, route_action, route_flags, service_flags, service_scope, via};
 
-#[inline(always)]
-fn scope(tunnel: bool) -> u8 {
-    if tunnel {
-        service_scope::CLUSTER
-    } else {
-        service_scope::EXTERNAL
-    }
-}
+/// Who comes from another node is outside, a pod behind the tunnel too: clients of this node alone are spared the external
+/// policy.
+const SCOPE: u8 = service_scope::EXTERNAL;
 
 /// A packet that is not addressed to a pod of this node.
 #[inline(always)]
@@ -35,7 +30,7 @@ pub(super) fn arriving<T: Tables, P: Packet>(
     };
     let answers = alias.reply != 0;
     if let Some(mut known) = known(tables, packet, work, None, true) {
-        if !balance::moves(tables, packet, work, known.found.flow, scope(tunnel)) {
+        if !balance::moves(tables, packet, work, known.found.flow, SCOPE) {
             return onward(tables, packet, work, &mut known, tunnel);
         }
     } else if answers {
@@ -109,7 +104,7 @@ fn begin<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunn
         return work.pass();
     }
     if !middle {
-        balance::ask(tables, packet, work, scope(tunnel), tunnel)?;
+        balance::ask(tables, packet, work, SCOPE, tunnel)?;
     } else if tunnel || !came_from_another_node(tables, packet, work) {
         // There is nothing to choose; the stack refuses what is not its own.
         return work.pass();

@@ -193,6 +193,24 @@ fn svc_36_a_pod_of_the_cluster_is_not_bound_by_the_external_policy() {
 }
 
 #[test]
+fn svc_35_svc_36_a_pod_of_another_node_is_bound_by_it_behind_the_tunnel_too() {
+    families(|pair, v6| {
+        let elsewhere = ip(if v6 { "fd00:3::9" } else { "10.3.0.9" });
+        let mut dial = |dst_port| {
+            let ends = Ends {
+                src: elsewhere,
+                ..outside(v6, dst_port)
+            };
+            pair.run_tunnelled(&tunnelled(ends.tcp(SYN, b"")))
+        };
+        let (verdict, out) = dial(port::NODE_LOCAL);
+        assert_eq!(verdict, TO_B);
+        assert_eq!(ends(&out), ((elsewhere, 50123), (pod(3, v6), 8080)));
+        assert_eq!(dial(port::NODE_ELSEWHERE).0, Err(Reason::ServiceNotLocal));
+    });
+}
+
+#[test]
 fn svc_38_a_node_port_without_endpoints_refuses() {
     families(|pair, v6| {
         let l4 = if v6 { 54 } else { 34 };

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use cni_tests::{
     lab::{Lab, Node, Pod, Routing},
-    traffic::{Echo, tcp, udp},
+    traffic::{Echo, tcp, udp, udp_socket},
 };
 use serde_json::{Value, json};
 
@@ -84,6 +84,39 @@ fn svc_30_svc_33_svc_34_a_client_outside_of_all_nodes_uses_a_node_port() {
         });
         reach(far);
         assert_eq!(clients(&echoes), outside, "{routing:?}");
+    }
+}
+
+#[test]
+fn svc_35_svc_36_a_pod_uses_every_endpoint_by_its_own_node_and_those_of_another_node_by_that() {
+    needs_root!();
+    for routing in [Routing::Direct, Routing::Vxlan] {
+        let lab = Lab::start(plan(routing)).unwrap();
+        let [near, far] = lab.pair();
+        let (client, server) = (near.add_pod("client").unwrap(), far.add_pod("server").unwrap());
+        let beside = far.add_pod("beside").unwrap();
+        let echoes = serve(&server, 8080);
+        let local =
+            ServiceManifest::new(1)
+                .spec(node_port("Local"))
+                .endpoint_at(&server, 8080, "node1", json!({}));
+        publish(&lab, &local);
+        for v4 in [true, false] {
+            let [by_near, by_far] = [near, far].map(|node| SocketAddr::new(node.address(v4), NODE_PORT));
+            for to in [by_near, by_far] {
+                tcp(&client.namespace, to, 1000).unwrap();
+                udp(&client.namespace, to, 1000).unwrap();
+            }
+            tcp(&beside.namespace, by_far, 1000).unwrap();
+            udp_socket(&beside.namespace, by_near).unwrap().send(b"x").unwrap();
+        }
+        eventually(|| {
+            let drops = near.drops().unwrap();
+            (drops.get("service_not_local/ingress") != Some(&2)).then(|| format!("{routing:?} {drops:?}"))
+        });
+        let mut pods = [&client, &beside].map(|pod| pod.addresses.clone()).concat();
+        pods.sort();
+        assert_eq!(clients(&echoes), pods, "{routing:?}");
     }
 }
 
