@@ -1,8 +1,10 @@
 //! `cargo xtask cluster`: a real Kubernetes on this machine.
 //!
-//! The control plane runs in a network namespace, the fabric; each node is a set of namespaces joined to it, with its own
-//! containerd and kubelet. Everything bears the cluster's name, so that `down` finds it also after a crash.
+//! The control plane runs in a network namespace, the fabric, and so does a small load balancer; each node is a set of
+//! namespaces joined to it, with its own containerd and kubelet. Everything bears the cluster's name, so that `down` finds it
+//! also after a crash.
 
+mod balancer;
 mod cni;
 mod control;
 mod daemon;
@@ -107,6 +109,9 @@ enum Action {
     /// The process that carries connections from the loopback to the API server
     #[command(hide = true)]
     Gateway,
+    /// The process that gives Services addresses of a load balancer
+    #[command(hide = true)]
+    Balancer,
     /// A node's process 1
     #[command(hide = true)]
     Boot { node: u8 },
@@ -130,6 +135,7 @@ impl Cluster {
             Action::E2e(e2e) => return e2e.run(place),
             Action::ControlPlane(options) => options.run(place)?,
             Action::Gateway => gateway::run()?,
+            Action::Balancer => balancer::run(place)?,
             Action::Boot { node } => node::boot(place, plan::Node(*node))?,
         }
         Ok(ExitCode::SUCCESS)

@@ -1,9 +1,13 @@
 //! Upstream's own specs against a cluster.
 
-use std::path::PathBuf;
-use std::process::ExitCode;
+mod report;
+mod results;
 
-use anyhow::{Context, Result};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use super::images::{AGNHOST, TOOLBOX};
@@ -12,14 +16,22 @@ use super::node::{Machine, PAUSE};
 use super::place::Place;
 use super::plan::Plan;
 use super::programs::{self, program};
-use crate::process::{command, output, stream};
+use crate::process::{command, output, step, stream};
 use crate::test::Tally;
+use crate::workspace;
+use results::{Contender, List};
 
 const CONFORMANCE: &str = r"\[sig-network\].*\[Conformance\]";
 /// How many those are in the release of Kubernetes that is built here.
 const SPECS: u64 = 47;
 /// What needs more than a plain cluster, or breaks it for others that run at the time.
 const SPECIAL: &str = r"\[Slow\]|\[Serial\]|\[Disruptive\]|\[Feature:|\[Alpha\]|\[Beta\]";
+
+const NETWORK: &str = r"\[sig-network\]";
+/// Of the list of results: the conformance specs, which are run for themselves, measurements, and network policies, which
+/// no contender enforces.
+const UNFIT: &str =
+    r"\[Conformance\]|\[Feature:(NetworkPolicy|PerformanceDNS|Networking-Performance)\]";
 
 const PROCESSES: u8 = 4;
 
@@ -31,6 +43,15 @@ pub(crate) struct E2e {
     /// Specs that are left out all the same
     #[arg(long, value_name = "REGEX", default_value = SPECIAL)]
     skip: String,
+    /// Every network spec of the list tests/fixtures/e2e-specs.tsv that can run here, in place of --focus and --skip
+    #[arg(long, conflicts_with_all = ["focus", "skip"])]
+    whole: bool,
+    /// Write what becomes of the specs into the list, in the column of the cluster's proxy
+    #[arg(long, conflicts_with = "compare")]
+    record: bool,
+    /// Fail where a spec's result is another one than the list's, and only there
+    #[arg(long)]
+    compare: bool,
     /// Where the results are written, as JUnit XML
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
@@ -44,6 +65,9 @@ pub(crate) fn conformance(place: &Place) -> Result<Tally> {
     let e2e = E2e {
         focus: CONFORMANCE.to_owned(),
         skip: SPECIAL.to_owned(),
+        whole: false,
+        record: false,
+        compare: false,
         report: None,
         processes: PROCESSES,
     };
@@ -61,13 +85,45 @@ fn complete(mut tally: Tally) -> Tally {
 
 impl E2e {
     pub(crate) fn run(&self, place: &Place) -> Result<ExitCode> {
+        let contender = self.contender(&place.plan()?)?;
         let tally = self.tally(place)?;
         println!("{} passed, {} failed", tally.passed, tally.failed);
-        Ok(if tally.failed == 0 && tally.passed > 0 {
+        let good = match contender {
+            Some(contender) => self.compare(contender, &json_report(place))?,
+            None => tally.failed == 0 && tally.passed > 0,
+        };
+        Ok(if good {
             ExitCode::SUCCESS
         } else {
             ExitCode::FAILURE
         })
+    }
+
+    /// In whose column of the list the results belong, if anybody asks for it.
+    fn contender(&self, plan: &Plan) -> Result<Option<Contender>> {
+        (self.record || self.compare)
+            .then(|| plan.proxy().try_into())
+            .transpose()
+    }
+
+    /// Records or compares the results of a run; whether they are as they should be.
+    fn compare(&self, contender: Contender, report: &Path) -> Result<bool> {
+        let ran = report::ran(report)?;
+        let known = known_specs()?;
+        let ran: Vec<_> = ran.into_iter().filter(|ran| known.contains(&ran.spec)).collect();
+        if ran.is_empty() {
+            bail!("no spec of the list ran");
+        }
+        let mut list = List::read()?;
+        if self.record {
+            list.record(contender, &known, &ran);
+            list.write()?;
+            step(format_args!("written to {}", results::path().display()));
+            return Ok(true);
+        }
+        let differences = list.differences(contender, &ran);
+        differences.iter().for_each(|difference| println!("{difference}"));
+        Ok(differences.is_empty())
     }
 
     fn tally(&self, place: &Place) -> Result<Tally> {
@@ -86,9 +142,14 @@ impl E2e {
         })?;
         let mut ginkgo = inside(&place.fabric(), program("ginkgo"));
         ginkgo.arg(format!("--procs={}", self.processes));
-        ginkgo.args(["--no-color", "--timeout=1h"]);
-        ginkgo.arg(format!("--focus={}", self.focus));
-        ginkgo.arg(format!("--skip={}", self.skip));
+        ginkgo.args(["--no-color", "--timeout=2h"]);
+        let (focus, skip) = if self.whole {
+            (NETWORK, UNFIT)
+        } else {
+            (self.focus.as_str(), self.skip.as_str())
+        };
+        ginkgo.args([format!("--focus={focus}"), format!("--skip={skip}")]);
+        tell(&mut ginkgo, &json_report(place));
         ginkgo.arg(program("e2e.test")).arg("--");
         ginkgo.args(self.suite_arguments(place, &plan)?);
         let mut tally = Tally::default();
@@ -113,6 +174,46 @@ impl E2e {
         }
         Ok(arguments)
     }
+}
+
+/// Where Ginkgo writes what became of each spec.
+fn json_report(place: &Place) -> PathBuf {
+    place.folder().join("e2e.json")
+}
+
+fn tell(ginkgo: &mut Command, report: &Path) {
+    let (folder, file) = (report.parent(), report.file_name());
+    let [folder, file] = [folder.map(Path::as_os_str), file].map(|part| part.unwrap_or_default().display());
+    ginkgo.args([format!("--output-dir={folder}"), format!("--json-report={file}")]);
+}
+
+/// The names of the specs that belong into the list.
+fn known_specs() -> Result<BTreeSet<String>> {
+    programs::E2E.build()?;
+    let report = workspace::target().join("e2e-specs.json");
+    let mut ginkgo = command(program("ginkgo"));
+    ginkgo.args(["--dry-run", "--no-color", &format!("--focus={NETWORK}")]);
+    tell(&mut ginkgo, &report);
+    output(ginkgo.arg(program("e2e.test")).args(["--", "--provider=skeleton"]))?;
+    let mut specs = report::names(&report)?;
+    specs.retain(|name| name.contains("[sig-network]") && !name.contains("[Conformance]"));
+    Ok(specs)
+}
+
+/// Whether the list holds every spec that upstream has and none besides, each with its reason if it needs one.
+pub(crate) fn check_list() -> Result<Tally> {
+    let list = List::read()?;
+    let mut faults = list.faults();
+    faults.extend(list.strangers(&known_specs()?));
+    if faults.is_empty() {
+        return Ok(Tally::success());
+    }
+    let mut tally = Tally::default();
+    for fault in faults {
+        println!("{}: {fault}", results::path().display());
+        tally += Tally::failure(fault);
+    }
+    Ok(tally)
 }
 
 /// Gives the images that are on a node the names that the suite asks for.

@@ -82,7 +82,7 @@ fn uplink(plan: &Plan, node: Node) -> String {
 }
 
 /// A search for duplicates would keep an address from being used for a second.
-fn nodad(address: IpAddr) -> &'static str {
+pub(super) fn nodad(address: IpAddr) -> &'static str {
     if address.is_ipv6() { " nodad" } else { "" }
 }
 

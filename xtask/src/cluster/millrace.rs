@@ -72,7 +72,8 @@ fn settings(plan: &Plan) -> Value {
         "routing": plan.routing.unwrap_or(Routing::Vxlan),
         // Nobody serves the address of the Service `kubernetes` before there is a network.
         "kubernetes": {"apiServers": [server(plan)]},
-        "services": {"proxy": proxy},
+        // As kube-proxy does always.
+        "services": {"proxy": proxy, "externalIPs": true},
         // hostPorts go the way of Services: through the host's stack.
         "cni": {"chained": Vec::from_iter(plan.proxy().is_kube_proxy().then_some(portmap))},
     })

@@ -158,6 +158,10 @@ pub(crate) struct Layout {
     pub(crate) api_service: IpAddr,
     pub(crate) dns_service: IpAddr,
     pub(crate) any: &'static str,
+    /// As whom the fabric calls what the load balancer gave away.
+    pub(crate) client: IpAddr,
+    /// The first address that the load balancer could give away.
+    balanced: IpAddr,
 }
 
 /// Kubernetes' customary ranges, and one of our own for the fabric.
@@ -172,6 +176,8 @@ const BOTH: [Layout; 2] = [
         api_service: IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1)),
         dns_service: IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10)),
         any: "0.0.0.0/0",
+        client: IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)),
+        balanced: IpAddr::V4(Ipv4Addr::new(203, 0, 113, 0)),
     },
     Layout {
         api: IpAddr::V6(Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, 1)),
@@ -183,22 +189,33 @@ const BOTH: [Layout; 2] = [
         api_service: IpAddr::V6(Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 1)),
         dns_service: IpAddr::V6(Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 10)),
         any: "::/0",
+        client: IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x51, 0, 0, 0, 0, 1)),
+        balanced: IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x113, 0, 0, 0, 0, 0)),
     },
 ];
 
 impl Layout {
     /// A node's address on the fabric.
     pub(crate) fn node(&self, node: Node) -> IpAddr {
-        let last = 10 + node.0;
-        match self.api {
-            IpAddr::V4(api) => {
-                let [a, b, c, _] = api.octets();
-                Ipv4Addr::new(a, b, c, last).into()
-            }
-            IpAddr::V6(api) => {
-                let [a, b, c, d, e, f, g, _] = api.segments();
-                Ipv6Addr::new(a, b, c, d, e, f, g, last.into()).into()
-            }
+        beside(self.api, 10 + node.0)
+    }
+
+    /// An address of a Service with a load balancer.
+    pub(crate) fn balanced(&self, number: u8) -> IpAddr {
+        beside(self.balanced, number)
+    }
+}
+
+/// The address with another last part.
+fn beside(address: IpAddr, last: u8) -> IpAddr {
+    match address {
+        IpAddr::V4(address) => {
+            let [a, b, c, _] = address.octets();
+            Ipv4Addr::new(a, b, c, last).into()
+        }
+        IpAddr::V6(address) => {
+            let [a, b, c, d, e, f, g, _] = address.segments();
+            Ipv6Addr::new(a, b, c, d, e, f, g, last.into()).into()
         }
     }
 }

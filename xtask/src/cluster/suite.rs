@@ -33,6 +33,8 @@ pub(crate) fn test(arguments: &[String]) -> Result<Tally> {
         .env("MILLRACE_CLUSTER", place.to_string());
     let mut tally = libtest(tests, arguments)?;
     if arguments.is_empty() {
+        step("the list of upstream's other network specs");
+        tally += e2e::check_list()?;
         step("upstream's network conformance specs");
         tally += e2e::conformance(&place)?;
     }

@@ -16,7 +16,7 @@ use super::daemon::until;
 use super::node::Machine;
 use super::place::Place;
 use super::plan::{Cni, Family, Node, Plan, Proxy};
-use super::{cni, dns, down, fabric, images, millrace, programs};
+use super::{balancer, cni, dns, down, fabric, images, millrace, programs};
 use crate::process::{output, step};
 use crate::setup::{self, Group};
 
@@ -116,6 +116,7 @@ fn up(place: &Place, plan: &Plan, archive: &Path) -> Result<()> {
     control::start_scheduler(place)?;
     on_all(place, plan, |machine| machine.start_kubelet())?;
     step("pods' network, DNS");
+    balancer::start(place, plan)?;
     dns::deploy(place, plan)?;
     cni::install(place, plan)?;
     on_all(place, plan, |machine| machine.start_proxy())?;
