@@ -206,7 +206,7 @@ impl Balancer<'_> {
     fn leave(&mut self, service: &Service, gone: bool) -> Result<()> {
         if let Some(held) = self.held.remove(&service.name()) {
             let addresses = addresses(&self.plan, &held.service, held.number);
-            let lines: String = addresses.iter().map(nowhere).collect();
+            let lines: String = addresses.iter().map(refused).collect();
             namespace::ip(&self.place.fabric(), &lines)?;
         }
         if gone || !service.is_marked() {
@@ -235,14 +235,15 @@ fn addresses(plan: &Plan, service: &Service, number: u8) -> Vec<IpAddr> {
     layouts.map(|layout| layout.balanced(number)).collect()
 }
 
-fn nowhere(address: &IpAddr) -> String {
-    format!("route replace unreachable {address}\n")
+/// The fabric itself answers, and nobody listens there.
+fn refused(address: &IpAddr) -> String {
+    format!("route replace local {address} dev lo table main\n")
 }
 
-/// A line for `ip`. With nobody who serves, the client is told at once.
+/// A line for `ip`.
 fn route(address: &IpAddr, client: &IpAddr, nodes: &[IpAddr]) -> String {
     match nodes {
-        [] => nowhere(address),
+        [] => refused(address),
         [node] => format!("route replace {address} via {node} src {client}\n"),
         nodes => {
             let hops: String = nodes.iter().map(|node| format!(" nexthop via {node}")).collect();
@@ -260,7 +261,7 @@ mod tests {
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
         let nodes = ["192.0.2.1", "192.0.2.2"].map(address);
         let line = |nodes| route(&address("203.0.113.1"), &address("198.51.100.1"), nodes);
-        assert_eq!(line(&[]), "route replace unreachable 203.0.113.1\n");
+        assert_eq!(line(&[]), "route replace local 203.0.113.1 dev lo table main\n");
         assert_eq!(
             line(&nodes[..1]),
             "route replace 203.0.113.1 via 192.0.2.1 src 198.51.100.1\n"

@@ -83,6 +83,8 @@ fn single(name: &str) -> Result<FileSystem> {
 fn toolbox(agnhost: &Path) -> Result<FileSystem> {
     let mut layer = Layer::new()?;
     layer.copy(agnhost, "/agnhost")?;
+    // As upstream's image has it: specs run name servers of their own.
+    layer.copy(&program("coredns"), "/coredns")?;
     // A server of specs speaks TLS with these.
     let porter = module("k8s.io/kubernetes")?.join("test/images/agnhost/porter");
     for file in ["localhost.crt", "localhost.key"] {
