@@ -61,7 +61,8 @@ impl Spec {
         let outcome = match self.state.as_str() {
             "passed" => Outcome::Passed,
             "skipped" => Outcome::Skipped,
-            "pending" => return None,
+            // Somebody ended the run.
+            "pending" | "interrupted" | "aborted" => return None,
             _ => Outcome::Failed,
         };
         let words = self.failure.as_ref().map(|failure| failure.message.as_str());
