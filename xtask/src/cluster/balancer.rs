@@ -43,7 +43,13 @@ pub(crate) fn start(place: &Place, plan: &Plan) -> Result<()> {
 
 /// Clients of a load balancer have addresses that are no neighbours of the nodes'.
 fn clients(plan: &Plan) -> String {
-    let add = |layout: &Layout| format!("address add {} dev {BRIDGE}{}\n", layout.client, nodad(layout.client));
+    let add = |layout: &Layout| {
+        format!(
+            "address add {} dev {BRIDGE}{}\n",
+            layout.client,
+            nodad(layout.client)
+        )
+    };
     plan.layouts().iter().map(add).collect()
 }
 
@@ -153,7 +159,11 @@ impl Balancer<'_> {
         let told = service.is_told(&addresses(&self.plan, &service, number));
         let held = Held {
             number,
-            routes: self.held.remove(&name).map(|held| held.routes).unwrap_or_default(),
+            routes: self
+                .held
+                .remove(&name)
+                .map(|held| held.routes)
+                .unwrap_or_default(),
             service,
         };
         self.held.insert(name.clone(), held);

@@ -30,8 +30,7 @@ const SPECIAL: &str = r"\[Slow\]|\[Serial\]|\[Disruptive\]|\[Feature:|\[Alpha\]|
 const NETWORK: &str = r"\[sig-network\]";
 /// Of the list of results: the conformance specs, which are run for themselves, measurements, and network policies, which
 /// no contender enforces.
-const UNFIT: &str =
-    r"\[Conformance\]|\[Feature:(NetworkPolicy|PerformanceDNS|Networking-Performance)\]";
+const UNFIT: &str = r"\[Conformance\]|\[Feature:(NetworkPolicy|PerformanceDNS|Networking-Performance)\]";
 
 const PROCESSES: u8 = 4;
 
@@ -194,7 +193,11 @@ fn known_specs() -> Result<BTreeSet<String>> {
     let mut ginkgo = command(program("ginkgo"));
     ginkgo.args(["--dry-run", "--no-color", &format!("--focus={NETWORK}")]);
     tell(&mut ginkgo, &report);
-    output(ginkgo.arg(program("e2e.test")).args(["--", "--provider=skeleton"]))?;
+    output(
+        ginkgo
+            .arg(program("e2e.test"))
+            .args(["--", "--provider=skeleton"]),
+    )?;
     let mut specs = report::names(&report)?;
     specs.retain(|name| name.contains("[sig-network]") && !name.contains("[Conformance]"));
     Ok(specs)

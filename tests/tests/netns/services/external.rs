@@ -108,7 +108,10 @@ fn svc_35_svc_36_a_pod_uses_every_endpoint_by_its_own_node_and_those_of_another_
                 udp(&client.namespace, to, 1000).unwrap();
             }
             tcp(&beside.namespace, by_far, 1000).unwrap();
-            udp_socket(&beside.namespace, by_near).unwrap().send(b"x").unwrap();
+            udp_socket(&beside.namespace, by_near)
+                .unwrap()
+                .send(b"x")
+                .unwrap();
         }
         eventually(|| {
             let drops = near.drops().unwrap();

@@ -69,7 +69,11 @@ impl Spec {
         Some(Ran {
             spec: self.name(),
             outcome,
-            words: words.unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" "),
+            words: words
+                .unwrap_or_default()
+                .split_whitespace()
+                .collect::<Vec<_>>()
+                .join(" "),
         })
     }
 }
@@ -89,7 +93,11 @@ pub(super) fn ran(path: &Path) -> Result<Vec<Ran>> {
 /// The names of all specs, whether they ran or not.
 pub(super) fn names(path: &Path) -> Result<BTreeSet<String>> {
     let specs = read(path)?;
-    Ok(specs.iter().filter(|spec| spec.is_one()).map(Spec::name).collect())
+    Ok(specs
+        .iter()
+        .filter(|spec| spec.is_one())
+        .map(Spec::name)
+        .collect())
 }
 
 #[cfg(test)]

@@ -118,7 +118,8 @@ impl List {
     pub(super) fn read() -> Result<Self> {
         let path = path();
         let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-        text.parse().with_context(|| format!("parsing {}", path.display()))
+        text.parse()
+            .with_context(|| format!("parsing {}", path.display()))
     }
 
     pub(super) fn write(&self) -> Result<()> {
@@ -147,7 +148,12 @@ impl List {
     pub(super) fn differences(&self, contender: Contender, ran: &[Ran]) -> Vec<String> {
         let difference = |one: &Ran| match self.0.get(&one.spec) {
             Some(row) if row.of(contender) == one.outcome => None,
-            Some(row) => Some(format!("{}: {}, listed as {}", one.spec, one.outcome, row.of(contender))),
+            Some(row) => Some(format!(
+                "{}: {}, listed as {}",
+                one.spec,
+                one.outcome,
+                row.of(contender)
+            )),
             None => Some(format!("{}: not in the list", one.spec)),
         };
         ran.iter().filter_map(difference).collect()
@@ -164,7 +170,9 @@ impl List {
     /// Where the list and upstream's specs differ.
     pub(super) fn strangers(&self, known: &BTreeSet<String>) -> Vec<String> {
         let listed: BTreeSet<_> = self.0.keys().cloned().collect();
-        let stale = listed.difference(known).map(|spec| format!("{spec}: no such spec"));
+        let stale = listed
+            .difference(known)
+            .map(|spec| format!("{spec}: no such spec"));
         let missing = known
             .difference(&listed)
             .map(|spec| format!("{spec}: not in the list"));
@@ -198,7 +206,11 @@ impl FromStr for List {
         let mut rows = BTreeMap::new();
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             let mut fields = line.split('\t');
-            let mut next = || fields.next().with_context(|| format!("a field is missing in `{line}`"));
+            let mut next = || {
+                fields
+                    .next()
+                    .with_context(|| format!("a field is missing in `{line}`"))
+            };
             let (millrace, kube_proxy) = (next()?.parse()?, next()?.parse()?);
             let spec = next()?.to_owned();
             let reason = fields.collect::<Vec<_>>().join(" ");
@@ -252,7 +264,9 @@ mod tests {
 
     #[test]
     fn every_difference_is_named() {
-        let list: List = "passed\tfailed\ta\twhy\npassed\tpassed\tb\tstale".parse().unwrap();
+        let list: List = "passed\tfailed\ta\twhy\npassed\tpassed\tb\tstale"
+            .parse()
+            .unwrap();
         let difference = |spec, outcome| list.differences(Contender::KubeProxy, &[ran(spec, outcome)]);
         assert!(difference("a", Outcome::Failed).is_empty());
         assert_eq!(difference("a", Outcome::Passed), ["a: passed, listed as failed"]);
