@@ -22,8 +22,8 @@ fn is_node(route: &Route) -> bool {
     route.action == route_action::TUNNEL && route.flags & route_flags::NODE != 0
 }
 
-/// The node that sent a tunnelled packet must own the address inside; or have it from outside, for a pod that it names. It may send from any of its addresses, whichever its
-/// own routes chose.
+/// The node that sent a tunnelled packet must own the address inside; or have it from outside, for a pod that it names. It
+/// may send from any of its addresses, whichever its own routes chose.
 #[inline(always)]
 pub(super) fn tunnelled<T: Tables, P: Packet>(
     tables: &T,
