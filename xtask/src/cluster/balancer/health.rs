@@ -16,10 +16,9 @@ pub(super) fn serves(node: IpAddr, port: u16) -> bool {
 fn ask(to: SocketAddr) -> Result<bool> {
     let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    write!(
-        stream,
-        "GET /healthz HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n"
-    )?;
+    // In one piece: who answers the first of several and closes resets the connection.
+    let request = format!("GET /healthz HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
     let mut start = [0; 12];
     stream.read_exact(&mut start)?;
     Ok(start.ends_with(b" 200"))
@@ -39,8 +38,9 @@ mod tests {
             let port = listener.local_addr().unwrap().port();
             let server = thread::spawn(move || {
                 let (mut client, _) = listener.accept().unwrap();
-                write!(client, "HTTP/1.1 {answer}\r\nContent-Length: 0\r\n\r\n").unwrap();
-                let _ = client.read(&mut [0; 256]);
+                assert!(client.read(&mut [0; 256]).unwrap() > 0);
+                let answer = format!("HTTP/1.1 {answer}\r\nContent-Length: 0\r\n\r\n");
+                client.write_all(answer.as_bytes()).unwrap();
             });
             assert_eq!(serves(Ipv4Addr::LOCALHOST.into(), port), expected, "{answer}");
             server.join().unwrap();
