@@ -72,8 +72,8 @@ fn settings(plan: &Plan) -> Value {
         "routing": plan.routing.unwrap_or(Routing::Vxlan),
         // Nobody serves the address of the Service `kubernetes` before there is a network.
         "kubernetes": {"apiServers": [server(plan)]},
-        // As kube-proxy does always.
-        "services": {"proxy": proxy, "externalIPs": true},
+        // External addresses as kube-proxy serves them always; beside it they are its business, and no setting of ours.
+        "services": {"proxy": proxy, "externalIPs": proxy == "millrace"},
         // hostPorts go the way of Services: through the host's stack.
         "cni": {"chained": Vec::from_iter(plan.proxy().is_kube_proxy().then_some(portmap))},
     })
@@ -109,5 +109,9 @@ mod tests {
             "https://[fd00:77::1]:6443"
         );
         assert_eq!(settings["cni"]["chained"][0]["type"], "portmap");
+        assert_eq!(
+            settings["services"],
+            json!({"proxy": "stack", "externalIPs": false})
+        );
     }
 }
