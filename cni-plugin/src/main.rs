@@ -20,8 +20,8 @@
 //!
 //! The pod's end comes up before the host's because the kernel takes no route through a link that is down. Nothing
 //! passes a pair whose other end is down, so no packet precedes the policy. A host's end that is down is therefore the
-//! mark of an ADD that was cut short while no agent ran: the next ADD for the same container removes it and starts anew. Any other
-//! interface that bears the wanted name is left alone and fails the ADD.
+//! mark of an ADD that was cut short while no agent ran: the next ADD for the same container removes it and starts
+//! anew. Any other interface that bears the wanted name is left alone and fails the ADD.
 
 mod cmd;
 mod fault;

@@ -1,9 +1,9 @@
 //! Connections: finding them, aging them, moving them on.
 //!
 //! Nothing here waits for the agent. Both tables are LRU maps, so a table that is full gives up what was used least;
-//! a connection enters the first table only when its other side has answered, and of TCP when the originator has heard
-//! that (which no forged source can), so that a flood fills the second and evicts nobody who is talking. An entry whose idle time is over counts as absent wherever it is
-//! found, and the timestamp is looked at in that moment and not by a collector.
+//! a connection enters the first table only when its other side has answered, and of TCP when the originator has said that
+//! it heard that, so that a flood of first packets fills the second and evicts nobody who is talking. An entry whose idle
+//! time is over counts as absent wherever it is found, and the timestamp is looked at in that moment and not by a collector.
 
 use super::headers::{proto, tcp};
 use super::policy::FROM_HOST;

@@ -55,7 +55,7 @@ fn main() -> Result<()> {
         }
         for _ in 0..command.rounds {
             for (dial, changes) in &mut dials {
-                let others = crowd.alone(dial.name(), &peers)?;
+                let _others = crowd.alone(dial.name(), &peers)?;
                 // It stood still while the others were measured.
                 for peer in peers.iter().filter(|peer| peer.mode.name() == dial.name()) {
                     peer.wait_until_quiet(PATIENCE)?;
@@ -69,7 +69,6 @@ fn main() -> Result<()> {
                         samples.add(dial.name(), &metric(which, *number), "ms", value);
                     }
                 }
-                drop(others);
             }
         }
     }

@@ -156,7 +156,8 @@ impl Balancer<'_> {
             let marks = service.finalizers().chain([FINALIZER]).collect::<Vec<_>>();
             self.patch(&service, "", &json!({"metadata": {"finalizers": marks}}))?;
         }
-        let told = service.is_told(&addresses(&self.plan, &service, number));
+        let addresses = addresses(&self.plan, &service, number);
+        let told = service.is_told(&addresses);
         let held = Held {
             number,
             routes: self
@@ -171,10 +172,8 @@ impl Balancer<'_> {
         let Some(held) = self.held.get(&name).filter(|_| !told) else {
             return Ok(());
         };
-        let ingress = addresses(&self.plan, &held.service, number)
-            .into_iter()
-            .map(|ip| json!({"ip": ip}));
-        let status = json!({"status": {"loadBalancer": {"ingress": ingress.collect::<Vec<_>>()}}});
+        let ingress: Vec<_> = addresses.iter().map(|ip| json!({"ip": ip})).collect();
+        let status = json!({"status": {"loadBalancer": {"ingress": ingress}}});
         self.patch(&held.service, "status", &status)
     }
 

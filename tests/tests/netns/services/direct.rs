@@ -7,7 +7,7 @@ use std::{
 
 use cni_tests::{
     frames::Ends,
-    lab::{Lab, Node, Plan, Pod, Routing, Signal},
+    lab::{Drops, Lab, Node, Plan, Pod, Routing, Signal},
     traffic::{self, Echo, Steady, tcp, udp},
     wire::Tap,
 };
@@ -43,6 +43,11 @@ impl Far {
         Self { lab, pod, echoes }
     }
 
+    /// What either node has dropped.
+    fn drops(&self) -> [Drops; 2] {
+        self.lab.pair().map(|node| node.drops().unwrap())
+    }
+
     /// The node that is asked.
     fn asked(&self, v4: bool) -> SocketAddr {
         SocketAddr::new(self.lab.nodes[0].address(v4), NODE_PORT)
@@ -74,7 +79,7 @@ fn svc_33_the_endpoints_node_answers_and_the_endpoint_sees_the_client() {
     needs_root!();
     let far = Far::start(with("dsr"));
     let [near, other] = far.lab.pair();
-    let before = [near, other].map(|node| node.drops().unwrap());
+    let before = far.drops();
     for v4 in [true, false] {
         let taps = [near, other].map(|node| Tap::open(&node.namespace, "eth0").unwrap());
         tcp(&far.lab.outside, far.asked(v4), 100_000).unwrap();
@@ -90,7 +95,7 @@ fn svc_33_the_endpoints_node_answers_and_the_endpoint_sees_the_client() {
     assert_eq!(flows.iter().filter(half).count(), 4, "{flows:?}");
     let shown = near.ask(["services", "service-1"]).unwrap().to_string();
     assert!(shown.contains("\"direct_return\":true"), "{shown}");
-    assert_eq!([near, other].map(|node| node.drops().unwrap()), before);
+    assert_eq!(far.drops(), before);
     // A node that asks another one is answered by that one.
     for v4 in [true, false] {
         let to = SocketAddr::new(near.address(v4), NODE_PORT);
@@ -163,8 +168,7 @@ fn svc_52_agents_die_and_change_their_mode_under_traffic() {
 fn svc_57_nothing_is_added_to_a_packet_and_errors_reach_the_endpoint() {
     needs_root!();
     let far = Far::start(with("dsr"));
-    let [near, other] = far.lab.pair();
-    let before = [near, other].map(|node| node.drops().unwrap());
+    let before = far.drops();
     for v4 in [true, false] {
         // As large as the tunnel carries, in one piece.
         let whole = 1450 - if v4 { 28 } else { 48 };
@@ -173,13 +177,13 @@ fn svc_57_nothing_is_added_to_a_packet_and_errors_reach_the_endpoint() {
         assert_eq!(socket.recv(&mut vec![0; whole]).unwrap(), whole);
         tcp(&far.lab.outside, far.asked(v4), 10_000_000).unwrap();
     }
-    assert_eq!([near, other].map(|node| node.drops().unwrap()), before);
+    assert_eq!(far.drops(), before);
     // A link before the client is smaller than both ends know: its router tells the Service's address.
     far.lab.fabric.ip("link set outside mtu 1300").unwrap();
     for v4 in [true, false] {
         tcp(&far.lab.outside, far.asked(v4), 1_000_000).unwrap();
     }
-    assert_eq!([near, other].map(|node| node.drops().unwrap()), before);
+    assert_eq!(far.drops(), before);
 }
 
 #[test]
