@@ -50,7 +50,7 @@ pub use wire::{takes, xdp_nodeport};
 pub use work::{Headers, Work};
 
 use crate::abi::{
-    Config, Endpoint, Reason, direction, endpoint_flags, flow_flags, hook, put, route_action, route_flags,
+    Addr, Config, Endpoint, Reason, direction, endpoint_flags, flow_flags, hook, put, route_action, route_flags,
     service_scope, via,
 };
 use connection::{advance_known, enter, known, known_as, sending};
@@ -425,6 +425,7 @@ pub fn to_netdev<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Wo
         Err(_) if !tunnel => return work.pass(),
         Err(reason) => return Err(reason),
     }
+    let mut owner = Addr::UNSPECIFIED;
     if tunnel {
         let destination = work.tuple.dst;
         let route = route::lookup(tables, work, &destination)?;
@@ -437,12 +438,20 @@ pub fn to_netdev<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Wo
                 Reason::NoRoute
             });
         }
+        owner = route.gateway;
+    }
+    // Whoever dialled a Service whose backend is the node itself may be behind the tunnel as well.
+    let answer = external::leaving(tables, packet, work)?;
+    if tunnel {
         let [a, b, c, d, e, f] = Config::TUNNEL_SENDER;
         let sender = [[a, b], [c, d], [e, f]].map(u16::from_ne_bytes);
         packet.store(6, &sender, false)?;
         work.way = way::TUNNEL_KEY;
-        work.gateway = route.gateway;
+        work.gateway = owner;
         return Ok(());
+    }
+    if answer {
+        return work.pass();
     }
     stack::leaving(tables, packet, work)
 }

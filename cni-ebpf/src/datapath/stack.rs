@@ -6,7 +6,7 @@
 
 use super::headers::{ICMP_ANSWERER, proto};
 use super::stage::{self, Stage};
-use super::{Outcome, Packet, Tables, Work, conntrack, enter, external, known, nat, route, translate};
+use super::{Outcome, Packet, Tables, Work, conntrack, enter, known, nat, route, translate};
 use crate::abi::{Addr, Reason, flow_flags, route_action, route_flags, via};
 
 /// Gives `work.flow` the address of device `ifindex` as its source, with a port that nobody uses.
@@ -77,9 +77,6 @@ pub(super) fn rebuilt<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &m
 /// A packet that the stack sends through a device of the node.
 #[inline(always)]
 pub(super) fn leaving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
-    if external::leaving(tables, packet, work)? {
-        return work.pass();
-    }
     let destination = work.tuple.dst;
     let Ok(route) = route::lookup(tables, work, &destination) else {
         return work.pass();

@@ -297,6 +297,30 @@ fn a_backend_that_is_the_node_itself_answers_as_the_frontend() {
 }
 
 #[test]
+fn a_backend_that_is_the_node_itself_answers_behind_the_tunnel_as_the_frontend() {
+    families(|pair, v6| {
+        let ends_of_pod = Ends {
+            src: ip(if v6 { "fd00:3::9" } else { "10.3.0.9" }),
+            ..outside(v6, port::NODE_HOST)
+        };
+        let (verdict, out) = pair.run_tunnelled(&tunnelled(ends_of_pod.tcp(SYN, b"")));
+        assert_eq!(verdict, Ok(Verdict::Pass));
+        assert_eq!(ends(&out), ((ends_of_pod.src, 50123), (node(v6), 6443)));
+        let back = answer_to(&out, mac(ifindex::NETDEV), [2, 9, 9, 9, 9, 9]);
+        let mut frame = world::frame(back.tcp(SYN_ACK, b""), ifindex::TUNNEL);
+        frame.ingress_ifindex = 0;
+        let (verdict, frame) = pair.host(Hook::ToNetdev, &frame);
+        let remote = Addr::from(ip("192.0.2.3"));
+        assert_eq!(verdict, Ok(Verdict::TunnelKey { remote }));
+        assert_eq!(
+            ends(&frame.bytes),
+            ((node(v6), port::NODE_HOST), (ends_of_pod.src, 50123))
+        );
+        assert!(frames::checksums_hold(&frame.bytes));
+    });
+}
+
+#[test]
 fn svc_57_errors_show_each_side_the_packet_that_it_sent() {
     families(|pair, v6| {
         let (kind, code) = if v6 { (1, 4) } else { (3, 3) };
