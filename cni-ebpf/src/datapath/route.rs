@@ -80,7 +80,12 @@ pub(super) fn leave<T: Tables, P: Packet>(
     work: &mut Work,
     route: &Route,
 ) -> Outcome {
-    if matches!(route.action, route_action::HOST | route_action::STACK) {
+    // A known connection to a Service that is not translated here was the stack's when it began, and stays there; a new one
+    // does not come this far.
+    if matches!(
+        route.action,
+        route_action::HOST | route_action::STACK | route_action::SERVICE
+    ) {
         work.way = way::LOCAL;
         return Ok(());
     }

@@ -130,6 +130,7 @@ pub struct Lpm<V>(Vec<(Prefix, V)>);
 
 impl<V> Lpm<V> {
     pub fn put(&mut self, prefix: Prefix, value: V) {
+        self.0.retain(|(known, _)| *known != prefix);
         self.0.push((prefix, value));
         self.0.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len));
     }
