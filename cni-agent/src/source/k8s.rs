@@ -11,6 +11,7 @@ mod desk;
 mod fault;
 mod node_events;
 mod own_node;
+mod pace;
 mod servers;
 mod service_events;
 mod watch;
@@ -117,7 +118,7 @@ pub async fn watch(
                 if !desk.tell(problems).await {
                     return;
                 }
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(pace::around(PAUSE)).await;
             }
         }
     };

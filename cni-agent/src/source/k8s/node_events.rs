@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::{sync::watch, time::sleep};
 
-use super::{desk::Resource, fault, watch::Office};
+use super::{desk::Resource, fault, pace, watch::Office};
 use crate::status::Status;
 
 /// What does not last is not worth an event.
@@ -87,7 +87,7 @@ pub(super) async fn announce(office: Office, mut status: watch::Receiver<Arc<Sta
                     }
                 }
             }
-            sleep(PAUSE).await;
+            sleep(pace::around(PAUSE)).await;
         } else if status.changed().await.is_err() {
             return;
         }

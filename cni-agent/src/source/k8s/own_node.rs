@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::{desk::Resource, fault, watch::Office};
+use super::{desk::Resource, fault, pace, watch::Office};
 use crate::{
     source::object::{described, nullable, resource},
     status::Status,
@@ -73,7 +73,7 @@ pub(super) async fn proclaim(office: Office, taint: String, mut status: watch::R
                 RETRY
             }
         };
-        tokio::time::sleep(pause).await;
+        tokio::time::sleep(pace::around(pause)).await;
     }
 }
 

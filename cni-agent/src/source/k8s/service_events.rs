@@ -18,6 +18,7 @@ use tokio::{sync::watch, time::sleep};
 use super::{
     fault,
     node_events::{CONTROLLER, EVENTS, note},
+    pace,
     watch::Office,
 };
 use crate::{
@@ -48,7 +49,7 @@ pub(super) async fn announce(office: Office, mut status: watch::Receiver<Arc<Sta
                 }
             }
         }
-        sleep(PAUSE).await;
+        sleep(pace::around(PAUSE)).await;
     }
 }
 
