@@ -47,32 +47,39 @@ const PAUSE: Duration = Duration::from_secs(2);
 const NODES: Watched = Watched {
     resource: "nodes",
     kind: Kind::Node,
+    optional: false,
 };
 const NAMESPACES: Watched = Watched {
     resource: "namespaces",
     kind: Kind::Namespace,
+    optional: false,
 };
 const PODS: Watched = Watched {
     resource: "pods",
     kind: Kind::Pod,
+    optional: false,
 };
 const SERVICE_CIDRS: Watched = Watched {
     resource: "servicecidrs",
     kind: Kind::ServiceCidr,
+    optional: true,
 };
 
 const SERVICES: Watched = Watched {
     resource: "services",
     kind: Kind::Service,
+    optional: false,
 };
 const ENDPOINT_SLICES: Watched = Watched {
     resource: control_plane::ENDPOINT_SLICES,
     kind: Kind::EndpointSlice,
+    optional: false,
 };
 
 const SETTINGS: Watched = Watched {
     resource: crd::PLURAL,
     kind: Kind::Settings,
+    optional: true,
 };
 
 /// What the source needs to know of the settings.

@@ -2,7 +2,7 @@
 
 use kube::runtime::watcher;
 
-use super::servers::Unanswered;
+use super::{crd::PLURAL, servers::Unanswered};
 
 /// The role whose rules `rbac.yaml` has.
 pub(super) const CLUSTER_ROLE: &str = "millrace";
@@ -72,11 +72,14 @@ fn of_status(verb: &str, resource: &str, code: u16, message: &str) -> Option<Str
         403 => Some(format!(
             "the API server forbids to {verb} {resource} (403: {message}); apply the ClusterRole {CLUSTER_ROLE} and its binding from cni-agent/deploy/base/rbac.yaml"
         )),
-        404 => Some(match resource.ends_with("configs") {
-            true => format!(
+        404 => Some(match resource {
+            PLURAL => format!(
                 "the API server has no {resource} of this version, so that defaults hold; apply the output of `millrace crds`"
             ),
-            false => format!("the API server has no {resource} of this version; update the API server"),
+            "servicecidrs" => format!("the API server has no {resource} of this version; update the API server"),
+            _ => format!(
+                "whoever answers for the API server has no {resource} (404: {message}); what was heard before stays in force. Correct kubernetes.apiServers, or update the API server"
+            ),
         }),
         _ => Some(format!(
             "the API server does not {verb} {resource} ({code}: {message}); see its log"
@@ -123,6 +126,7 @@ mod tests {
             (403, "pods", ["list pods", "ClusterRole millrace"]),
             (404, "millraceconfigs", ["millraceconfigs", "millrace crds"]),
             (404, "servicecidrs", ["servicecidrs", "update the API server"]),
+            (404, "pods", ["no pods (404", "kubernetes.apiServers"]),
             (500, "pods", ["500", "its log"]),
         ] {
             let text = of_watch(resource, &watcher::Error::InitialListFailed(status(code))).unwrap();

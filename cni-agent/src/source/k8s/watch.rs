@@ -26,6 +26,8 @@ use crate::{
 pub(super) struct Watched {
     pub(super) resource: Resource,
     pub(super) kind: Kind,
+    /// A server may lack it: then there are no objects.
+    pub(super) optional: bool,
 }
 
 /// What watches share.
@@ -84,8 +86,8 @@ async fn run<K: Known>(
                 if let Some(text) = fault::of_watch(watched.resource, &error) {
                     office.desk.fault(watched.resource, text);
                 }
-                // What the server does not know has no objects.
-                !fault::is_unknown(&error) || only(watched, BTreeSet::new(), office).await
+                let absent = watched.optional && fault::is_unknown(&error);
+                !absent || only(watched, BTreeSet::new(), office).await
             }
         };
         if !listening {
@@ -132,4 +134,41 @@ async fn only(watched: Watched, keys: BTreeSet<crate::model::ObjectKey>, office:
     let listening = office.desk.tell(Event::Only(watched.kind, keys)).await;
     office.desk.heard_all(watched.resource).await;
     listening
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::object::PodObject;
+
+    #[test]
+    fn of_a_pod_elsewhere_only_place_labels_and_addresses_are_kept() {
+        let pod = |node: &str| {
+            let object: PodObject = serde_json::from_value(serde_json::json!({
+                "metadata": {
+                    "name": "a", "namespace": "n", "uid": "u", "labels": { "app": "a" },
+                    "annotations": { "millrace.dev/addresses": "10.1.0.9" },
+                },
+                "spec": {
+                    "nodeName": node,
+                    "containers": [{ "name": "c", "ports": [{ "containerPort": 80, "hostPort": 8080, "protocol": "TCP" }] }],
+                },
+                "status": { "phase": "Running", "podIPs": [{ "ip": "10.1.0.9" }] },
+            }))
+            .unwrap();
+            let whole = object.into_object().unwrap();
+            (whole.clone(), reduce(whole, "here"))
+        };
+        let (whole, kept) = pod("here");
+        assert_eq!(whole, kept);
+        let (Object::Pod(whole), Object::Pod(kept)) = pod("elsewhere") else {
+            panic!("not pods")
+        };
+        assert!(!whole.uid.is_empty() && !whole.host_ports.is_empty());
+        assert!(kept.uid.is_empty() && kept.host_ports.is_empty() && kept.requested_addresses.is_empty());
+        assert_eq!(
+            (&kept.addresses, &kept.labels, &kept.node),
+            (&whole.addresses, &whole.labels, &whole.node)
+        );
+    }
 }
