@@ -20,6 +20,10 @@ impl<K: Kernel> Agent<K> {
         self.status.send_if_modified(|last| {
             let changed = **last != status;
             if changed {
+                let known = |problem: &String| last.problems.contains(problem);
+                for problem in self.own_problems().iter().filter(|problem| !known(problem)) {
+                    tracing::warn!("{problem}");
+                }
                 *last = Arc::new(status);
             }
             changed
@@ -70,15 +74,20 @@ impl<K: Kernel> Agent<K> {
             }
         }
         problems.extend(self.state.all_problems().cloned());
-        problems.extend(self.ledger_problems.iter().cloned());
-        problems.extend(self.queue_problems.iter().cloned());
-        problems.extend(self.rounds.problems.iter().cloned());
         problems.extend(self.rounds.error.iter().cloned());
         problems.extend(
             failing
                 .into_iter()
                 .filter(|error| Some(error) != self.rounds.error.as_ref()),
         );
+        problems.extend(self.own_problems());
+        problems
+    }
+
+    /// Those that the agent itself finds; sources, and whoever makes changes, have put theirs into the log already.
+    fn own_problems(&self) -> Vec<String> {
+        let kept = [&self.ledger_problems, &self.queue_problems, &self.rounds.problems];
+        let mut problems: Vec<String> = kept.into_iter().flatten().cloned().collect();
         problems.extend(self.service_problems());
         problems.extend(self.exhausted());
         problems
