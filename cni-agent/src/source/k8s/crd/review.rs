@@ -24,6 +24,9 @@ const SPREAD: Duration = Duration::from_secs(20);
 /// Nodes that do not wait long serve a small cluster at once.
 const LEAST: Duration = Duration::from_millis(200);
 
+/// Between two that are written: whoever changes an object all the time is answered now and then.
+const REST: Duration = Duration::from_secs(10);
+
 /// What a node thinks of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::source) struct Review {
@@ -66,6 +69,7 @@ pub(in crate::source::k8s) async fn publish(office: Office, mut reviews: mpsc::R
     let client = office.servers.client(move || desk.fine(STATUS));
     let api = Api::<MillraceConfigObject>::all(client);
     let mut open: BTreeMap<String, (Review, Instant)> = BTreeMap::new();
+    let mut rested = Instant::now();
     loop {
         let next = open.values().map(|(_, at)| *at).min();
         let due = async {
@@ -78,7 +82,7 @@ pub(in crate::source::k8s) async fn publish(office: Office, mut reviews: mpsc::R
             review = reviews.recv() => match review {
                 Some(review) if review.is_said() => { open.remove(&review.name); }
                 Some(review) => {
-                    let at = Instant::now() + delay(&office.node);
+                    let at = rested.max(Instant::now() + delay(&office.node));
                     open.entry(review.name.clone())
                         .and_modify(|(known, _)| known.clone_from(&review))
                         .or_insert((review, at));
@@ -87,6 +91,7 @@ pub(in crate::source::k8s) async fn publish(office: Office, mut reviews: mpsc::R
             },
             () = due => {
                 let now = Instant::now();
+                rested = now + REST;
                 let ready: Vec<String> = open.iter().filter(|(_, (_, at))| *at <= now).map(|(name, _)| name.clone()).collect();
                 for name in ready {
                     let Some((review, _)) = open.remove(&name) else { continue };
@@ -94,9 +99,11 @@ pub(in crate::source::k8s) async fn publish(office: Office, mut reviews: mpsc::R
                     if let Err(error) = api.patch_status(&name, &PatchParams::default(), &patch).await
                         // Taken away meanwhile: nobody reads its status. Whether there is such a kind, the watch says.
                         && !fault::is_gone(&error)
-                        && let Some(text) = fault::of_request("patch", STATUS, &error)
                     {
-                        office.desk.fault(STATUS, text);
+                        if let Some(text) = fault::of_request("patch", STATUS, &error) {
+                            office.desk.fault(STATUS, text);
+                        }
+                        // Also after a connection that broke: nobody else may be there to write it.
                         open.insert(name, (review, now + SPREAD));
                     }
                 }
