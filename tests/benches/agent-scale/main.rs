@@ -17,7 +17,7 @@ use objects::Scale;
 use serde_json::json;
 
 const MILLRACE: &str = "millrace";
-/// Pod events a second.
+/// Pod events a second; those of EndpointSlices come on top.
 const CHURN: u32 = 100;
 const WINDOW: Duration = Duration::from_secs(5);
 /// Until what a start took has been given back, or shown not to be.
@@ -40,20 +40,20 @@ fn main() -> Result<()> {
     } = scale;
 
     loader()?.create("Services", (0..services).map(service).collect())?;
-    let slices = (0..services).map(|number| objects::slice(number, &scale));
+    let slices = (0..services).map(|number| objects::slice(number, &scale, |_| 0));
     loader()?.create("EndpointSlices", slices.collect())?;
     let only = format!("{services} Services");
     started(&lab.nodes[0], &only, &mut samples)?;
 
     loader()?.create("Nodes", (0..nodes).map(objects::node).collect())?;
-    let running = (0..pods).map(|number| objects::pod(number, &scale));
+    let running = (0..pods).map(|number| objects::pod(number, &scale, 0));
     loader()?.create("Pods", running.collect())?;
     let all = format!("{only}, {nodes} nodes, {pods} pods");
     started(&lab.nodes[0], &all, &mut samples)?;
 
     let proxy = peer_started(&lab, &control, &all, &mut samples)?;
     let contenders = [watched(&lab.nodes[0])?, proxy.watched()];
-    let churn = loader()?.churn(pods, CHURN);
+    let churn = loader()?.churn(objects::changes(scale), CHURN);
     for round in 0..command.rounds {
         eprintln!("round {} of {}", round + 1, command.rounds);
         window(&contenders, &churn, &mut samples)?;
@@ -156,6 +156,9 @@ fn report(command: &Command, samples: &Samples, [only, all]: [&str; 2]) -> Repor
     }
     report.notes.push(
         "kube-proxy watches Services, EndpointSlices and its own Node alone; it is told of no pod".to_owned(),
+    );
+    report.notes.push(
+        "of each three pods one is deleted and created with another address, one gets another address, one another label; the slice of an address follows it".to_owned(),
     );
     report
 }

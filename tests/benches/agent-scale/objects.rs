@@ -2,7 +2,10 @@
 
 use std::net::Ipv4Addr;
 
-use cni_tests::bench::cluster::objects::{self, Endpoint, NODES, Object, PODS};
+use cni_tests::bench::cluster::{
+    Change,
+    objects::{self, Endpoint, NODES, Object, PODS, SLICES},
+};
 use serde_json::json;
 
 /// How many there are of each.
@@ -61,19 +64,60 @@ pub(crate) fn node(number: usize) -> Object {
     }
 }
 
-fn address(pod: usize, scale: &Scale) -> Ipv4Addr {
-    let node = pod % scale.nodes;
-    [
-        10,
-        64 + (node / 256) as u8,
-        (node % 256) as u8,
-        2 + (pod / scale.nodes) as u8,
-    ]
-    .into()
+/// What becomes of a pod in each turn of the churn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Replaced,
+    Readdressed,
+    Labelled,
 }
 
-pub(crate) fn pod(number: usize, scale: &Scale) -> Object {
-    let address = address(number, scale);
+impl Fate {
+    fn of(pod: usize) -> Self {
+        [Self::Replaced, Self::Readdressed, Self::Labelled][pod % 3]
+    }
+}
+
+/// Turn 0 is before the churn.
+fn address(pod: usize, scale: &Scale, turn: usize) -> Ipv4Addr {
+    let node = pod % scale.nodes;
+    let moved = Fate::of(pod) != Fate::Labelled && turn % 2 == 1;
+    let host = 2 + pod / scale.nodes + if moved { 100 } else { 0 };
+    [10, 64 + (node / 256) as u8, (node % 256) as u8, host as u8].into()
+}
+
+/// All pods in turn, without an end.
+pub(crate) fn changes(scale: Scale) -> impl Iterator<Item = Change> {
+    let turns = (1..).flat_map(move |turn| (0..scale.pods).map(move |pod| (pod, turn)));
+    turns.flat_map(move |(pod, turn)| change(pod, turn, &scale))
+}
+
+fn change(number: usize, turn: usize, scale: &Scale) -> Vec<Change> {
+    let pod = pod(number, scale, turn);
+    let mut changes = match Fate::of(number) {
+        Fate::Replaced => {
+            let mut changes = vec![Change::delete(PODS, pod.name())];
+            changes.extend(Change::create(&pod));
+            changes
+        }
+        Fate::Readdressed => vec![Change::status(&pod)],
+        Fate::Labelled => {
+            let labels = json!({"metadata": {"labels": {"turn": turn.to_string()}}});
+            return vec![Change::merge(format!("{PODS}/{}", pod.name()), labels)];
+        }
+    };
+    let service = number / ENDPOINTS;
+    if service < scale.services {
+        // Those behind it have their turn yet.
+        let slice = slice(service, scale, |other| turn - usize::from(other > number));
+        let endpoints = json!({"endpoints": slice.body["endpoints"]});
+        changes.push(Change::merge(format!("{SLICES}/{}", slice.name()), endpoints));
+    }
+    changes
+}
+
+pub(crate) fn pod(number: usize, scale: &Scale, turn: usize) -> Object {
+    let address = address(number, scale, turn);
     let body = json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {
@@ -98,11 +142,12 @@ pub(crate) fn pod(number: usize, scale: &Scale) -> Object {
     }
 }
 
-pub(crate) fn slice(number: usize, scale: &Scale) -> Object {
+/// `turn`: which one a pod has had.
+pub(crate) fn slice(number: usize, scale: &Scale, turn: impl Fn(usize) -> usize) -> Object {
     let endpoints = (0..ENDPOINTS).map(|endpoint| {
         let pod = (number * ENDPOINTS + endpoint) % scale.pods;
         Endpoint {
-            address: address(pod, scale).into(),
+            address: address(pod, scale, turn(pod)).into(),
             node: format!("worker-{}", pod % scale.nodes),
             zone: format!("zone-{}", pod % 3),
             pod: format!("app-{pod}"),

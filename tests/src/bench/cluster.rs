@@ -1,5 +1,6 @@
 //! A cluster of objects without machines: a real API server, whoever fills it, and who follows it.
 
+mod change;
 mod kube_proxy;
 mod loader;
 pub mod objects;
@@ -16,6 +17,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::lab::{ControlPlane, Families, Lab, Node, Plan, Routing, Signal};
+pub use change::Change;
 pub use kube_proxy::{KubeProxy, Mode};
 pub use loader::{Churn, Editor, Loader};
 pub use place::{Place, Server};

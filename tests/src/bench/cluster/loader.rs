@@ -14,10 +14,13 @@ use anyhow::{Context, Result};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use http::{Method, Request, header::CONTENT_TYPE};
 use kube::{Client, Config, config::Kubeconfig};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::runtime::Runtime;
 
-use super::objects::{Object, PODS};
+use super::{
+    change::Change,
+    objects::{Object, PODS},
+};
 use crate::netns::Namespace;
 
 /// More do not make it quicker on few processors.
@@ -68,24 +71,28 @@ impl Loader {
             .run(|| runtime()?.block_on(async { work(client(&self.kubeconfig).await?).await }))
     }
 
-    /// Changes pods at a steady rate until it is stopped.
-    pub fn churn(self, pods: usize, per_second: u32) -> Churn {
+    /// Makes changes until it is stopped, those of pods at a steady rate and the others with them.
+    pub fn churn(
+        self,
+        changes: impl Iterator<Item = Change> + Send + 'static,
+        pods_per_second: u32,
+    ) -> Churn {
         let stop = Arc::<AtomicBool>::default();
         let changed = Arc::<AtomicUsize>::default();
         let (ended, count) = (Arc::clone(&stop), Arc::clone(&changed));
         let thread = thread::spawn(move || {
             self.run(async move |client| {
-                let mut tick = tokio::time::interval(Duration::from_secs(1) / per_second);
-                for number in (0..pods).cycle() {
+                let mut tick = tokio::time::interval(Duration::from_secs(1) / pods_per_second);
+                for change in changes {
                     if ended.load(Ordering::Relaxed) {
                         break;
                     }
-                    tick.tick().await;
-                    let labels =
-                        json!({"metadata": {"labels": {"turn": count.load(Ordering::Relaxed).to_string()}}});
-                    let path = format!("{PODS}/app-{number}");
-                    send(&client, Method::PATCH, &path, &labels).await?;
-                    count.fetch_add(1, Ordering::Relaxed);
+                    let of_pod = change.path.starts_with(PODS);
+                    if of_pod {
+                        tick.tick().await;
+                    }
+                    change.make(&client).await?;
+                    count.fetch_add(of_pod.into(), Ordering::Relaxed);
                 }
                 Ok(())
             })
@@ -114,10 +121,12 @@ pub struct Editor {
 impl Editor {
     /// Merges into the object at this path.
     pub fn patch(&self, path: &str, change: &Value) -> Result<()> {
-        self.inside.run(|| {
-            let sent = send(&self.client, Method::PATCH, path, change);
-            self.runtime.block_on(sent)
-        })
+        self.make(&Change::merge(path.to_owned(), change.clone()))
+    }
+
+    pub fn make(&self, change: &Change) -> Result<()> {
+        self.inside
+            .run(|| self.runtime.block_on(change.make(&self.client)))
     }
 }
 
@@ -151,16 +160,14 @@ async fn client(kubeconfig: &Path) -> Result<Client> {
 }
 
 async fn create(client: Client, object: Object) -> Result<()> {
-    send(&client, Method::POST, object.collection, &object.body).await?;
-    let Some(status) = object.body.get("status") else {
-        return Ok(());
-    };
-    let path = format!("{}/{}/status", object.collection, object.name());
-    send(&client, Method::PATCH, &path, &json!({ "status": status })).await
+    for change in Change::create(&object) {
+        change.make(&client).await?;
+    }
+    Ok(())
 }
 
 /// A server that is overtaxed asks for patience, and may have done what it says that it could not.
-async fn send(client: &Client, method: Method, path: &str, body: &Value) -> Result<()> {
+pub(super) async fn send(client: &Client, method: Method, path: &str, body: &Value) -> Result<()> {
     const ATTEMPTS: u32 = 6;
     let mut attempt = 1;
     loop {
@@ -174,6 +181,7 @@ async fn send(client: &Client, method: Method, path: &str, body: &Value) -> Resu
         };
         match code {
             409 if attempt > 1 => return Ok(()),
+            404 if attempt > 1 && method == Method::DELETE => return Ok(()),
             429 | 500.. if attempt < ATTEMPTS => tokio::time::sleep(Duration::from_secs(1) * attempt).await,
             _ => return Err(error).with_context(|| path.to_owned()),
         }
