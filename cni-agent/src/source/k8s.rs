@@ -8,6 +8,7 @@ mod access;
 mod control_plane;
 mod crd;
 mod desk;
+mod discovery;
 mod fault;
 mod node_events;
 mod own_node;
@@ -150,6 +151,7 @@ pub async fn watch(
         watches.spawn(service_events::announce(office.clone(), status.clone()));
     }
     watches.spawn(crd::publish(office.clone(), reviews));
+    watches.spawn(discovery::compare(office.clone()));
     watches.spawn(control_plane::follow(office.clone(), memory));
     let taint = settings.kubernetes.startup_taint;
     watches.spawn(node_events::announce(office.clone(), status.clone()));

@@ -17,8 +17,8 @@
 //!   beside the old one, and the agent understands both.
 //! - Agents of two neighbouring releases run side by side during an update. An agent watches the oldest version that is
 //!   still served, and a release that drops a version comes one release after the one that ceased to store it.
-//! - CRDs older than the agent lack fields, which then have their defaults; CRDs that are absent are reported, and the
-//!   settings of the file hold.
+//! - CRDs older than the agent lack fields: those have their defaults, and the agent says which; CRDs that are absent are
+//!   reported, and the settings of the file hold.
 
 mod config;
 mod review;
@@ -26,13 +26,13 @@ mod services;
 
 use kube::CustomResourceExt;
 
-pub(super) use config::{MillraceConfigObject, PLURAL};
+pub(super) use config::{MillraceConfig, MillraceConfigObject, PLURAL};
 pub(in crate::source) use review::Review;
 pub(super) use review::publish;
 
 /// All of them as YAML documents, as `kubectl apply -f` takes them. An error is one of the serialization.
 pub fn yaml() -> Result<String, serde_saphyr::ser::Error> {
-    let definitions = [config::MillraceConfig::crd()];
+    let definitions = [MillraceConfig::crd()];
     let documents = definitions.iter().map(serde_saphyr::to_string);
     Ok(documents.collect::<Result<Vec<_>, _>>()?.join("---\n"))
 }

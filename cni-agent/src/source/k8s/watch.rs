@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use super::{
     crd::Review,
     desk::{Desk, Resource},
-    fault,
+    discovery, fault,
     servers::Servers,
 };
 use crate::{
@@ -86,7 +86,9 @@ async fn run<K: Known>(
                 if let Some(text) = fault::of_watch(watched.resource, &error) {
                     office.desk.fault(watched.resource, text);
                 }
-                let absent = watched.optional && fault::is_unknown(&error);
+                let absent = watched.optional
+                    && fault::is_unknown(&error)
+                    && discovery::lacks::<K>(&office.servers.client(|| ())).await;
                 !absent || only(watched, BTreeSet::new(), office).await
             }
         };
