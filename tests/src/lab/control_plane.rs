@@ -149,7 +149,7 @@ impl ControlPlane {
             format!("--client-ca-file={}", key("ca.crt")),
             format!("--tls-cert-file={}", key("apiserver.crt")),
             format!("--tls-private-key-file={}", key("apiserver.key")),
-            "--service-account-issuer=https://kubernetes.default.svc.cluster.local".to_owned(),
+            format!("--service-account-issuer={ISSUER}"),
             format!("--service-account-key-file={}", key("accounts.pub")),
             format!("--service-account-signing-key-file={}", key("accounts.key")),
         ]
@@ -162,10 +162,8 @@ impl ControlPlane {
 
     /// What agents have asked: verb and resource with its group (`patch nodes/status`, `watch servicecidrs.networking.k8s.io`).
     pub fn requests(&self) -> Result<BTreeSet<String>> {
-        let log = fs::read_to_string(self.folder.join("audit.log"))?;
         let mut requests = BTreeSet::new();
-        for line in log.lines() {
-            let event: Value = serde_json::from_str(line)?;
+        for event in self.audited()? {
             let object = |key: &str| event["objectRef"][key].as_str();
             let Some(resource) = object("resource") else {
                 continue;
@@ -182,6 +180,35 @@ impl ControlPlane {
             ));
         }
         Ok(requests)
+    }
+
+    /// The paths of the watches that agents have begun, with what they asked for.
+    pub fn watches(&self) -> Result<Vec<String>> {
+        let begun = |event: &Value| {
+            let good = event["stage"] == "ResponseStarted" && event["responseStatus"]["code"] == 200;
+            let path = event["requestURI"].as_str().filter(|_| good)?;
+            (event["verb"] == "watch").then(|| path.to_owned())
+        };
+        Ok(self.audited()?.iter().filter_map(begun).collect())
+    }
+
+    /// How often agents have asked for this, with a verb and a resource.
+    pub fn times(&self, verb: &str, resource: &str, part: &str) -> Result<usize> {
+        let is_it = |event: &&Value| {
+            let object = &event["objectRef"];
+            event["verb"] == verb && object["resource"] == resource && object["subresource"] == part
+        };
+        Ok(self.audited()?.iter().filter(is_it).count())
+    }
+
+    fn audited(&self) -> Result<Vec<Value>> {
+        let log = fs::read_to_string(self.folder.join("audit.log"))?;
+        // The last line may be on its way.
+        let whole = log.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        whole
+            .lines()
+            .map(|line| Ok(serde_json::from_str(line)?))
+            .collect()
     }
 
     /// The file of the authority that signed the server's certificate.
@@ -315,6 +342,8 @@ impl Drop for ControlPlane {
 /// What the agents ask, and nothing else.
 const AUDIT: &str = r#"{"apiVersion":"audit.k8s.io/v1","kind":"Policy","omitStages":["RequestReceived"],
 "rules":[{"level":"Metadata","users":["system:serviceaccount:kube-system:millrace"]},{"level":"None"}]}"#;
+
+const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 
 const ETCD: &str = "http://127.0.0.1:2379";
 

@@ -8,7 +8,13 @@ use cni_tests::lab::{
 };
 use serde_json::{Value, json};
 
-use crate::{eventually, needs_control_plane};
+use crate::{
+    eventually, everything,
+    flow::Flow,
+    front_end::FrontEnd,
+    needs_control_plane,
+    services::{self, becomes, service, slice},
+};
 
 pub(crate) fn problems(node: &Node) -> String {
     node.ask(["status"]).map_or_else(
@@ -19,10 +25,13 @@ pub(crate) fn problems(node: &Node) -> String {
 
 #[track_caller]
 pub(crate) fn complains(node: &Node, words: &[&str]) {
+    let has = |text: &str| words.iter().all(|word| text.contains(word));
     eventually(|| {
         let problems = problems(node);
-        (!words.iter().all(|word| problems.contains(word))).then(|| format!("{words:?} not in {problems}"))
+        (!has(&problems)).then(|| format!("{words:?} not in {problems}"))
     });
+    // Whoever reads the log finds the same there, in one line.
+    eventually(|| (!node.whole_log().lines().any(has)).then(|| format!("{words:?} not in the log")));
 }
 
 #[track_caller]
@@ -85,16 +94,21 @@ fn another_server_is_learned_and_followed_without_the_service() {
 #[test]
 fn rel_36_an_agent_that_begins_in_an_outage_serves_pods_and_removes_nothing() {
     needs_control_plane!();
-    let (mut control, lab) = alone();
+    let (mut control, lab) = services::start();
     let node = &lab.nodes[0];
     control.run_pod(&pod("far", "elsewhere", &["10.77.9.9"])).unwrap();
     eventually(|| {
         let peers = node.dump("peers").unwrap();
         (!peers.iter().any(|peer| peer.contains("10.77.9.9"))).then(|| format!("{peers:?}"))
     });
+    control
+        .apply(&[service(json!({})), slice("web-1", &["10.77.9.9"])])
+        .unwrap();
+    becomes(node, Some(&["10.77.9.9"]));
+    let flow = Flow::begin(node);
     let memory = node.folder().join("state/cluster.json");
     eventually(|| (!memory.exists()).then(|| "nothing is remembered".to_owned()));
-    let before = node.intent().unwrap();
+    let before = everything(node);
     let server = control.addresses[0];
     control.kill_server(server).unwrap();
     node.end_agent(Signal::SIGKILL).unwrap();
@@ -104,13 +118,14 @@ fn rel_36_an_agent_that_begins_in_an_outage_serves_pods_and_removes_nothing() {
     node.delete_pod(a).unwrap();
     // DEL answers when the endpoint is given up; the next round takes it out of the maps.
     eventually(|| {
-        let now = node.intent().unwrap();
+        let now = everything(node);
         (now != before).then(|| format!("{now:#?}"))
     });
     complains(node, &["no API server answers"]);
     control.start_server(server).unwrap();
     is_content(node);
-    assert_eq!(node.intent().unwrap(), before);
+    assert_eq!(everything(node), before);
+    flow.end(node);
 }
 
 #[test]
@@ -118,6 +133,7 @@ fn what_keeps_the_agent_from_the_server_is_named_with_its_remedy_and_the_node_fo
     needs_control_plane!();
     let (control, lab) = alone();
     let node = &lab.nodes[0];
+    let flow = Flow::begin(node);
     let before = node.intent().unwrap();
     let foreign = node.folder().join("foreign");
     fs::create_dir_all(&foreign).unwrap();
@@ -147,12 +163,31 @@ fn what_keeps_the_agent_from_the_server_is_named_with_its_remedy_and_the_node_fo
         restart(node, &with(&lab.plan, &[(key, value)]));
         // What was learned would answer.
         complains(node, &words);
+        flow.goes_on();
         assert_eq!(node.intent().unwrap(), before, "{key}");
     }
     restart(node, &lab.plan);
     node.wait_until_ready().unwrap();
     is_content(node);
+    flow.end(node);
     drop(control);
+}
+
+#[test]
+fn a_token_that_is_renewed_in_its_file_is_taken_without_a_restart() {
+    needs_control_plane!();
+    let (control, lab) = alone();
+    let node = &lab.nodes[0];
+    let flow = Flow::begin(node);
+    let before = node.intent().unwrap();
+    control.write_expired_token().unwrap();
+    restart(node, &lab.plan);
+    complains(node, &["401", "expired", "kubernetes.tokenFile"]);
+    flow.goes_on();
+    assert_eq!(node.intent().unwrap(), before);
+    control.renew_token().unwrap();
+    is_content(node);
+    flow.end(node);
 }
 
 #[test]
@@ -163,8 +198,66 @@ fn a_node_without_pod_ranges_says_so() {
     control
         .apply(&[json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "bare" } })])
         .unwrap();
+    let flow = Flow::begin(node);
+    let before = node.intent().unwrap();
     let mut plan = lab.plan.clone();
     plan.config["nodeName"] = json!("bare");
     restart(node, &plan);
     complains(node, &["Node bare", "spec.podCIDRs"]);
+    flow.goes_on();
+    assert_eq!(node.intent().unwrap(), before);
+    restart(node, &lab.plan);
+    node.wait_until_ready().unwrap();
+    flow.end(node);
+}
+
+#[test]
+fn rel_36_a_front_end_that_has_lost_its_servers_takes_nothing_away() {
+    needs_control_plane!();
+    let (mut control, lab) = services::start();
+    let node = &lab.nodes[0];
+    control.run_pod(&pod("far", "elsewhere", &["10.77.9.9"])).unwrap();
+    let settings = json!({
+        "apiVersion": "millrace.dev/v1alpha1", "kind": "MillraceConfig", "metadata": { "name": "default" },
+        "spec": { "masquerade": { "nonMasqueradeCIDRs": ["198.18.0.0/15"] } },
+    });
+    let objects = [service(json!({})), slice("web-1", &["10.77.9.9"]), settings];
+    control.apply(&objects).unwrap();
+    let server = control.addresses[0];
+    let front = FrontEnd::start(&lab, server);
+    restart(
+        node,
+        &with(
+            &lab.plan,
+            &[("apiServers", json!([ControlPlane::url(server), front.url]))],
+        ),
+    );
+    node.wait_until_ready().unwrap();
+    becomes(node, Some(&["10.77.9.9"]));
+    is_content(node);
+    let flow = Flow::begin(node);
+    let before = everything(node);
+    assert!(
+        before.iter().any(|entry| entry.contains("198.18.0.0")),
+        "{before:#?}"
+    );
+    control.kill_server(server).unwrap();
+    for kind in [
+        "nodes",
+        "namespaces",
+        "pods",
+        "services",
+        "endpointslices",
+        "servicecidrs",
+        "millraceconfigs",
+    ] {
+        complains(node, &[&format!("has no {kind}")]);
+    }
+    flow.goes_on();
+    assert_eq!(everything(node), before);
+    drop(front);
+    control.start_server(server).unwrap();
+    is_content(node);
+    assert_eq!(everything(node), before);
+    flow.end(node);
 }

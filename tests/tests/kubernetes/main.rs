@@ -8,6 +8,8 @@
 
 mod control_plane;
 mod endpoints;
+mod flow;
+mod front_end;
 mod own_node;
 mod rbac;
 mod services;
@@ -19,6 +21,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use cni_tests::lab::Node;
+
 /// Waits until `done` says `None`; its last words are the failure. A watch that failed is tried again after up to a minute.
 #[track_caller]
 fn eventually(mut done: impl FnMut() -> Option<String>) {
@@ -27,6 +31,20 @@ fn eventually(mut done: impl FnMut() -> Option<String>) {
         assert!(Instant::now() < deadline, "{words}");
         thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// What the agent has written into the kernel, Services included.
+fn everything(node: &Node) -> Vec<String> {
+    let mut all = node.intent().unwrap();
+    for map in ["services", "service_slots", "service_ranges", "backends"] {
+        all.extend(
+            node.dump(map)
+                .unwrap()
+                .into_iter()
+                .map(|entry| format!("{map} {entry}")),
+        );
+    }
+    all
 }
 
 /// Whether a control plane can run here; says so if not.

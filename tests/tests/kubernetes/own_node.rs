@@ -42,11 +42,18 @@ fn the_node_becomes_available_and_loses_its_startup_taint() {
         (!available || taints.contains("agent-not-ready")).then(|| object.to_string())
     });
     assert_eq!(object(&control)["spec"]["taints"][0]["key"], "gpu");
-    // An operator finds it with the node.
-    eventually(|| {
-        let said = control.kubectl(&["describe", "node", "node0"]).unwrap();
-        (!said.contains("MillraceReady")).then_some(said)
-    });
+    // An operator finds it with the node, and what is wrong later, with its remedy.
+    let describes = |words: [&str; 2]| {
+        eventually(|| {
+            let said = control.kubectl(&["describe", "node", "node0"]).unwrap();
+            (!words.iter().all(|word| said.contains(word))).then_some(said)
+        });
+    };
+    describes(["MillraceReady", "pods can start"]);
+    control
+        .kubectl(&["delete", "crd", "millraceconfigs.millrace.dev"])
+        .unwrap();
+    describes(["MillraceDegraded", "millrace crds"]);
 }
 
 #[test]

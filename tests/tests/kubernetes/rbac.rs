@@ -1,16 +1,18 @@
 //! The agent's role: no rule too many, none too few.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fs};
 
 use cni_tests::lab::{
     ControlPlane, Families, Lab, Node, Plan, Routing, Signal,
-    control_plane::{ROLE, node},
+    control_plane::{ACCOUNT, ROLE, node, pod},
 };
 use serde_json::{Value, json};
 
 use crate::{
     control_plane::{complains, is_content},
-    eventually, needs_control_plane,
+    eventually,
+    flow::Flow,
+    needs_control_plane,
 };
 
 /// `verb resource.group`, as [`ControlPlane::requests`] writes it.
@@ -112,6 +114,7 @@ fn rel_15_each_right_that_is_taken_away_is_missed_by_name() {
     let (control, lab) = without_streams();
     let node = &lab.nodes[0];
     let whole = role(&control);
+    let flow = Flow::begin(node);
     for right in rights(&whole) {
         let (verb, resource) = right.split_once(' ').unwrap();
         let resource = resource.split('.').next().unwrap();
@@ -135,7 +138,67 @@ fn rel_15_each_right_that_is_taken_away_is_missed_by_name() {
         provoke(&control, &lab.plan);
         restart(node);
         complains(node, &["403", verb, resource, "ClusterRole millrace"]);
+        flow.goes_on();
     }
     control.apply(std::slice::from_ref(&whole)).unwrap();
     is_content(node);
+    flow.end(node);
+}
+
+#[test]
+fn rel_15_an_agents_token_changes_no_node_but_its_own() {
+    needs_control_plane!();
+    let (control, _lab) = Lab::start_with_control_plane(Plan::new(Routing::Direct, Families::V4)).unwrap();
+    let policy = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../cni-agent/deploy/base/admission.yaml"
+    );
+    control.kubectl(&["apply", "-f", policy]).unwrap();
+    // As the kubelet asks for one: it is bound to the agent's pod, and so to its node.
+    let mut agent = pod("agent", "node0", &[]);
+    agent["metadata"]["namespace"] = json!("kube-system");
+    agent["spec"]["serviceAccountName"] = json!(ACCOUNT);
+    control.apply(&[agent]).unwrap();
+    let token = control
+        .kubectl(&[
+            "create",
+            "token",
+            ACCOUNT,
+            "--namespace=kube-system",
+            "--bound-object-kind=Pod",
+            "--bound-object-name=agent",
+        ])
+        .unwrap();
+    let admin = fs::read_to_string(control.folder().join("admin.kubeconfig")).unwrap();
+    let mut access: Value = serde_json::from_str(&admin).unwrap();
+    access["users"][0]["user"] = json!({ "token": token.trim() });
+    let kubeconfig = control.folder().join("agent.kubeconfig");
+    fs::write(&kubeconfig, access.to_string()).unwrap();
+    let change = |node: &str, part: &str, patch: &Value| {
+        let (kubeconfig, patch) = (kubeconfig.to_str().unwrap(), patch.to_string());
+        let words = [
+            "--kubeconfig",
+            kubeconfig,
+            "patch",
+            "node",
+            node,
+            "--patch",
+            &patch,
+        ];
+        control.kubectl(&[&words[..], &[part]].concat())
+    };
+    let label = json!({ "metadata": { "annotations": { "a": "b" } } });
+    let condition =
+        json!({ "status": { "conditions": [{ "type": "NetworkUnavailable", "status": "True" }] } });
+    for (part, patch) in [("--subresource=", &label), ("--subresource=status", &condition)] {
+        // A policy has its effect some time after it was made.
+        eventually(|| match change("node1", part, patch) {
+            Ok(_) => Some(format!("{part}: it changed another node")),
+            Err(error) => {
+                let text = error.to_string();
+                (!text.contains("changes no node but its own")).then_some(text)
+            }
+        });
+        change("node0", part, patch).unwrap();
+    }
 }

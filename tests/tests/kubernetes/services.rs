@@ -7,13 +7,13 @@ use crate::{eventually, needs_control_plane};
 
 const VIP: &str = "10.96.0.77";
 
-fn start() -> (ControlPlane, Lab) {
+pub(crate) fn start() -> (ControlPlane, Lab) {
     let config = json!({ "services": { "proxy": "millrace" } });
     let plan = Plan::new(Routing::Direct, Families::Dual).nodes(1).config(config);
     Lab::start_with_control_plane(plan).unwrap()
 }
 
-fn service(labels: Value) -> Value {
+pub(crate) fn service(labels: Value) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": { "name": "web", "namespace": "default", "labels": labels },
@@ -21,7 +21,7 @@ fn service(labels: Value) -> Value {
     })
 }
 
-fn slice(name: &str, addresses: &[&str]) -> Value {
+pub(crate) fn slice(name: &str, addresses: &[&str]) -> Value {
     let endpoints: Vec<Value> = addresses
         .iter()
         .map(|ip| json!({ "addresses": [ip], "conditions": { "ready": true } }))
@@ -56,7 +56,7 @@ fn behind(node: &Node) -> Option<Vec<String>> {
 }
 
 #[track_caller]
-fn becomes(node: &Node, wanted: Option<&[&str]>) {
+pub(crate) fn becomes(node: &Node, wanted: Option<&[&str]>) {
     let wanted = wanted.map(|all| all.iter().map(ToString::to_string).collect::<Vec<_>>());
     eventually(|| {
         let found = behind(node);

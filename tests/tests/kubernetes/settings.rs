@@ -1,6 +1,6 @@
 //! `MillraceConfig`: what the server refuses, what nodes follow, what its status says.
 
-use cni_tests::lab::{ControlPlane, Families, Lab, Node, Plan, Routing};
+use cni_tests::lab::{ControlPlane, Families, Lab, Node, Plan, Routing, Signal};
 use serde_json::{Value, json};
 
 use crate::{
@@ -28,6 +28,20 @@ fn accepted(control: &ControlPlane) -> Value {
 
 fn routes(node: &Node) -> String {
     node.dump("routes").unwrap().join("\n")
+}
+
+fn change_definition(control: &ControlPlane, changes: &Value) {
+    let definition = [
+        "patch",
+        "crd",
+        "millraceconfigs.millrace.dev",
+        "--type=json",
+        "--patch",
+    ];
+    let changes = changes.to_string();
+    control
+        .kubectl(&[&definition[..], &[changes.as_str()]].concat())
+        .unwrap();
 }
 
 #[test]
@@ -94,6 +108,50 @@ fn rel_52_bad_objects_are_refused_with_a_reason_and_good_ones_taken() {
 }
 
 #[test]
+fn what_an_older_definition_lets_through_is_not_accepted_and_the_last_good_version_holds() {
+    needs_control_plane!();
+    let (control, lab) =
+        Lab::start_with_control_plane(Plan::new(Routing::Direct, Families::V4).nodes(1)).unwrap();
+    let node = &lab.nodes[0];
+    let spec = json!({ "masquerade": { "nonMasqueradeCIDRs": ["198.18.0.0/15"] } });
+    control.apply(&[settings("default", spec)]).unwrap();
+    eventually(|| (!routes(node).contains("198.18.0.0")).then(|| routes(node)));
+    // One without our rules, which the server then does not check.
+    let rules = json!([{
+        "op": "remove",
+        "path": "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/masquerade/properties/nonMasqueradeCIDRs/x-kubernetes-validations",
+    }]);
+    change_definition(&control, &rules);
+    let bad = json!({ "masquerade": { "nonMasqueradeCIDRs": ["198.51.100.7/24"] } });
+    eventually(|| {
+        let refusal = control.apply(&[settings("default", bad.clone())]).err();
+        refusal.map(|error| error.to_string())
+    });
+    eventually(|| {
+        let said = accepted(&control);
+        let message = said["message"].as_str().unwrap_or_default();
+        let named = message.contains("spec.masquerade.nonMasqueradeCIDRs") && message.contains("last good");
+        (said["status"] != "False" || !named).then(|| said.to_string())
+    });
+    complains(node, &["spec.masquerade.nonMasqueradeCIDRs", "198.51.100.7/24"]);
+    assert!(routes(node).contains("198.18.0.0"));
+    // Who changes it often is answered now and then, and in the end.
+    let written = || control.times("patch", "millraceconfigs", "status").unwrap();
+    let before = written();
+    for mtu in 1400..1420 {
+        control
+            .apply(&[settings("default", json!({ "mtu": mtu }))])
+            .unwrap();
+    }
+    eventually(|| {
+        let said = accepted(&control);
+        (said["status"] != "True").then(|| said.to_string())
+    });
+    let times = written() - before;
+    assert!((1..=5).contains(&times), "{times}");
+}
+
+#[test]
 fn nodes_follow_the_clusters_settings_each_with_its_own() {
     needs_control_plane!();
     let (control, lab) = Lab::start_with_control_plane(Plan::new(Routing::Direct, Families::Dual)).unwrap();
@@ -127,6 +185,40 @@ fn nodes_follow_the_clusters_settings_each_with_its_own() {
         });
         is_content(node);
     }
+}
+
+#[test]
+fn older_definitions_are_named_with_what_they_drop() {
+    needs_control_plane!();
+    let (control, lab) =
+        Lab::start_with_control_plane(Plan::new(Routing::Direct, Families::Dual).nodes(1)).unwrap();
+    let node = &lab.nodes[0];
+    let schema = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties";
+    let older = json!([
+        { "op": "remove", "path": format!("{schema}/mtu") },
+        { "op": "remove", "path": format!("{schema}/services/properties/algorithm") },
+    ]);
+    change_definition(&control, &older);
+    eventually(|| {
+        let text = control
+            .kubectl(&["get", "--raw", "/openapi/v3/apis/millrace.dev/v1alpha1"])
+            .unwrap();
+        let document: Value = serde_json::from_str(&text).unwrap();
+        let kind = "/components/schemas/dev.millrace.v1alpha1.MillraceConfig/properties/spec/properties";
+        let known = document
+            .pointer(kind)
+            .is_none_or(|fields| !fields["mtu"].is_null());
+        known.then(|| "the server still tells of the field".to_owned())
+    });
+    node.end_agent(Signal::SIGKILL).unwrap();
+    node.start_agent().unwrap();
+    complains(node, &["spec.mtu", "spec.services.algorithm", "millrace crds"]);
+    // What is left has its effect.
+    let spec = json!({ "masquerade": { "nonMasqueradeCIDRs": ["198.18.0.0/15"] } });
+    control.apply(&[settings("default", spec)]).unwrap();
+    eventually(|| (!routes(node).contains("198.18.0.0")).then(|| routes(node)));
+    control.define_kinds().unwrap();
+    is_content(node);
 }
 
 #[test]

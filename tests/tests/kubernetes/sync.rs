@@ -1,9 +1,15 @@
 //! The maps follow the objects.
 
-use cni_tests::lab::{Families, Lab, Node, Plan, Routing, control_plane::pod};
+use std::{collections::BTreeMap, thread, time::Duration};
+
+use cni_tests::lab::{ControlPlane, Families, Lab, Node, Plan, Routing, control_plane::pod};
 use serde_json::json;
 
-use crate::{eventually, needs_control_plane};
+use crate::{
+    control_plane::is_content,
+    eventually, everything, needs_control_plane,
+    services::{becomes, service, slice},
+};
 
 /// The entries of a map that speak of an address.
 fn entries(node: &Node, map: &str, of: &str) -> Vec<String> {
@@ -104,9 +110,41 @@ fn pods_and_nodes_come_change_and_go() {
         let route = route();
         (!route.iter().any(|entry| entry.contains("192.168.64.99"))).then(|| format!("{route:?}"))
     });
+    // Under another name: its new object has the ranges and the address while the old one is still there, and when it goes.
+    let mut renamed = third.clone();
+    renamed["metadata"]["name"] = json!("node2-renamed");
+    control.apply(std::slice::from_ref(&renamed)).unwrap();
+    control.set_status(&renamed).unwrap();
+    control
+        .run_pod(&pod("moved", "node2-renamed", &["10.77.3.9"]))
+        .unwrap();
+    known(node, "10.77.3.9", true);
     control.kubectl(&["delete", "node", "node2"]).unwrap();
+    // What the same watch tells later is known later: by then the deletion was too.
+    let fourth = cni_tests::lab::control_plane::node(&lab.plan, 3);
+    control.apply(std::slice::from_ref(&fourth)).unwrap();
+    control.set_status(&fourth).unwrap();
+    eventually(|| {
+        let found = entries(node, "routes", "10.77.4.0");
+        found.is_empty().then(|| "no route to the fourth node".to_owned())
+    });
+    is_content(node);
+    assert!(
+        route().iter().any(|entry| entry.contains("192.168.64.99")),
+        "{:?}",
+        route()
+    );
+    control
+        .kubectl(&["delete", "pods", "--all", "--grace-period=0", "--force"])
+        .unwrap();
+    control
+        .kubectl(&["delete", "node", "node2-renamed", "node3"])
+        .unwrap();
     eventually(|| (!route().is_empty()).then(|| format!("{:?}", route())));
-    assert_eq!(node.intent().unwrap(), empty);
+    eventually(|| {
+        let now = node.intent().unwrap();
+        (now != empty).then(|| format!("{now:?}"))
+    });
 }
 
 /// `route_action::STACK`, as `millrace dump` shows it.
@@ -142,13 +180,30 @@ fn service_ranges_go_to_the_stack_without_being_configured() {
 #[test]
 fn rel_36_an_outage_changes_nothing_and_its_end_neither() {
     needs_control_plane!();
-    let (mut control, lab) =
-        Lab::start_with_control_plane(Plan::new(Routing::Vxlan, Families::Dual)).unwrap();
+    outage("stack", Duration::ZERO);
+}
+
+#[test]
+fn rel_36_a_long_outage_changes_nothing_of_services_either() {
+    needs_control_plane!();
+    // Longer than any request is waited for, and than any pause between attempts.
+    outage("millrace", Duration::from_secs(70));
+}
+
+fn outage(proxy: &str, lasts: Duration) {
+    let plan = Plan::new(Routing::Vxlan, Families::Dual).config(json!({ "services": { "proxy": proxy } }));
+    let (mut control, lab) = Lab::start_with_control_plane(plan).unwrap();
     let node = &lab.nodes[0];
     control.run_pod(&pod("far", "node1", &["10.77.2.9"])).unwrap();
     known(node, "10.77.2.9", true);
+    control
+        .apply(&[service(json!({})), slice("web-1", &["10.77.2.9"])])
+        .unwrap();
+    if proxy == "millrace" {
+        becomes(node, Some(&["10.77.2.9"]));
+    }
     let a = node.add_pod("a").unwrap();
-    let before = node.intent().unwrap();
+    let before = everything(node);
     let rounds = |name: &str| node.ask(["status"]).unwrap()["agent"]["reconcile"][name].clone();
     let server = control.addresses[0];
     control.kill_server(server).unwrap();
@@ -156,12 +211,14 @@ fn rel_36_an_outage_changes_nothing_and_its_end_neither() {
         let problems = node.ask(["status"]).unwrap()["agent"]["problems"].to_string();
         (!problems.contains("no API server answers")).then_some(problems)
     });
-    assert_eq!(node.intent().unwrap(), before);
+    assert_eq!(everything(node), before);
+    thread::sleep(lasts);
+    assert_eq!(everything(node), before);
     // Pods come and go meanwhile.
     let b = node.add_pod("b").unwrap();
     node.delete_pod(b).unwrap();
     eventually(|| {
-        let now = node.intent().unwrap();
+        let now = everything(node);
         (now != before).then(|| format!("{now:?}"))
     });
     let changes = rounds("changes");
@@ -170,7 +227,7 @@ fn rel_36_an_outage_changes_nothing_and_its_end_neither() {
         let problems = node.ask(["status"]).unwrap()["agent"]["problems"].to_string();
         problems.contains("no API server answers").then_some(problems)
     });
-    assert_eq!(node.intent().unwrap(), before);
+    assert_eq!(everything(node), before);
     assert_eq!(rounds("changes"), changes);
     node.delete_pod(a).unwrap();
 }
@@ -185,6 +242,12 @@ fn what_vanished_while_nobody_looked_is_gone_after_the_relist() {
         control.run_pod(&pod(name, "node1", &[ip])).unwrap();
         known(node, ip, true);
     }
+    // Each watch has begun with a stream, and asks for marks of how far it is, so that it can go on from there.
+    let begun = streams(&control);
+    assert!(begun.len() >= 5, "{begun:?}");
+    let plain = |asked: &&String| !asked.contains("allowWatchBookmarks=true");
+    let asked = control.watches().unwrap();
+    assert_eq!(asked.iter().find(plain), None);
     let [server, _, unknown] = control.addresses;
     // A second server on the same store, which the agents do not know.
     control.kill_server(server).unwrap();
@@ -199,4 +262,23 @@ fn what_vanished_while_nobody_looked_is_gone_after_the_relist() {
     known(node, "10.77.2.10", true);
     known(node, "10.77.2.9", false);
     known(node, "10.77.2.8", true);
+    // Everything was told to each agent once more, and no more than once.
+    let agents = lab.nodes.len();
+    let once_more = begun.iter().map(|(kind, times)| (kind.clone(), times + agents));
+    let once_more: BTreeMap<String, usize> = once_more.collect();
+    eventually(|| {
+        let now = streams(&control);
+        (now != once_more).then(|| format!("{now:?} instead of {once_more:?}"))
+    });
+}
+
+/// How often each kind has been told from its beginning, to both agents.
+fn streams(control: &ControlPlane) -> BTreeMap<String, usize> {
+    let mut begun = BTreeMap::new();
+    for asked in control.watches().unwrap() {
+        if let (true, Some((kind, _))) = (asked.contains("sendInitialEvents=true"), asked.split_once('?')) {
+            *begun.entry(kind.to_owned()).or_default() += 1;
+        }
+    }
+    begun
 }

@@ -1,9 +1,13 @@
 //! The agent is replaced by another release, under traffic.
 
+use std::path::Path;
+
 use cni_tests::{
     lab::{Drops, Families, Lab, Node, Plan, Routing, Signal, binary},
     netns::Namespace,
+    traffic::ping,
 };
+use serde_json::{Value, json};
 
 use crate::{eventually, needs_root, next_release, restart::Load};
 
@@ -84,11 +88,24 @@ fn rel_29_plugin_and_agent_one_release_apart_attach_check_and_detach() {
         node.wait_until_ready().unwrap();
         for (number, plugin) in plugins.iter().enumerate() {
             let namespace = Namespace::create(&format!("{}-skew{number}", lab.name())).unwrap();
-            let run = |verb| node.cni_of(plugin, verb, namespace.name(), &namespace.path());
-            let result = run("ADD").unwrap();
-            assert_eq!(result["ips"].as_array().unwrap().len(), 2, "{result}");
+            let run = |plugin: &Path, verb, config: Value| {
+                let (container, netns) = (namespace.name(), namespace.path());
+                node.cni_of(plugin, verb, container, &netns, &config).unwrap()
+            };
+            let result = run(plugin, "ADD", json!({}));
+            let addresses = result["ips"].as_array().unwrap();
+            assert_eq!(addresses.len(), 2, "{result}");
             assert_eq!(node.ask(["endpoints"]).unwrap().as_array().unwrap().len(), 1);
-            run("DEL").unwrap();
+            for address in addresses {
+                let ip = address["address"].as_str().unwrap().split_once('/').unwrap().0;
+                ping(&node.namespace, ip.parse().unwrap(), 56).unwrap();
+            }
+            // The runtime finds the other plugin in its folder from one moment to the next.
+            let other = &plugins[1 - number];
+            for plugin in [plugin, other] {
+                run(plugin, "CHECK", json!({ "prevResult": result }));
+            }
+            run(other, "DEL", json!({}));
             eventually(|| {
                 let now = node.intent().unwrap();
                 (now != before).then(|| format!("{now:?} instead of {before:?}"))

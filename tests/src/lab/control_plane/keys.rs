@@ -2,12 +2,13 @@
 
 use std::{fs, net::IpAddr, path::Path};
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    KeyUsagePurpose, SigningKey,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Makes an authority.
 pub fn authority(folder: &Path, file: &str) -> Result<Issuer<'static, KeyPair>> {
@@ -40,6 +41,39 @@ fn sign(folder: &Path, issuer: &Issuer<'_, KeyPair>, subject: Subject<'_>) -> Re
     fs::write(at.with_extension("crt"), params.signed_by(&key, issuer)?.pem())?;
     fs::write(at.with_extension("key"), key.serialize_pem())?;
     Ok(())
+}
+
+/// A token with these claims, signed as the API server signs those of accounts.
+pub(super) fn token(folder: &Path, claims: &Value) -> Result<String> {
+    let key = KeyPair::from_pem(&fs::read_to_string(folder.join("accounts.key"))?)?;
+    let part = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
+    let signed = format!(
+        "{}.{}",
+        part(&json!({ "alg": "ES256", "typ": "JWT" })),
+        part(claims)
+    );
+    let signature = plain(&key.sign(signed.as_bytes())?)?;
+    Ok(format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature)))
+}
+
+/// The two numbers of a signature one after the other, as tokens have them, instead of DER.
+fn plain(der: &[u8]) -> Result<[u8; 64]> {
+    let mut rest = der.get(2..).context("a signature")?;
+    let mut numbers = [0; 64];
+    for number in numbers.chunks_exact_mut(32) {
+        let [2, length, after @ ..] = rest else {
+            bail!("no number")
+        };
+        let (found, after) = after
+            .split_at_checked(usize::from(*length))
+            .context("a cut number")?;
+        // A leading zero says that it is positive; a small one is shorter.
+        let found = found.strip_prefix(&[0]).unwrap_or(found);
+        let begin = number.len().checked_sub(found.len()).context("a long number")?;
+        number[begin..].copy_from_slice(found);
+        rest = after;
+    }
+    Ok(numbers)
 }
 
 /// Everything that the API server and its administrator need.

@@ -1,11 +1,14 @@
 //! Objects that a lab's cluster begins with, and those that tests make.
 
-use std::fs;
+use std::{
+    fs,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::ControlPlane;
+use super::{ControlPlane, ISSUER, keys};
 use crate::lab::Plan;
 
 /// The ServiceAccount that agents act as, in `kube-system`, and its ClusterRole.
@@ -49,6 +52,27 @@ impl ControlPlane {
     pub fn renew_token(&self) -> Result<()> {
         let token = self.kubectl(&["create", "token", ACCOUNT, "-n", "kube-system"])?;
         fs::write(self.token_file(), token.trim()).context("write the token")
+    }
+
+    /// Writes a token of the agent's account that was good until an hour ago.
+    pub fn write_expired_token(&self) -> Result<()> {
+        let uid = [
+            "get",
+            "serviceaccount",
+            ACCOUNT,
+            "-n",
+            "kube-system",
+            "-o",
+            "jsonpath={.metadata.uid}",
+        ];
+        let uid = self.kubectl(&uid)?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+        let claims = json!({
+            "iss": ISSUER, "aud": [ISSUER], "sub": format!("system:serviceaccount:kube-system:{ACCOUNT}"),
+            "iat": now - 7_200, "nbf": now - 7_200, "exp": now - 3_600,
+            "kubernetes.io": { "namespace": "kube-system", "serviceaccount": { "name": ACCOUNT, "uid": uid } },
+        });
+        fs::write(self.token_file(), keys::token(&self.folder, &claims)?).context("write the token")
     }
 
     /// A pod with its addresses, as a kubelet would have made and reported it.

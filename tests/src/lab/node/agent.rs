@@ -192,9 +192,14 @@ impl Node {
         self.folder.join("agent.log")
     }
 
+    /// All that agents have written into their log here.
+    pub fn whole_log(&self) -> String {
+        fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
     /// The end of the agent's log.
     pub fn log(&self) -> String {
-        let text = fs::read_to_string(self.log_file()).unwrap_or_default();
+        let text = self.whole_log();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(40)..].join("\n")
     }

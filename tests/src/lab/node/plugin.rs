@@ -52,8 +52,15 @@ impl Node {
     }
 
     /// The same with the plugin of another build.
-    pub fn cni_of(&self, plugin: &Path, verb: &str, container: &str, netns: &Path) -> Result<Value> {
-        let output = self.feed(self.plugin_command(plugin, verb, container, netns), &json!({}))?;
+    pub fn cni_of(
+        &self,
+        plugin: &Path,
+        verb: &str,
+        container: &str,
+        netns: &Path,
+        config: &Value,
+    ) -> Result<Value> {
+        let output = self.feed(self.plugin_command(plugin, verb, container, netns), config)?;
         answer(verb, container, &output)
     }
 
