@@ -6,6 +6,7 @@
     reason = "a test that cannot go on panics"
 )]
 
+mod churn;
 mod control_plane;
 mod endpoints;
 mod flow;
