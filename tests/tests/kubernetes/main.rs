@@ -15,6 +15,7 @@ mod own_node;
 mod rbac;
 mod services;
 mod settings;
+mod shipped;
 mod sync;
 
 use std::{

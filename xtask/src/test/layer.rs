@@ -66,7 +66,7 @@ impl Layer {
             Self::Lint => &[Group::Build, Group::Lint],
             Self::Unit => &[],
             Self::Verifier | Self::Packets | Self::Netns => &[Group::Build, Group::Test],
-            Self::Kubernetes => &[Group::Build, Group::Test, Group::Cluster],
+            Self::Kubernetes => &[Group::Build, Group::Test, Group::Cluster, Group::Deploy],
             Self::Deploy => &[Group::Build, Group::Deploy],
             Self::Cluster => &[Group::Build, Group::Cluster],
             Self::Vm => &[Group::Build, Group::Vm],
