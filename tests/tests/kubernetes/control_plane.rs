@@ -4,7 +4,7 @@ use std::fs;
 
 use cni_tests::lab::{
     ControlPlane, Families, Lab, Node, Plan, Routing, Signal,
-    control_plane::{authority, pod},
+    control_plane::{self as objects, authority, pod},
 };
 use serde_json::{Value, json};
 
@@ -191,23 +191,30 @@ fn a_token_that_is_renewed_in_its_file_is_taken_without_a_restart() {
 }
 
 #[test]
-fn a_node_without_pod_ranges_says_so() {
+fn a_node_without_pod_ranges_says_so_and_forwards() {
     needs_control_plane!();
     let (control, lab) = alone();
     let node = &lab.nodes[0];
-    control
-        .apply(&[json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "bare" } })])
-        .unwrap();
     let flow = Flow::begin(node);
     let before = node.intent().unwrap();
-    let mut plan = lab.plan.clone();
-    plan.config["nodeName"] = json!("bare");
-    restart(node, &plan);
-    complains(node, &["Node bare", "spec.podCIDRs"]);
+    // Registered anew, where nobody gives ranges to nodes.
+    let whole = objects::node(&lab.plan, 0);
+    let mut bare = whole.clone();
+    bare.as_object_mut().unwrap().remove("spec");
+    control.kubectl(&["delete", "node", &node.name()]).unwrap();
+    control.apply(std::slice::from_ref(&bare)).unwrap();
+    control.set_status(&bare).unwrap();
+    complains(node, &["Node node0", "spec.podCIDRs"]);
     flow.goes_on();
-    assert_eq!(node.intent().unwrap(), before);
     restart(node, &lab.plan);
-    node.wait_until_ready().unwrap();
+    complains(node, &["Node node0", "spec.podCIDRs"]);
+    flow.goes_on();
+    control.apply(&[whole]).unwrap();
+    is_content(node);
+    eventually(|| {
+        let now = node.intent().unwrap();
+        (now != before).then(|| format!("{now:#?}"))
+    });
     flow.end(node);
 }
 
@@ -224,7 +231,7 @@ fn rel_36_a_front_end_that_has_lost_its_servers_takes_nothing_away() {
     let objects = [service(json!({})), slice("web-1", &["10.77.9.9"]), settings];
     control.apply(&objects).unwrap();
     let server = control.addresses[0];
-    let front = FrontEnd::start(&lab, server);
+    let front = FrontEnd::start(&lab, &control, server);
     restart(
         node,
         &with(

@@ -1,7 +1,7 @@
 //! A front end for API servers that has lost its servers, and says of everything that it is not there.
 
 use std::{
-    io::{Read, Write},
+    io::{Error, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc,
@@ -11,7 +11,12 @@ use std::{
     time::Duration,
 };
 
-use cni_tests::lab::Lab;
+use cni_tests::lab::{ControlPlane, Lab};
+use rustls::{
+    ServerConfig, ServerConnection, StreamOwned,
+    crypto::ring,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
 
 /// Word for word what an API server says of a kind that it has not.
 const ANSWER: &[u8] =
@@ -26,7 +31,9 @@ pub(crate) struct FrontEnd {
 }
 
 impl FrontEnd {
-    pub(crate) fn start(lab: &Lab, ip: IpAddr) -> Self {
+    /// With the certificate of the servers that it has lost.
+    pub(crate) fn start(lab: &Lab, control: &ControlPlane, ip: IpAddr) -> Self {
+        let tls = Arc::new(identity(control));
         let at = SocketAddr::new(ip, 8080);
         let listener = lab.fabric.run(|| TcpListener::bind(at)).unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -35,23 +42,40 @@ impl FrontEnd {
         let thread = thread::spawn(move || {
             while !ended.load(Ordering::Relaxed) {
                 match listener.accept() {
-                    // Who asks may be gone already.
-                    Ok((stream, _)) => _ = answer(stream),
+                    Ok((stream, _)) => {
+                        let tls = Arc::clone(&tls);
+                        // Who asks may be gone already.
+                        thread::spawn(move || _ = answer(stream, tls));
+                    }
                     Err(_) => thread::sleep(Duration::from_millis(5)),
                 }
             }
         });
         Self {
-            url: format!("http://{at}"),
+            url: format!("https://{at}"),
             stop,
             thread: Some(thread),
         }
     }
 }
 
-fn answer(mut stream: TcpStream) -> std::io::Result<()> {
+fn identity(control: &ControlPlane) -> ServerConfig {
+    let file = |name: &str| control.folder().join(name);
+    let certificate = CertificateDer::from_pem_file(file("apiserver.crt")).unwrap();
+    let key = PrivateKeyDer::from_pem_file(file("apiserver.key")).unwrap();
+    ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)
+        .unwrap()
+}
+
+fn answer(stream: TcpStream, tls: Arc<ServerConfig>) -> std::io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let connection = ServerConnection::new(tls).map_err(Error::other)?;
+    let mut stream = StreamOwned::new(connection, stream);
     let mut asked = Vec::new();
     let mut part = [0; 4096];
     while !asked.windows(4).any(|end| end == b"\r\n\r\n") {
@@ -60,7 +84,9 @@ fn answer(mut stream: TcpStream) -> std::io::Result<()> {
             length => asked.extend_from_slice(&part[..length]),
         }
     }
-    stream.write_all(ANSWER)
+    stream.write_all(ANSWER)?;
+    stream.conn.send_close_notify();
+    stream.flush()
 }
 
 impl Drop for FrontEnd {

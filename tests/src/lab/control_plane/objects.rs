@@ -31,13 +31,13 @@ impl ControlPlane {
         self.renew_token()
     }
 
-    /// Our own kinds, as they are deployed.
+    /// Our own kinds, as they are deployed, whoever changed them.
     pub fn define_kinds(&self) -> Result<()> {
         let kinds = concat!(
             env!("CARGO_MANIFEST_DIR"),
             "/../cni-agent/deploy/crds/millrace.dev.yaml"
         );
-        self.kubectl(&["apply", "--server-side", "-f", kinds])?;
+        self.kubectl(&["apply", "--server-side", "--force-conflicts", "-f", kinds])?;
         self.kubectl(&[
             "wait",
             "--for=condition=Established",
