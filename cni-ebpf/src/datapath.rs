@@ -50,8 +50,8 @@ pub use wire::{takes, xdp_nodeport};
 pub use work::{Headers, Work};
 
 use crate::abi::{
-    Addr, Config, Endpoint, Reason, direction, endpoint_flags, flow_flags, hook, put, route_action, route_flags,
-    service_scope, via,
+    Addr, Config, Endpoint, Reason, direction, endpoint_flags, flow_flags, hook, put, route_action,
+    route_flags, service_scope, via,
 };
 use connection::{advance_known, enter, known, known_as, sending};
 use deliver::{deliver, forward, send, translate};
@@ -70,6 +70,7 @@ fn start(work: &mut Work, at: u8, towards: u8) {
     put(&mut work.tell, 0);
     put(&mut work.reply, 0);
     put(&mut work.unmasked, 0);
+    put(&mut work.straight, 0);
     put(&mut work.departure, 0);
     put(&mut work.entered, 0);
     put(&mut work.answered, 0);
@@ -187,7 +188,9 @@ fn connection_from_pod<T: Tables, P: Packet>(
         if served && (balance::hides_source(work) || receiver.id == sender.id) {
             balance::hide_source(tables, packet, work, 0)?;
         }
-        work.flow.via_forward = route::via_to(receiver);
+        // The stack would see one side of a translation on the way there and the other on the way back.
+        work.straight = u8::from(served);
+        work.flow.via_forward = route::via_to(work, receiver);
         work.flow.via_reply = work.flow.via_forward;
         limit::check_leaving(tables, packet, work, sender)?;
         enter(tables, work)?;
@@ -200,6 +203,8 @@ fn connection_from_pod<T: Tables, P: Packet>(
     if served && balance::hides_source(work) && route.action != route_action::HOST {
         route::leave(tables, packet, work, route)?;
         balance::hide_source(tables, packet, work, 0)?;
+    } else if !served && route::by_stack(sender, route) {
+        work.flow.via_reply = via::STACK;
     } else {
         masquerade_new(tables, packet, work, route)?;
     }
@@ -396,7 +401,7 @@ fn arriving<T: Tables, P: Packet>(
     if work.direct == work::direct::CAME {
         stage::call(Stage::Dial, tables, packet, work)?;
     }
-    work.flow.via_forward = route::via_to(receiver);
+    work.flow.via_forward = route::via_to(work, receiver);
     work.flow.via_reply = if work.flow.via_forward == via::STACK {
         via::STACK
     } else if tunnel && work.direct == work::direct::NO {

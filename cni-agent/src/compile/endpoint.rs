@@ -69,8 +69,10 @@ pub(super) fn endpoint(topology: &Topology<'_>, endpoint: &Endpoint, desired: &m
 fn entry(topology: &Topology<'_>, endpoint: &Endpoint, ifindex: u32) -> abi::Endpoint {
     let mut flags = 0;
     let paced = endpoint.rates.egress != 0 && topology.devices.iter().any(|device| device.paces);
+    // Whoever translates pods' connections in the stack must see their answers, too.
+    let via_stack = endpoint.via_stack || !topology.via_stack.is_empty();
     for (set, flag) in [
-        (endpoint.via_stack, endpoint_flags::VIA_STACK),
+        (via_stack, endpoint_flags::VIA_STACK),
         (endpoint.rates.egress != 0, endpoint_flags::LIMIT_EGRESS),
         (endpoint.rates.ingress != 0, endpoint_flags::LIMIT_INGRESS),
         (paced, endpoint_flags::PACE),

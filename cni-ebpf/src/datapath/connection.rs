@@ -3,7 +3,7 @@
 use super::conntrack::{self, Found};
 use super::stage::{self, Stage};
 use super::work::entered;
-use super::{Outcome, Packet, Table, Tables, Work, nat, policy};
+use super::{Outcome, Packet, Table, Tables, Work, nat, policy, route};
 use crate::abi::{Endpoint, Flow, Reason, flow_flags, via};
 
 /// Enters `work.flow` among the new connections, in the place of one that is over.
@@ -127,7 +127,7 @@ pub(super) fn advance_known<T: Tables, P: Packet>(
         work.event.dnat_port = found.flow.dnat_port;
     }
     nat::leaving(work, found.flow);
-    work.stack_reply = u8::from(work.reply != 0 && found.flow.via_reply == via::STACK);
+    route::remember_way(work, found.flow);
     let translated = found.flow.flags.get() & flow_flags::SNAT != 0;
     work.unmasked = u8::from(work.reply == 0 && found.flow.via_forward == via::STACK && !translated);
     if conntrack::ripe(work, found.table) {

@@ -2,7 +2,7 @@
 
 use super::stage::{self, Stage};
 use super::{Outcome, Packet, Tables, Work, balance, direct, limit, rewrite, route, way, work};
-use crate::abi::{Config, Endpoint, direction, endpoint_flags, route_flags};
+use crate::abi::{Config, Endpoint, direction, route_flags};
 
 /// Hands on a packet whose way is known: to the local `receiver`, or off this node. Replies go back the way the
 /// connection came.
@@ -23,7 +23,10 @@ pub(super) fn forward<T: Tables, P: Packet>(
     }
     let destination = work.out.dst;
     let route = route::lookup(tables, work, &destination)?;
-    if work.unmasked != 0 && route.flags & route_flags::MASQUERADE != 0 {
+    let masked_late = work.unmasked != 0 && route.flags & route_flags::MASQUERADE != 0;
+    // An error is its receiver's already, and nobody's connection.
+    let by_stack = work.straight == 0 && work.headers.icmp_error == 0 && route::by_stack(sender, route);
+    if masked_late || by_stack {
         return leave_to_stack(tables, packet, work, sender);
     }
     route::leave(tables, packet, work, route)?;
@@ -52,8 +55,8 @@ pub(super) fn deliver<T: Tables, P: Packet>(
 ) -> Outcome {
     // The stack answers these with an error, which must show the packet as it was sent. A pod may receive more than its
     // MTU, so that size matters only where the stack carries the packet on.
-    let through_stack = work.stack_reply != 0 || receiver.flags & endpoint_flags::VIA_STACK != 0;
-    let stack_answers = work.headers.ttl <= 1 || through_stack && route::exceeds(packet, work, receiver.mtu);
+    let stack_answers = work.headers.ttl <= 1
+        || route::through_stack(work, receiver) && route::exceeds(packet, work, receiver.mtu);
     // An answer to a translated source is the node's own as it came: the stack would refuse it in the pod's name.
     let seems_the_nodes = work.reply != 0 && work.tuple.dst != work.out.dst;
     if stack_answers && !seems_the_nodes {

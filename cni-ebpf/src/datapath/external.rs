@@ -138,7 +138,7 @@ fn begin<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunn
         return begin_remote(tables, packet, work, tunnel);
     };
     work.endpoint = receiver.id;
-    work.flow.via_forward = route::via_to(receiver);
+    work.flow.via_forward = route::via_to(work, receiver);
     let stack = work.flow.via_forward == via::STACK;
     if stack {
         work.flow.via_reply = via::STACK;

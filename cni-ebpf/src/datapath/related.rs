@@ -3,7 +3,7 @@
 use super::conntrack::{self, Found};
 use super::work::direct;
 use super::{Outcome, Packet, Tables, Work, rewrite};
-use crate::abi::{FlowKey, Reason, Tuple, flow_flags, hook, via};
+use crate::abi::{FlowKey, Reason, Tuple, flow_flags, hook};
 
 /// Finds the flow that an ICMP error is about and makes the error what its receiver must see. Afterwards `work.tuple`
 /// and `work.out` are the error's own addresses as they are now, `work.stack_reply` says whether the flow returns
@@ -17,7 +17,7 @@ pub(super) fn stage<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut
         return Err(Reason::RelatedUnknown);
     }
     let found = find(tables, work).ok_or(Reason::RelatedUnknown)?;
-    work.stack_reply = u8::from(work.reply != 0 && found.flow.via_reply == via::STACK);
+    super::route::remember_way(work, found.flow);
     let recorded = if work.reply != 0 {
         found.flow.source_endpoint
     } else {

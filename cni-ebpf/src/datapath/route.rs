@@ -4,7 +4,9 @@ use super::headers::L3;
 use super::stage::{self, Stage};
 use super::work::fragment;
 use super::{Fib, Outcome, Packet, Tables, Work, way};
-use crate::abi::{Addr, Endpoint, Prefix, Reason, Route, endpoint_flags, route_action, route_flags, via};
+use crate::abi::{
+    Addr, Endpoint, Flow, Prefix, Reason, Route, endpoint_flags, route_action, route_flags, via,
+};
 
 /// The route to an address.
 #[inline(always)]
@@ -47,14 +49,49 @@ pub(super) fn is_loopback(addr: &Addr) -> bool {
 #[inline(always)]
 pub(super) fn to_endpoint(work: &mut Work, endpoint: &Endpoint) {
     work.to_ifindex = endpoint.ifindex;
-    let stack = work.stack_reply != 0 || endpoint.flags & endpoint_flags::VIA_STACK != 0;
-    work.way = if stack { way::HANDLED } else { way::PEER };
+    work.way = if through_stack(work, endpoint) {
+        way::HANDLED
+    } else {
+        way::PEER
+    };
+}
+
+/// Which way the direction at hand of a known connection takes. Plugins and proxies in the stack see both directions of a
+/// connection or none: what they have seen half of, kube-proxy drops as invalid.
+#[inline(always)]
+pub(super) fn remember_way(work: &mut Work, flow: &Flow) {
+    let way = if work.reply != 0 {
+        flow.via_reply
+    } else {
+        flow.via_forward
+    };
+    work.stack_reply = u8::from(work.reply != 0 && way == via::STACK);
+    work.straight = u8::from(way != via::STACK);
+}
+
+/// Whether a packet for a local endpoint takes the stack's way to it.
+#[inline(always)]
+pub(super) fn through_stack(work: &Work, endpoint: &Endpoint) -> bool {
+    work.stack_reply != 0 || work.straight == 0 && endpoint.flags & endpoint_flags::VIA_STACK != 0
+}
+
+/// Whether the stack carries what this endpoint sends by the route, as it carries what the endpoint gets. To another node
+/// itself it knows a way of its own past the tunnel, which that node would not take.
+#[inline(always)]
+pub(super) fn by_stack(endpoint: &Endpoint, route: &Route) -> bool {
+    let past_the_tunnel = route.action == route_action::TUNNEL && route.flags & route_flags::NODE != 0;
+    endpoint.flags & endpoint_flags::VIA_STACK != 0
+        && matches!(
+            route.action,
+            route_action::DIRECT | route_action::TUNNEL | route_action::FIB
+        )
+        && !past_the_tunnel
 }
 
 /// How a connection's packets reach a local endpoint.
 #[inline(always)]
-pub(super) fn via_to(endpoint: &Endpoint) -> u8 {
-    if endpoint.flags & endpoint_flags::VIA_STACK != 0 {
+pub(super) fn via_to(work: &Work, endpoint: &Endpoint) -> u8 {
+    if work.straight == 0 && endpoint.flags & endpoint_flags::VIA_STACK != 0 {
         via::STACK
     } else {
         via::PEER

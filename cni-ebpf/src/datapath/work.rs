@@ -118,9 +118,11 @@ pub struct Work {
     pub stack_reply: u8,
     /// The flow at hand leaves through the stack and has no translated source: `to_netdev` gives it one, if it needs one.
     pub unmasked: u8,
+    /// This direction of the flow at hand passes the stack nowhere, not even before an endpoint that is `viaStack`.
+    pub straight: u8,
     /// Direct server return: see [`direct`].
     pub direct: u8,
-    pub pad4: [u8; 4],
+    pub pad4: [u8; 3],
     /// Where the packet goes: see [`way`](super::way); device and neighbour as far as the way needs them.
     pub gateway: Addr,
     /// The link header, where the program writes it itself.

@@ -128,8 +128,12 @@ fn everybody(plan: Plan) {
 /// With more keys in the pods' network configuration.
 fn everybody_as(plan: Plan, attachment: &Value) {
     needs_root!();
-    let families = plan.families;
     let lab = Lab::start(plan).unwrap();
+    everybody_of(&lab, attachment);
+}
+
+fn everybody_of(lab: &Lab, attachment: &Value) {
+    let families = lab.plan.families;
     let [near, far] = lab.pair();
     let pods = Pods {
         a: near.add_pod_with("a", attachment).unwrap(),
@@ -138,7 +142,7 @@ fn everybody_as(plan: Plan, attachment: &Value) {
     };
     let mut rows = Rows::default();
     for v4 in families.each() {
-        family(&lab, &pods, v4, &mut rows);
+        family(lab, &pods, v4, &mut rows);
     }
     for pod in [&pods.a, &pods.b, &pods.c] {
         for v4 in [true, false] {
@@ -196,19 +200,34 @@ fn vxlan_through_a_router() {
     everybody(Plan::new(Routing::Vxlan, Families::Dual).fabric(Fabric::Router));
 }
 
-/// Plugins that act in the host's stack may stand behind ours: everything passes it.
+/// Plugins and proxies that act in the host's stack may stand behind ours: everything passes it, each connection in both
+/// directions. kube-proxy drops what the stack's own connection tracking has seen half of.
+fn everybody_through_the_stack(plan: Plan) {
+    needs_root!();
+    let lab = Lab::start(plan).unwrap();
+    for node in &lab.nodes {
+        let nft = |arguments: &str| {
+            let words = arguments.split_whitespace();
+            let output = node.namespace.command("nft").args(words).output().unwrap();
+            assert!(output.status.success(), "nft {arguments}: {output:?}");
+        };
+        nft("add table inet proxy");
+        nft("add chain inet proxy forward { type filter hook forward priority 0 ; }");
+        nft("add rule inet proxy forward ct state invalid counter drop");
+    }
+    everybody_of(&lab, &json!({ "viaStack": true }));
+}
+
 #[test]
 fn direct_dual_through_the_stack() {
-    let plan = Plan::new(Routing::Direct, Families::Dual);
-    everybody_as(plan, &json!({ "viaStack": true }));
+    everybody_through_the_stack(Plan::new(Routing::Direct, Families::Dual));
 }
 
 /// Without IPv6: fragments as large as the fabric's links, from outside, do not fit into the pod's, and no stack may cut
 /// them. Redirection does not ask.
 #[test]
 fn vxlan_v4_through_the_stack() {
-    let plan = Plan::new(Routing::Vxlan, Families::V4);
-    everybody_as(plan, &json!({ "viaStack": true }));
+    everybody_through_the_stack(Plan::new(Routing::Vxlan, Families::V4));
 }
 
 /// The programs stand as filters, where the kernel has no better place.

@@ -2,9 +2,10 @@
 
 use cni_ebpf::datapath::Verdict;
 use cni_tests::frames::{self, Ends};
-use cni_tests::world::{self, Hook, ifindex, ip, mac, pod};
+use cni_tests::world::{self, Hook, ifindex, ip, mac, pod, port};
 
-use crate::fixtures::{SYN, SYN_ACK, TO_A, families, from_a, from_b, gateway, outside};
+use crate::fixtures::{ACK, SYN, SYN_ACK, TO_A, TO_B, families, from_a, from_b, gateway, outside};
+use crate::services::vip;
 
 fn node(v6: bool) -> std::net::IpAddr {
     ip(if v6 { "2001:db8::1" } else { "192.0.2.1" })
@@ -60,6 +61,49 @@ fn where_plugins_act_in_the_stack_both_directions_pass_it() {
         };
         let (verdict, _) = pair.run(Hook::FromPod, &back.tcp(SYN_ACK, b""), ifindex::POD_STACK);
         assert_eq!(verdict, Ok(Verdict::Handled));
+    });
+}
+
+/// Others than we drop what the stack's connection tracking has seen half of.
+#[test]
+fn a_connection_of_a_pod_behind_the_stack_passes_it_in_both_directions_or_in_none() {
+    families(|pair, v6| {
+        let sent = |to| Ends {
+            src_mac: mac(ifindex::POD_STACK),
+            src: pod(4, v6),
+            ..from_a(to)
+        };
+        let mut send = |hook, bytes: &[u8], device| pair.run(hook, bytes, device).0;
+        // Another node's pods, and beyond: what leaves the cluster is translated behind the stack.
+        for to in [
+            ["10.2.0.9", "fd00:2::9"],
+            ["10.3.0.9", "fd00:3::9"],
+            ["9.9.9.9", "2620:fe::9"],
+        ] {
+            let ends = sent(ip(to[usize::from(v6)]));
+            for flags in [SYN, ACK] {
+                let verdict = send(Hook::FromPod, &ends.tcp(flags, b""), ifindex::POD_STACK);
+                assert_eq!(verdict, Ok(Verdict::Pass), "{to:?}");
+            }
+        }
+        let answer = outside(sent(ip(if v6 { "fd00:2::9" } else { "10.2.0.9" }))).tcp(SYN_ACK, b"");
+        let verdict = send(Hook::FromNetdev, &answer, ifindex::NETDEV);
+        assert_eq!(verdict, Ok(Verdict::Handled));
+        // Between the two sides of a Service the stack would see other addresses on the way back.
+        let dialled = Ends {
+            dst_port: port::TO_B,
+            ..sent(vip(v6))
+        };
+        let verdict = send(Hook::FromPod, &dialled.tcp(SYN, b""), ifindex::POD_STACK);
+        assert_eq!(verdict, TO_B);
+        let answer = from_b(Ends {
+            dst: pod(3, v6),
+            dst_port: 8080,
+            ..dialled
+        });
+        let verdict = send(Hook::FromPod, &answer.tcp(SYN_ACK, b""), ifindex::POD_B);
+        let ifindex = ifindex::POD_STACK;
+        assert_eq!(verdict, Ok(Verdict::Peer { ifindex }));
     });
 }
 
