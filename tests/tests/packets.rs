@@ -16,6 +16,8 @@ mod external;
 mod fixtures;
 #[path = "packets/forged.rs"]
 mod forged;
+#[path = "packets/fragments.rs"]
+mod fragments;
 #[path = "packets/lifetime.rs"]
 mod lifetime;
 #[path = "packets/limit.rs"]

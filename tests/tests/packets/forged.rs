@@ -18,6 +18,41 @@ fn rel_48_a_pod_does_not_choose_a_vlan() {
     });
 }
 
+/// The kernel takes one tag off; of two (802.1ad, 802.1Q twice, or the older 0x9100) the inner one stands where the Ethertype
+/// is looked for, and so does the only one where nobody has taken it off.
+#[test]
+fn rel_48_no_packet_hides_behind_a_second_vlan_tag() {
+    families(|pair, v6| {
+        let plain = from_a(pod(3, v6)).udp(b"x");
+        let unreadable = Err(Reason::UnknownEthertype);
+        for kind in [0x8100u16, 0x88a8, 0x9100] {
+            let tag = [kind.to_be_bytes(), [0, 7]].concat();
+            let tagged = [&plain[..12], &tag, &plain[12..]].concat();
+            let twice = [&plain[..12], &tag, &tag, &plain[12..]].concat();
+            for bytes in [tagged, twice] {
+                // A pod neither sends nor gets it; on the node's devices it is the stack's, which has devices for VLANs.
+                for (hook, device, expected) in [
+                    (Hook::FromPod, ifindex::POD_A, unreadable),
+                    (Hook::ToPod, ifindex::POD_B, unreadable),
+                    (Hook::FromNetdev, ifindex::NETDEV, Ok(Verdict::Pass)),
+                    (Hook::ToNetdev, ifindex::NETDEV, Ok(Verdict::Pass)),
+                    (Hook::XdpNodeport, ifindex::NETDEV, Ok(Verdict::Pass)),
+                    (Hook::FromNetdev, ifindex::TUNNEL, unreadable),
+                ] {
+                    let (verdict, out) = pair.run(hook, &bytes, device);
+                    assert_eq!((verdict, &out), (expected, &bytes), "{hook:?}, {kind:#x}");
+                    let mut beside = world::frame(bytes.clone(), device);
+                    beside.vlan = true;
+                    let (verdict, left) = pair.host(hook, &beside);
+                    assert_eq!((verdict, &left.bytes), (expected, &bytes), "{hook:?}, {kind:#x}");
+                }
+            }
+        }
+        assert!(pair.memory.flows.iter().all(|table| table.is_empty()));
+        assert_eq!(pair.kernel.flows("conntrack_new").unwrap(), 0);
+    });
+}
+
 #[test]
 fn rel_23_nobody_reaches_the_nodes_loopback() {
     families(|pair, v6| {

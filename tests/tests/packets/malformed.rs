@@ -1,12 +1,11 @@
-//! Headers, fragments and senders that must not pass, and odd ones that must.
+//! Headers and senders that must not pass, and odd ones that must.
 
 use cni_ebpf::abi::Reason;
 use cni_ebpf::datapath::Verdict;
 use cni_tests::frames::{self, Ends};
-use cni_tests::memory::Room;
-use cni_tests::world::{self, Hook, ifindex, ip, pod};
+use cni_tests::world::{Hook, ifindex, ip, pod};
 
-use crate::fixtures::{SYN, TO_B, drop_of, families, from_a, gateway};
+use crate::fixtures::{TO_B, drop_of, families, from_a, gateway};
 
 #[test]
 fn rel_49_a_pod_sends_only_as_itself() {
@@ -62,25 +61,6 @@ fn rel_19_no_neighbour_or_router_discovery_and_no_arp() {
             arp.resize(60, 0);
             assert_eq!(drop_of(pair, &arp), Reason::Arp);
         }
-    });
-}
-
-#[test]
-fn rel_45_fragments_follow_their_first() {
-    families(|pair, v6| {
-        let whole = from_a(pod(3, v6)).udp(&[7; 100]);
-        let [first, second] = frames::fragments(&whole, 48, 77);
-        let early = pair.run(Hook::FromPod, &second, ifindex::POD_A).0;
-        assert_eq!(early, Err(Reason::FragmentOrphan));
-        assert_eq!(pair.run(Hook::FromPod, &first, ifindex::POD_A).0, TO_B);
-        assert_eq!(pair.run(Hook::FromPod, &second, ifindex::POD_A).0, TO_B);
-        let [_, other] = frames::fragments(&whole, 48, 78);
-        assert_eq!(drop_of(pair, &other), Reason::FragmentOrphan);
-        // RFC 3128: the second fragment may not rewrite the first one's TCP flags.
-        let [_, tiny] = frames::fragments(&from_a(pod(3, v6)).tcp(SYN, &[0; 40]), 8, 79);
-        assert_eq!(drop_of(pair, &tiny), Reason::Malformed);
-        let [short, _] = frames::fragments(&from_a(pod(3, v6)).tcp(SYN, &[0; 40]), 16, 80);
-        assert_eq!(drop_of(pair, &short), Reason::Truncated);
     });
 }
 
@@ -149,55 +129,6 @@ fn rel_45_ipv4_headers_are_judged() {
                 "{words} words of options"
             );
         }
-    });
-}
-
-#[test]
-fn rel_45_fragments_that_overlap_are_judged_by_their_own_ports_and_never_by_others() {
-    families(|pair, v6| {
-        let to = |dst_port| Ends {
-            dst_port,
-            ..from_a(pod(5, v6))
-        };
-        let allowed = Ok(Verdict::Peer {
-            ifindex: ifindex::POD_RULES,
-        });
-        let tcp = |dst_port| to(dst_port).tcp(SYN, &[7; 80]);
-        let [first, later] = frames::fragments(&tcp(80), 40, 5);
-        let [other_first, _] = frames::fragments(&tcp(81), 40, 5);
-        assert_eq!(pair.run(Hook::FromPod, &first, ifindex::POD_A).0, allowed);
-        // The beginning once more, with a port that nobody may reach: refused, so the receiver never has it.
-        assert_eq!(drop_of(pair, &other_first), Reason::PolicyIngress);
-        // A later one that overlaps the first belongs to the datagram that was judged.
-        let [_, overlapping] = frames::fragments(&tcp(80), 32, 5);
-        for later in [later, overlapping] {
-            let verdict = pair.run(Hook::FromPod, &later, ifindex::POD_A).0;
-            // The first that was refused is the one that is remembered.
-            assert_eq!(verdict, Err(Reason::PolicyIngress));
-        }
-        // And the other way round: what a refused beginning left does not keep one that is allowed from going on.
-        let [refused, _] = frames::fragments(&tcp(81), 40, 6);
-        let [first, later] = frames::fragments(&tcp(80), 40, 6);
-        assert_eq!(drop_of(pair, &refused), Reason::PolicyIngress);
-        for bytes in [first, later] {
-            assert_eq!(pair.run(Hook::FromPod, &bytes, ifindex::POD_A).0, allowed);
-        }
-    });
-}
-
-#[test]
-fn rel_45_where_a_fragment_cannot_be_remembered_it_does_not_pass() {
-    families(|pair, v6| {
-        let [first, later] = frames::fragments(&from_a(pod(3, v6)).udp(&[7; 100]), 48, 77);
-        pair.memory.fragments.room = Room::None;
-        for (bytes, reason) in [
-            (first, Reason::FragmentTableFull),
-            (later, Reason::FragmentOrphan),
-        ] {
-            let frame = world::frame(bytes, ifindex::POD_A);
-            assert_eq!(pair.host(Hook::FromPod, &frame).0, Err(reason));
-        }
-        pair.memory.fragments.room = Room::Endless;
     });
 }
 
