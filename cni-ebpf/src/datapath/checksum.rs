@@ -74,7 +74,21 @@ impl Sum {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn a_sum_is_that_of_its_halves_whatever_carries(words: Vec<u32>) {
+            let halves = words.iter().flat_map(|word| [word & 0xffff, word >> 16]);
+            let naive: u64 = halves.map(u64::from).sum();
+            let folded = words.iter().fold(Sum(0), |sum, word| sum.add(*word)).fold();
+            prop_assert_eq!(u64::from(folded) % 0xffff, naive % 0xffff);
+            prop_assert_eq!(folded == 0, naive == 0);
+            prop_assert_eq!(u64::from(!fold(words.into_iter().fold(0, add))) % 0xffff, naive % 0xffff);
+        }
+    }
 
     #[test]
     fn a_changed_word_changes_the_checksum_as_summing_up_anew_does() {

@@ -333,3 +333,49 @@ pub(super) fn begin<P: Packet>(packet: &P, work: &mut Work) {
     work.state = tcp_state::NEW;
     work.tell = event_kind::NEW;
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::abi::Addr;
+
+    fn tuple() -> impl Strategy<Value = Tuple> {
+        // Few of each, so that sides are often equal in one part.
+        let side = || (0..2u64, 0..2u64, 0..3u16);
+        (side(), side(), any::<u8>()).prop_map(|((hi, lo, port), (far_hi, far_lo, far_port), proto)| Tuple {
+            src: Addr { hi, lo },
+            dst: Addr {
+                hi: far_hi,
+                lo: far_lo,
+            },
+            src_port: Port::new(port << 7),
+            dst_port: Port::new(far_port << 7),
+            proto,
+            ..Tuple::default()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn both_directions_of_a_flow_have_one_key_and_each_is_read_back_from_it(tuple in tuple()) {
+            let reversed = Tuple {
+                src: tuple.dst,
+                dst: tuple.src,
+                src_port: tuple.dst_port,
+                dst_port: tuple.src_port,
+                ..tuple
+            };
+            let (mut there, mut back, mut read) = (FlowKey::default(), FlowKey::default(), Tuple::default());
+            let from_a = key_of(&tuple, &mut there);
+            let back_from_a = key_of(&reversed, &mut back);
+            prop_assert_eq!(there, back);
+            prop_assert!(from_a != back_from_a || tuple == reversed);
+            oriented(&there, from_a, &mut read);
+            prop_assert_eq!(read, tuple);
+            oriented(&there, !from_a, &mut read);
+            prop_assert_eq!(read, reversed);
+        }
+    }
+}

@@ -130,3 +130,31 @@ fn wait(work: &Work, left: i64) -> Option<u64> {
     let wait = debt.wrapping_mul(1_000_000).checked_div(work.limit_rate)?;
     Some(wait.wrapping_mul(1000)).filter(|wait| *wait <= HORIZON)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Up to rates of terabytes a second and debts of any size.
+        #[test]
+        fn a_packet_waits_until_its_debt_is_paid_and_never_beyond_the_horizon(
+            rate in 0..=10u64.pow(12), left in prop_oneof![-10i64.pow(13)..0, i64::MIN..0],
+        ) {
+            let mut work = Work { limit_rate: rate, limit_waits: 1, ..Work::default() };
+            let debt = u128::from(left.unsigned_abs());
+            let exact = (debt * 1_000_000).checked_div(rate.into()).map(|wait| wait * 1000);
+            match wait(&work, left) {
+                Some(wait) => {
+                    prop_assert!(wait <= HORIZON);
+                    prop_assert_eq!(Some(wait.into()), exact);
+                }
+                None => prop_assert!(exact.is_none_or(|exact| exact >= HORIZON.into()), "{exact:?}"),
+            }
+            work.limit_waits = 0;
+            prop_assert_eq!(wait(&work, left), None);
+        }
+    }
+}

@@ -29,3 +29,24 @@ pub(super) fn draw<T: Tables>(tables: &T, words: [u64; 5]) -> u64 {
     let hash = mix(u64::from(seed) << 32 | u64::from(seed), words);
     hash ^ hash >> 32
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Two connections, or one under two secrets, that differ in one bit must not draw the same.
+        #[test]
+        fn every_bit_counts(hash: u64, words: [u64; 5], bit in 0..384u32) {
+            let drawn = mix(hash, words);
+            let (mut hash, mut others) = (hash, words);
+            match others.get_mut((bit / 64) as usize) {
+                Some(word) => *word ^= 1 << (bit % 64),
+                None => hash ^= 1 << (bit % 64),
+            }
+            prop_assert_ne!(mix(hash, others), drawn);
+        }
+    }
+}

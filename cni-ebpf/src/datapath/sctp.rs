@@ -101,3 +101,40 @@ pub(super) fn ports<T: Tables, P: Packet>(
     }
     packet.store(l4, &u32::from_ne_bytes(new), true)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The CRC's register after so many bytes of zero, bit by bit.
+    fn zeros(register: u32, bytes: u32) -> u32 {
+        (0..8 * bytes).fold(register, |register, _| {
+            let carry = if register & 1 != 0 { POLYNOMIAL } else { 0 };
+            register >> 1 ^ carry
+        })
+    }
+
+    #[test]
+    fn each_table_does_what_its_number_of_bytes_does() {
+        for (digit, shift) in SHIFTS.iter().enumerate() {
+            for (at, values) in shift.iter().enumerate() {
+                // It is linear: the powers of two stand for all.
+                for bit in 0..4 {
+                    let value = 1u32 << bit;
+                    let expected = zeros(value << (4 * at), 1 << digit);
+                    assert_eq!(values[value as usize], expected, "{digit} {at} {value}");
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn products_of_polynomials_are_linear_and_have_no_order(a: u32, b: u32, c: u32) {
+            prop_assert_eq!(multiply(a, b), multiply(b, a));
+            prop_assert_eq!(multiply(a ^ c, b), multiply(a, b) ^ multiply(c, b));
+        }
+    }
+}

@@ -221,3 +221,36 @@ pub(crate) fn allocate<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut 
     work.entered |= entered::ANSWERED;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_search_tries_every_port_of_its_range_once_in_a_turn(a: u16, b: u16, order: u64) {
+            let (first, last) = (a.min(b), a.max(b));
+            let mut search = Search::default();
+            search.begin(first.into(), last.into(), order);
+            let mut seen = vec![false; usize::from(last - first) + 1];
+            let mut outside = 0;
+            for _ in 0..=search.mask {
+                match search.port() {
+                    Some(port) => {
+                        let place = port.get().checked_sub(first).map(usize::from);
+                        let place = place.and_then(|place| seen.get_mut(place));
+                        prop_assert!(place.is_some_and(|seen| !std::mem::replace(seen, true)), "{port:?}");
+                        outside = 0;
+                    }
+                    None => outside += 1,
+                }
+                prop_assert!(outside < 3, "a search must not run beside its range");
+                search.advance();
+            }
+            prop_assert!(seen.iter().all(|seen| *seen));
+            prop_assert!(search.steps(TRIES) <= 2 * TRIES);
+        }
+    }
+}
