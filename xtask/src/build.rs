@@ -9,6 +9,13 @@ use crate::process::{self, cargo, command, output, run, step};
 use crate::toolchain::{TARGET, Toolchain};
 use crate::{object, workspace};
 
+/// The feature of `cni-ebpf` that has the programs log.
+const DEBUG_LOG: &str = "debug-log";
+/// The features with which the programs are built beside the release.
+pub(crate) const PROGRAM_FEATURES: [&str; 3] = [DEBUG_LOG, "bench", NEXT_LAYOUT];
+/// Connections have another layout, the protocol its next version.
+const NEXT_LAYOUT: &str = "next-layout";
+
 /// Build the BPF programs, the agent and the plugin
 ///
 /// The programs are compiled for BPF, stripped of everything but BTF, checked (no undefined symbol, no path that can
@@ -31,7 +38,7 @@ impl Build {
 
     /// The BPF object alone.
     pub(crate) fn programs(&self) -> Result<()> {
-        let features: &[&str] = if self.debug_log { &["debug-log"] } else { &[] };
+        let features: &[&str] = if self.debug_log { &[DEBUG_LOG] } else { &[] };
         programs(features, &workspace::bpf_object())
     }
 
@@ -106,15 +113,16 @@ fn static_flags() -> Vec<String> {
     flags
 }
 
-/// Agent and plugin of a release to come: connections have another layout, the protocol its next version. Cargo leaves them
-/// where the real ones belong, so those are built after them.
+/// Agent and plugin of a release to come. Cargo leaves them where the real ones belong, so those are built after them.
 pub(crate) fn next_release() -> Result<()> {
-    const FEATURE: &str = "next-layout";
     let object = workspace::bpf_next_object();
-    programs(&[FEATURE], &object)?;
+    programs(&[NEXT_LAYOUT], &object)?;
     step("agent and plugin of the release to come");
     let mut cargo = agent_and_plugin();
-    cargo.args(["--features", &format!("cni-agent/{FEATURE},cni-plugin/{FEATURE}")]);
+    cargo.args([
+        "--features",
+        &format!("cni-agent/{NEXT_LAYOUT},cni-plugin/{NEXT_LAYOUT}"),
+    ]);
     run(cargo.env("MILLRACE_BPF_OBJECT", object))?;
     for name in ["millrace", "millrace-cni"] {
         let (from, to) = (workspace::host_binary(name, false), workspace::next_binary(name));
@@ -150,7 +158,7 @@ fn programs(features: &[&str], object: &Path) -> Result<()> {
     // DWARF is two thirds of the file, and nobody reads it after the linker has made BTF of it.
     let objcopy = objcopy().context("llvm-objcopy is not installed; run `cargo xtask setup`")?;
     output(command(objcopy).arg("--strip-debug").arg(&linked).arg(&stripped))?;
-    object::check(&stripped)?;
+    object::check(&stripped, features.contains(&DEBUG_LOG))?;
     publish(&stripped, object)
 }
 

@@ -5,19 +5,34 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use object::{Object, ObjectSection, ObjectSymbol};
 
-/// Reads the object and refuses one that the kernel would refuse, or that lost its BTF.
-pub(crate) fn check(path: &Path) -> Result<()> {
+/// The ring of aya-log. Whatever logs, in whichever program, has it.
+const MESSAGES: &str = "AYA_LOGS";
+
+/// Reads the object and refuses one that the kernel would refuse, that lost its BTF, or whose programs log where none should
+/// (it would cost instructions in every packet) or do not where they should.
+pub(crate) fn check(path: &Path, logs: bool) -> Result<()> {
     let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
-    let faults = faults(&bytes).with_context(|| format!("{} is not an object file", path.display()))?;
+    let faults = faults(&bytes, logs).with_context(|| format!("{} is not an object file", path.display()))?;
     if faults.is_empty() {
         return Ok(());
     }
-    bail!("{} cannot be loaded:\n  {}", path.display(), faults.join("\n  "))
+    bail!(
+        "{} is not fit to be loaded:\n  {}",
+        path.display(),
+        faults.join("\n  ")
+    )
 }
 
-fn faults(bytes: &[u8]) -> Result<Vec<String>> {
+fn faults(bytes: &[u8], logs: bool) -> Result<Vec<String>> {
     let file = object::File::parse(bytes)?;
     let mut faults = Vec::new();
+    match (file.symbol_by_name(MESSAGES).is_some(), logs) {
+        (true, false) => faults.push(format!(
+            "map `{MESSAGES}`: programs log; keep it behind the feature `debug-log`"
+        )),
+        (false, true) => faults.push(format!("no map `{MESSAGES}`: programs built to log do not")),
+        _ => {}
+    }
     if file.section_by_name(".BTF").is_none_or(|btf| btf.size() == 0) {
         faults.push("no BTF: the linker must be given --btf, and the strip step must keep it".to_owned());
     }
@@ -80,7 +95,8 @@ mod tests {
 
     #[test]
     fn a_sound_object_passes() {
-        assert_eq!(faults(&with("from_pod", true, b"btf")).unwrap(), [""; 0]);
+        assert_eq!(faults(&with("from_pod", true, b"btf"), false).unwrap(), [""; 0]);
+        assert_eq!(faults(&with(MESSAGES, true, b"btf"), true).unwrap(), [""; 0]);
     }
 
     #[test]
@@ -95,14 +111,25 @@ mod tests {
             (with("from_pod", true, b""), "no BTF"),
         ];
         for (object, expected) in objects {
-            let faults = faults(&object).unwrap();
+            let faults = faults(&object, false).unwrap();
             assert_eq!(faults.len(), 1, "{faults:?}");
             assert!(faults[0].contains(expected), "{faults:?}");
         }
     }
 
     #[test]
+    fn programs_log_where_they_are_asked_to_and_nowhere_else() {
+        for (name, logs, expected) in [
+            (MESSAGES, false, "programs log"),
+            ("from_pod", true, "built to log do not"),
+        ] {
+            let faults = faults(&with(name, true, b"btf"), logs).unwrap();
+            assert!(faults.len() == 1 && faults[0].contains(expected), "{faults:?}");
+        }
+    }
+
+    #[test]
     fn a_text_file_is_no_object() {
-        assert!(faults(b"text").is_err());
+        assert!(faults(b"text", false).is_err());
     }
 }
