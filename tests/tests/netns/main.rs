@@ -8,6 +8,7 @@
 
 mod bonds;
 mod chaos;
+mod demo;
 mod devices;
 mod events;
 mod expedite;
@@ -23,6 +24,7 @@ mod routing;
 mod runtimes;
 mod sctp;
 mod services;
+mod settings;
 mod sizes;
 mod uninstall;
 mod upgrade;

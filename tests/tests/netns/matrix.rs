@@ -266,3 +266,32 @@ fn what_is_not_masqueraded_sees_the_pod() {
     assert!(rows.0.is_empty(), "\n{}", rows.0.join("\n"));
     assert_eq!(node.drops().unwrap(), Drops::new());
 }
+
+/// Without any masquerade everybody who has a way back sees pods' own addresses.
+#[test]
+fn where_masquerade_is_off_everybody_sees_the_pod() {
+    needs_root!();
+    let plan = Plan::new(Routing::Direct, Families::Dual)
+        .fabric(Fabric::Router)
+        .config(json!({ "masquerade": { "enabled": false } }));
+    let lab = Lab::start(plan).unwrap();
+    let [node, far] = lab.pair();
+    let a = node.add_pod("a").unwrap();
+    let mut rows = Rows::default();
+    for v4 in [true, false] {
+        let outside = lab.outside_address(v4);
+        rows.row("pod to outside", &a.namespace, &lab.outside, outside, a.ip(v4));
+        rows.row("outside to pod", &lab.outside, &a.namespace, a.ip(v4), outside);
+        let other = far.second_address(v4);
+        rows.row(
+            "pod to another address",
+            &a.namespace,
+            &far.namespace,
+            other,
+            a.ip(v4),
+        );
+    }
+    assert!(rows.0.is_empty(), "\n{}", rows.0.join("\n"));
+    assert_eq!(node.drops().unwrap(), Drops::new());
+    assert_eq!(node.dump("nat").unwrap(), Vec::<String>::new());
+}

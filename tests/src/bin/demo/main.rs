@@ -19,8 +19,13 @@ use cni_tests::{
 };
 use show::{Cell, Show};
 
-/// The lab that `--keep` leaves.
+/// The lab that `--keep` leaves, by this variable or by default.
+const NAME: &str = "MILLRACE_DEMO_LAB";
 const LAB: &str = "mrlab-demo";
+
+fn kept_lab() -> String {
+    std::env::var(NAME).unwrap_or_else(|_| LAB.to_owned())
+}
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -40,7 +45,7 @@ fn main() -> ExitCode {
 }
 
 fn down() -> Result<()> {
-    match bring_down(LAB) {
+    match bring_down(&kept_lab()) {
         true => println!("The lab is gone."),
         false => println!("There is no lab; `cargo xtask demo --keep` leaves one."),
     }
@@ -161,13 +166,13 @@ fn demo(keep: bool) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("network namespaces and BPF need root; run `sudo -E cargo xtask demo`");
     }
-    if keep && std::path::Path::new("/run/mrlab").join(LAB).exists() {
+    if keep && std::path::Path::new("/run/mrlab").join(kept_lab()).exists() {
         bail!("the lab of an earlier `--keep` is still up; remove it with `cargo xtask demo --down`");
     }
     let mut show = Show::default();
     // One that stays has a name that `--down` knows; others may run at the same time.
     let name = match keep {
-        true => LAB.to_owned(),
+        true => kept_lab(),
         false => format!("{LAB}-{}", std::process::id()),
     };
     let direct = Scene::begin(&mut show, Routing::Direct, &format!("{name}-direct"))?;

@@ -1,17 +1,20 @@
 //! The agent's process.
 
 use std::{
+    ffi::CStr,
     fs::{self, OpenOptions},
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Child, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -27,21 +30,34 @@ impl Node {
 
     /// With more variables in its environment.
     pub fn start_agent_with(&self, environment: &[(&str, &str)]) -> Result<()> {
-        self.start(&binary("MILLRACE_BIN", "millrace"), environment)
+        let mut agent = self.agent_command(&binary("MILLRACE_BIN", "millrace"));
+        agent.envs(environment.iter().copied());
+        self.start(agent)
+    }
+
+    /// With a `/proc/sys` that it can only read, as containers have it.
+    pub fn start_agent_with_fixed_settings(&self) -> Result<()> {
+        let mut agent = self.agent_command(&binary("MILLRACE_BIN", "millrace"));
+        // SAFETY: between fork and exec only unshare(2) and mount(2) are called, which are async-signal-safe.
+        unsafe { agent.pre_exec(|| read_only(c"/proc/sys").map_err(Into::into)) };
+        self.start(agent)
     }
 
     /// Starts the agent of another build.
     pub fn start_agent_of(&self, millrace: &Path) -> Result<()> {
-        self.start(millrace, &[])
+        self.start(self.agent_command(millrace))
     }
 
-    fn start(&self, millrace: &Path, environment: &[(&str, &str)]) -> Result<()> {
+    fn agent_command(&self, millrace: &Path) -> Command {
+        let mut command = self.program(millrace, ["agent"]);
+        command.args(&self.agent_arguments);
+        command
+    }
+
+    fn start(&self, mut agent: Command) -> Result<()> {
         let log = self.log_file();
         let log = OpenOptions::new().create(true).append(true).open(&log)?;
-        let child = self
-            .program(millrace, ["agent"])
-            .args(&self.agent_arguments)
-            .envs(environment.iter().copied())
+        let child = agent
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -203,4 +219,14 @@ impl Node {
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(40)..].join("\n")
     }
+}
+
+/// Makes a folder read-only for this process and its children.
+fn read_only(folder: &CStr) -> nix::Result<()> {
+    let none = None::<&CStr>;
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    mount(none, c"/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+    mount(Some(folder), folder, none, MsFlags::MS_BIND, none)?;
+    let again = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    mount(none, folder, none, again, none)
 }
