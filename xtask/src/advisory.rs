@@ -19,19 +19,13 @@ enum Way {
     Deny,
 }
 
-/// `None`: they were not checked, which was said.
-pub(crate) fn check() -> Option<Result<()>> {
+/// `Err`: what is missing to check them.
+pub(crate) fn check() -> Result<Result<()>, String> {
     let has = |tool: &str| find(tool).is_some();
-    match choose(&cargo_home().unwrap_or_default(), &has) {
-        Ok(way) => {
-            step("advisories");
-            Some(run(&mut way.command()))
-        }
-        Err(missing) => {
-            step(format_args!("advisories: NOT CHECKED, {missing}"));
-            None
-        }
-    }
+    let way = choose(&cargo_home().unwrap_or_default(), &has);
+    let way = way.inspect_err(|missing| step(format_args!("advisories: NOT CHECKED, {missing}")))?;
+    step("advisories");
+    Ok(run(&mut way.command()))
 }
 
 fn choose(home: &Path, has: &dyn Fn(&str) -> bool) -> Result<Way, String> {

@@ -75,6 +75,10 @@ pub(crate) fn bench_empty(context: TcContext) -> i32 {
 }
 
 #[classifier]
+#[expect(
+    clippy::redundant_closure,
+    reason = "like those of the programs it is always inlined"
+)]
 pub(crate) fn bench_from_pod(context: TcContext) -> i32 {
     if restore(&context).is_none() {
         return TC_ACT_SHOT;

@@ -122,6 +122,9 @@ impl Node {
                 "adminSocket": self.folder.join("run/admin.sock"),
             },
         });
+        if std::env::var_os("MILLRACE_VM").is_some() {
+            merge(&mut config, &json!({ "maps": small() }));
+        }
         merge(&mut config, &plan.config);
         fs::write(self.config_file(), format!("{config:#}\n"))?;
         Ok(())
@@ -190,6 +193,14 @@ impl Drop for Node {
             end.iter().rev().for_each(|line| eprintln!("{line}"));
         }
     }
+}
+
+/// Sizes of maps where an emulated processor would have to clear the memory of ordinary ones.
+fn small() -> Value {
+    json!({
+        "peers": 1024, "routes": 1024, "conntrack": 8192, "conntrackNew": 8192, "fragments": 1024, "services": 1024,
+        "serviceSlots": 1024, "backends": 1024, "serviceRanges": 1024, "maglev": 1024, "events": 65_536,
+    })
 }
 
 fn merge(into: &mut Value, more: &Value) {

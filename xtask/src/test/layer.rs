@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use super::lint;
-use super::report::Tally;
+use super::tally::Tally;
 use crate::build::StaticBinaries;
 use crate::process::{self, cargo, output, stream};
 use crate::setup::Group;
@@ -25,7 +25,7 @@ pub(crate) enum Layer {
     Verifier,
     /// Packet fixtures through the host build and through the loaded programs, with equal verdicts
     Packets,
-    /// The verifier layer in virtual machines, on every supported kernel
+    /// In virtual machines the verifier layer on every supported kernel, and what of `netns` this machine's may lack
     Vm,
     /// Nodes and pods as network namespaces, with real sockets
     Netns,

@@ -4,7 +4,8 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use super::report::Tally;
+use super::tally::Tally;
+use crate::build::PROGRAM_FEATURES;
 use crate::process::{self, cargo, step};
 use crate::toolchain::Toolchain;
 use crate::{abi, advisory, licence, statements, tidy};
@@ -28,7 +29,10 @@ pub(crate) fn run() -> Tally {
         step(name);
         tally += judged(name, check());
     }
-    tally += advisory::check().map_or_else(Tally::skipped, |result| judged("advisories", result));
+    tally += match advisory::check() {
+        Ok(result) => judged("advisories", result),
+        Err(missing) => Tally::skipped("advisories", missing),
+    };
     tally
 }
 
@@ -56,15 +60,20 @@ fn host_clippy() -> Result<()> {
 
 fn bpf_clippy() -> Result<()> {
     let toolchain = Toolchain::find()?;
-    let mut clippy = toolchain.clippy()?;
-    process::run(deny_warnings(clippy.args([
-        "--profile",
-        "bpf",
-        "--package",
-        "cni-ebpf",
-        "--bin",
-        "millrace-bpf",
-    ])))
+    // The release, and each build beside it.
+    for features in std::iter::once("").chain(PROGRAM_FEATURES) {
+        let mut clippy = toolchain.clippy()?;
+        clippy.args([
+            "--profile",
+            "bpf",
+            "--package",
+            "cni-ebpf",
+            "--bin",
+            "millrace-bpf",
+        ]);
+        process::run(deny_warnings(clippy.args(["--features", features])))?;
+    }
+    Ok(())
 }
 
 fn documentation() -> Result<()> {

@@ -1,94 +1,10 @@
-//! Counting results and printing the closing table.
+//! The closing table.
 
 use std::fmt;
-use std::ops::AddAssign;
 use std::time::Duration;
 
-/// What one layer came to.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Tally {
-    pub(crate) passed: u64,
-    pub(crate) failed: u64,
-    pub(crate) skipped: u64,
-    /// What failed, by name, to be repeated where a reader looks first: at the end.
-    failures: Vec<String>,
-    /// What tests said of each verified program: kernel, configuration, program, count.
-    pub(crate) verified: Vec<String>,
-}
+use super::tally::{Skip, Tally};
 
-impl Tally {
-    pub(crate) fn success() -> Self {
-        Self {
-            passed: 1,
-            ..Self::default()
-        }
-    }
-
-    pub(crate) fn skipped() -> Self {
-        Self {
-            skipped: 1,
-            ..Self::default()
-        }
-    }
-
-    pub(crate) fn failure(what: impl Into<String>) -> Self {
-        Self {
-            failed: 1,
-            failures: vec![what.into()],
-            ..Self::default()
-        }
-    }
-
-    /// Says where these tests ran, in the names of those that failed.
-    pub(crate) fn on(mut self, place: &impl fmt::Display) -> Self {
-        self.failures
-            .iter_mut()
-            .for_each(|failure| *failure = format!("{failure} ({place})"));
-        self
-    }
-
-    /// Takes up one line of a test program's output.
-    pub(crate) fn read(&mut self, line: &str) {
-        // The first one may stand behind the name of its test.
-        if let Some((_, verified)) = line.split_once("verified: ") {
-            self.verified.push(verified.to_owned());
-        } else if let Some(summary) = line.strip_prefix("test result: ") {
-            self.passed += count(summary, "passed");
-            self.failed += count(summary, "failed");
-            self.skipped += count(summary, "ignored");
-        } else if let Some(name) = line
-            .strip_prefix("test ")
-            .and_then(|rest| rest.strip_suffix(" ... FAILED"))
-        {
-            self.failures.push(name.to_owned());
-        }
-    }
-}
-
-impl AddAssign for Tally {
-    fn add_assign(&mut self, other: Self) {
-        self.passed += other.passed;
-        self.failed += other.failed;
-        self.skipped += other.skipped;
-        self.failures.extend(other.failures);
-        self.verified.extend(other.verified);
-    }
-}
-
-/// The number before `word` in `ok. 3 passed; 1 failed; 0 ignored; ...`.
-fn count(summary: &str, word: &str) -> u64 {
-    let mut words = summary.split([' ', ';', '.']).filter(|word| !word.is_empty());
-    let mut before = words.next();
-    for next in words {
-        if next == word {
-            return before.and_then(|number| number.parse().ok()).unwrap_or(0);
-        }
-        before = Some(next);
-    }
-    0
-}
-
-/// The closing table.
 #[derive(Default)]
 pub(crate) struct Report {
     rows: Vec<(String, Tally, Duration)>,
@@ -99,6 +15,28 @@ impl Report {
         self.rows.push((layer.to_owned(), tally, took));
     }
 
+    /// Adds a failure for each test that a layer left to the machines and that none of them ran.
+    pub(crate) fn settle(&mut self, machines: &str) {
+        let Some((_, vm, _)) = self.rows.iter().find(|(layer, ..)| layer == machines) else {
+            return;
+        };
+        let mut nowhere = Tally::default();
+        for skip in self
+            .skips()
+            .filter(|skip| skip.left && !vm.ran.contains(&skip.name))
+        {
+            let what = format!("{}: left to layer `{machines}`, which did not pass it", skip.name);
+            nowhere += Tally::failure(what);
+        }
+        if nowhere.failed > 0 {
+            self.add("nowhere", nowhere, Duration::ZERO);
+        }
+    }
+
+    fn skips(&self) -> impl Iterator<Item = &Skip> {
+        self.rows.iter().flat_map(|(_, tally, _)| &tally.skips)
+    }
+
     pub(crate) fn passed(&self) -> bool {
         self.rows.iter().all(|(_, tally, _)| tally.failed == 0)
     }
@@ -107,6 +45,10 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut sum = Tally::default();
+        for Skip { name, reason, left } in self.skips() {
+            let by = if *left { " (layer `vm` runs it)" } else { "" };
+            writeln!(f, "skipped: {name}: {reason}{by}")?;
+        }
         for failure in self.rows.iter().flat_map(|(_, tally, _)| &tally.failures) {
             writeln!(f, "failed: {failure}")?;
         }
@@ -151,26 +93,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn summaries_of_several_programs_add_up() {
-        let mut tally = Tally::default();
-        tally.read(
-            "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 4 filtered out; finished in 0.10s",
-        );
-        tally.read("test a::b ... FAILED");
-        tally.read("test a::c ... ok");
-        tally.read("verified: 6.1 bare from_pod 9");
-        tally.read("test result: FAILED. 3 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out");
-        let expected = Tally {
-            passed: 15,
-            failed: 1,
-            skipped: 1,
-            failures: vec!["a::b".into()],
-            verified: vec!["6.1 bare from_pod 9".into()],
-        };
-        assert_eq!(tally, expected);
-    }
-
-    #[test]
     fn the_last_line_is_the_sum_and_failures_stand_above_the_table() {
         let mut report = Report::default();
         report.add(
@@ -200,5 +122,37 @@ mod tests {
             "{text}"
         );
         assert_eq!(text.lines().last(), Some("7 passed, 1 failed, 2 skipped"));
+    }
+
+    #[test]
+    fn what_is_left_to_the_machines_must_have_passed_there() {
+        let read = |lines: &[&str]| {
+            let mut tally = Tally::default();
+            lines.iter().for_each(|line| tally.read(line));
+            tally
+        };
+        let netns = || {
+            read(&[
+                "NOT RUN, layer vm does: sctp::a: no SCTP",
+                "test sctp::a ... ok",
+                "test result: ok. 2 passed; 0 failed; 0 ignored",
+            ])
+        };
+        let report = |vm: Option<&str>| {
+            let mut report = Report::default();
+            if let Some(line) = vm {
+                report.add("vm", read(&[line]), Duration::ZERO);
+            }
+            report.add("netns", netns(), Duration::ZERO);
+            report.settle("vm");
+            report
+        };
+        assert!(report(Some("test sctp::a ... ok")).passed());
+        assert!(report(None).passed(), "netns alone");
+        let missing = report(Some("test sctp::b ... ok"));
+        assert!(!missing.passed());
+        let text = missing.to_string();
+        assert!(text.starts_with("skipped: sctp::a: no SCTP (layer `vm` runs it)\nfailed: sctp::a: left"));
+        assert_eq!(text.lines().last(), Some("1 passed, 1 failed, 1 skipped"));
     }
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -40,9 +41,13 @@ impl Drop for Machine {
 
 impl Machine {
     fn new(kernel: &Kernel, job: &Job) -> Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
         let folder = workspace::target().join("vm/machines");
         fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
-        let path = |kind: &str| folder.join(format!("{}-{}.{kind}", kernel.release(), std::process::id()));
+        // Several may run one kernel at a time.
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let (release, process) = (kernel.release(), std::process::id());
+        let path = |kind: &str| folder.join(format!("{release}-{process}-{number}.{kind}"));
         let machine = Self {
             initramfs: path("cpio"),
             status: path("status"),
