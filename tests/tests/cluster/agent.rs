@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::{IpAddr, SocketAddr},
+    process::Command,
 };
 
 use cni_tests::{
@@ -12,7 +13,7 @@ use cni_tests::{
 };
 use serde_json::{Value, json};
 
-use super::kubernetes::{Kubernetes, Pod, eventually, web, workload};
+use super::kubernetes::{Kubernetes, Pod, eventually, said, web, workload};
 
 const SYSTEM: &str = "--namespace=kube-system";
 /// Exchanges that show that traffic goes on.
@@ -93,16 +94,31 @@ fn agents(cluster: &Kubernetes<impl Sized>) -> Vec<Pod> {
     cluster.pods_in("kube-system", "app.kubernetes.io/name=millrace")
 }
 
-/// What `millrace` says on a node, by the agent's pod.
-fn millrace(cluster: &Kubernetes<impl Sized>, node: &str, words: &[&str]) -> Value {
+/// `millrace` on a node, in the agent's pod.
+fn command(cluster: &Kubernetes<impl Sized>, node: &str, words: &[&str]) -> Command {
     let agents = agents(cluster);
     let agent = agents.iter().find(|agent| agent.node == node).unwrap();
-    let command = [
-        &["exec", SYSTEM, agent.name.as_str(), "--", "millrace"],
-        words,
-        &["--json"],
-    ];
-    serde_json::from_str(&cluster.kubectl(command.concat())).unwrap()
+    let exec = ["exec", SYSTEM, agent.name.as_str(), "--", "millrace"];
+    cluster.kubectl_command([&exec, words, &["--json"]].concat())
+}
+
+fn millrace(cluster: &Kubernetes<impl Sized>, node: &str, words: &[&str]) -> Value {
+    serde_json::from_str(&said(&mut command(cluster, node, words))).unwrap()
+}
+
+#[test]
+fn an_agents_own_pod_says_that_all_is_well() {
+    let cluster = Kubernetes::shared("status");
+    for node in cluster.nodes() {
+        // Another test's objects may be wrong for a moment; then the command fails.
+        eventually(|| {
+            let output = command(&cluster, &node, &["status"]).output().unwrap();
+            let text = String::from_utf8_lossy(&output.stdout);
+            let said: Value = serde_json::from_str(&text).unwrap_or_default();
+            let well = output.status.success() && said["state"] == "ok" && said["agent"]["node"] == *node;
+            well.then_some(()).ok_or_else(|| format!("{node}: {output:?}"))
+        });
+    }
 }
 
 #[test]

@@ -11,6 +11,8 @@ use std::{
 
 use serde_json::{Value, json};
 
+use super::leftovers::Named;
+
 pub(crate) const TOOLBOX: &str = "localhost/toolbox:1";
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -31,19 +33,32 @@ pub(crate) struct Kubernetes<Turn> {
 
 impl Kubernetes<RwLockReadGuard<'_, ()>> {
     pub(crate) fn shared(namespace: &'static str) -> Self {
-        Self::new(namespace, TURN.read().unwrap_or_else(PoisonError::into_inner))
+        let turn = TURN.read().unwrap_or_else(PoisonError::into_inner);
+        Self::new(common(), namespace, turn)
     }
 }
 
 impl Kubernetes<RwLockWriteGuard<'_, ()>> {
     pub(crate) fn alone(namespace: &'static str) -> Self {
-        Self::new(namespace, TURN.write().unwrap_or_else(PoisonError::into_inner))
+        let turn = TURN.write().unwrap_or_else(PoisonError::into_inner);
+        Self::new(common(), namespace, turn)
+    }
+}
+
+/// The cluster that the tests share.
+fn common() -> String {
+    std::env::var("MILLRACE_CLUSTER").expect("run by `cargo xtask test cluster`")
+}
+
+impl Kubernetes<()> {
+    /// In a cluster of the test's own.
+    pub(crate) fn of(cluster: &Named, namespace: &'static str) -> Self {
+        Self::new(cluster.0.to_owned(), namespace, ())
     }
 }
 
 impl<Turn> Kubernetes<Turn> {
-    fn new(namespace: &'static str, turn: Turn) -> Self {
-        let name = std::env::var("MILLRACE_CLUSTER").expect("run by `cargo xtask test cluster`");
+    fn new(name: String, namespace: &'static str, turn: Turn) -> Self {
         let cluster = Self {
             name,
             namespace,
@@ -226,7 +241,8 @@ pub(crate) fn eventually<T>(mut attempt: impl FnMut() -> Result<T, String>) -> T
     }
 }
 
-fn said(command: &mut Command) -> String {
+/// Standard output of a command that must succeed.
+pub(crate) fn said(command: &mut Command) -> String {
     let Output {
         status,
         stdout,

@@ -9,6 +9,7 @@
 mod agent;
 mod kubernetes;
 mod leftovers;
+mod plans;
 mod power;
 mod uninstall;
 mod workloads;

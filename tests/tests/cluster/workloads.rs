@@ -26,8 +26,12 @@ fn sleeper(kind: &str, app: &str) -> Value {
 
 #[test]
 fn pods_reach_pods_services_and_names_from_every_node_in_every_family() {
-    let cluster = Kubernetes::shared("reach");
-    web(&cluster);
+    everybody_reaches_everything(&Kubernetes::shared("reach"));
+}
+
+/// Pods reach pods, Services and names from every node in every family.
+pub(crate) fn everybody_reaches_everything(cluster: &Kubernetes<impl Sized>) {
+    web(cluster);
     cluster.apply(&sleeper("DaemonSet", "client"));
     cluster.rolled_out("deployment/web");
     cluster.rolled_out("daemonset/client");
@@ -45,8 +49,11 @@ fn pods_reach_pods_services_and_names_from_every_node_in_every_family() {
         for address in services.iter().map(|address| address.as_str().unwrap()) {
             assert!(cluster.fetch(&client.name, &url(address)).starts_with("web-"));
         }
-        for name in ["web", "web.reach.svc.cluster.local"] {
-            assert!(cluster.fetch(&client.name, &url(name)).starts_with("web-"));
+        for name in [
+            "web".to_owned(),
+            format!("web.{}.svc.cluster.local", cluster.namespace),
+        ] {
+            assert!(cluster.fetch(&client.name, &url(&name)).starts_with("web-"));
         }
     }
 }
