@@ -2,12 +2,9 @@
 
 use std::net::IpAddr;
 
-use cni_ebpf::abi::{
-    Addr, Backend, Port, Prefix, Reason, Route, Service, ServiceKey, SlotKey, route_action, service_scope,
-};
-use cni_ebpf::datapath::{Verdict, Work};
+use cni_ebpf::abi::{Addr, Backend, Port, Reason, Service, ServiceKey, SlotKey, service_scope};
+use cni_ebpf::datapath::Verdict;
 use cni_tests::frames::{self, Ends};
-use cni_tests::memory::Memory;
 use cni_tests::world::{self, Hook, backend, ifindex, ip, pod, port, service_id};
 
 use crate::Pair;
@@ -101,34 +98,6 @@ fn svc_09_the_protocols_of_one_port_are_frontends_of_their_own() {
         let (verdict, _) = pair.run(Hook::FromPod, &ends.tcp(SYN, b""), ifindex::POD_A);
         assert_eq!(verdict, Err(Reason::ServiceNoBackend));
     });
-}
-
-#[test]
-fn a_connection_that_another_proxy_translated_goes_on_through_the_stack() {
-    for v6 in [false, true] {
-        let mut memory = world::memory();
-        let range = Prefix::host(Addr::from(vip(v6)));
-        let ends = dial(v6, 9997);
-        let route = |memory: &mut Memory, action| {
-            memory.routes.put(
-                range,
-                Route {
-                    action,
-                    ..Route::default()
-                },
-            );
-        };
-        let send = |memory: &mut Memory, ends: Ends, flags| {
-            let mut frame = world::frame(ends.tcp(flags, b""), ifindex::POD_A);
-            world::run(memory, Hook::FromPod, &mut frame, &mut Work::default())
-        };
-        route(&mut memory, route_action::STACK);
-        assert_eq!(send(&mut memory, ends, SYN), Ok(Verdict::Pass));
-        route(&mut memory, route_action::SERVICE);
-        assert_eq!(send(&mut memory, ends, ACK), Ok(Verdict::Pass));
-        let new = Ends { src_port: 1, ..ends };
-        assert!(send(&mut memory, new, SYN).is_err());
-    }
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! What is left to the host's stack, and what comes back from it.
 
-use cni_ebpf::datapath::Verdict;
+use cni_ebpf::abi::{Addr, Prefix, Route, route_action};
+use cni_ebpf::datapath::{Verdict, Work};
 use cni_tests::frames::{self, Ends};
+use cni_tests::memory::Memory;
 use cni_tests::world::{self, Hook, ifindex, ip, mac, pod, port};
 
 use crate::fixtures::{ACK, SYN, SYN_ACK, TO_A, TO_B, families, from_a, from_b, gateway, outside};
-use crate::services::vip;
+use crate::services::{dial, vip};
 
 fn node(v6: bool) -> std::net::IpAddr {
     ip(if v6 { "2001:db8::1" } else { "192.0.2.1" })
@@ -105,6 +107,34 @@ fn a_connection_of_a_pod_behind_the_stack_passes_it_in_both_directions_or_in_non
         let ifindex = ifindex::POD_STACK;
         assert_eq!(verdict, Ok(Verdict::Peer { ifindex }));
     });
+}
+
+#[test]
+fn a_connection_that_another_proxy_translated_goes_on_through_the_stack() {
+    for v6 in [false, true] {
+        let mut memory = world::memory();
+        let range = Prefix::host(Addr::from(vip(v6)));
+        let ends = dial(v6, 9997);
+        let route = |memory: &mut Memory, action| {
+            memory.routes.put(
+                range,
+                Route {
+                    action,
+                    ..Route::default()
+                },
+            );
+        };
+        let send = |memory: &mut Memory, ends: Ends, flags| {
+            let mut frame = world::frame(ends.tcp(flags, b""), ifindex::POD_A);
+            world::run(memory, Hook::FromPod, &mut frame, &mut Work::default())
+        };
+        route(&mut memory, route_action::STACK);
+        assert_eq!(send(&mut memory, ends, SYN), Ok(Verdict::Pass));
+        route(&mut memory, route_action::SERVICE);
+        assert_eq!(send(&mut memory, ends, ACK), Ok(Verdict::Pass));
+        let new = Ends { src_port: 1, ..ends };
+        assert!(send(&mut memory, new, SYN).is_err());
+    }
 }
 
 #[test]
