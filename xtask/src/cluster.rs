@@ -43,6 +43,12 @@ pub(crate) fn programs() -> Result<PathBuf> {
     Ok(programs::folder())
 }
 
+/// Compiles them, and upstream's specs.
+pub(crate) fn all_programs() -> Result<()> {
+    programs::CLUSTER.build()?;
+    programs::E2E.build()
+}
+
 /// A real Kubernetes on this machine, with a control plane, nodes with their own containerd and kubelet, and DNS
 ///
 /// Kubernetes' own programs are compiled from Go modules by name, once. Nodes are sets of namespaces: neither devices nor

@@ -15,7 +15,7 @@ use anyhow::Result;
 use crate::build::{self, Build};
 use crate::image::Image;
 use crate::process::step;
-use crate::setup;
+use crate::{cluster, setup};
 
 pub(crate) use layer::{Layer, Program, cargo_test, environment, libtest};
 use report::Report;
@@ -57,12 +57,18 @@ impl Test {
                 started.elapsed(),
             );
         } else {
-            let mut image = BesideImage::of(&layers);
+            let mut beside = Beside::of(&layers);
             for layer in &layers {
-                let waited = Instant::now();
-                if let Err(error) = image.before(*layer) {
-                    eprintln!("error: {error:#}");
-                    report.add("image", Tally::failure(format!("{error:#}")), waited.elapsed());
+                for building in &mut beside {
+                    let waited = Instant::now();
+                    if let Err(error) = building.before(*layer) {
+                        eprintln!("error: {error:#}");
+                        report.add(
+                            building.what,
+                            Tally::failure(format!("{error:#}")),
+                            waited.elapsed(),
+                        );
+                    }
                 }
                 step(format_args!("layer {layer}"));
                 let started = Instant::now();
@@ -110,36 +116,66 @@ fn prepare(layers: &[Layer]) -> Result<()> {
     Ok(())
 }
 
-/// The image takes long to build, one processor for most of it: as long as those layers run that leave one idle.
-enum BesideImage {
-    NotNeeded,
-    Wanted,
-    Building(JoinHandle<Result<()>>),
+/// What takes long to build, and most of that time one processor: it is built while those layers run that leave one idle.
+struct Beside {
+    what: &'static str,
+    /// The layer with which it begins.
+    from: Layer,
+    state: Building,
 }
 
-impl BesideImage {
-    fn of(layers: &[Layer]) -> Self {
-        match layers.iter().any(|layer| layer.needs_image()) {
-            true => Self::Wanted,
-            false => Self::NotNeeded,
-        }
+enum Building {
+    NotNeeded,
+    Wanted(fn() -> Result<()>),
+    Begun(JoinHandle<Result<()>>),
+}
+
+impl Beside {
+    /// Kubernetes' programs, which need nothing of ours, and the image.
+    fn of(layers: &[Layer]) -> [Self; 2] {
+        let programs = if layers.contains(&Layer::Cluster) {
+            Building::Wanted(cluster::all_programs)
+        } else if layers.contains(&Layer::Kubernetes) {
+            Building::Wanted(|| cluster::programs().map(drop))
+        } else {
+            Building::NotNeeded
+        };
+        let image = if layers.iter().any(|layer| layer.needs_image()) {
+            Building::Wanted(|| Image::default().run())
+        } else {
+            Building::NotNeeded
+        };
+        [
+            Self {
+                what: "Kubernetes' programs",
+                from: Layer::Lint,
+                state: programs,
+            },
+            Self {
+                what: "the image",
+                from: Layer::Packets,
+                state: image,
+            },
+        ]
     }
 
     /// Starts it or waits for it, as this layer has it.
     fn before(&mut self, layer: Layer) -> Result<()> {
-        if matches!(self, Self::Wanted) && layer >= Layer::Packets {
-            step("the image, beside what follows");
-            *self = Self::Building(thread::spawn(|| Image::default().run()));
+        if let Building::Wanted(build) = self.state
+            && layer >= self.from
+        {
+            step(format_args!("{}, beside what follows", self.what));
+            self.state = Building::Begun(thread::spawn(build));
         }
         if layer.leaves_a_processor() {
             return Ok(());
         }
-        match mem::replace(self, Self::NotNeeded) {
-            Self::Building(build) => build
+        match mem::replace(&mut self.state, Building::NotNeeded) {
+            Building::Begun(build) => build
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
             before => {
-                *self = before;
+                self.state = before;
                 Ok(())
             }
         }

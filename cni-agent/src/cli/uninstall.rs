@@ -208,13 +208,16 @@ fn remove_file(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// In a container the host's folder is a mount, which can be emptied and not removed.
+/// In a container the host's folder is a mount in a file system that is read-only: it can be emptied and not removed.
 fn remove_folder(path: &Path) -> io::Result<bool> {
+    let is_empty = || fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
     match fs::remove_dir_all(path) {
         Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
+        Err(error) => match error.kind() {
+            io::ErrorKind::ResourceBusy | io::ErrorKind::ReadOnlyFilesystem if is_empty() => Ok(true),
+            _ => Err(error),
+        },
     }
 }
 

@@ -81,9 +81,12 @@ impl Layer {
         self == Self::Deploy
     }
 
-    /// Whether it runs on one processor and does not mind how quickly.
+    /// Whether it compiles, or runs on one processor, and does not mind how quickly.
     pub(crate) fn leaves_a_processor(self) -> bool {
-        matches!(self, Self::Packets | Self::Vm)
+        matches!(
+            self,
+            Self::Lint | Self::Unit | Self::Verifier | Self::Packets | Self::Vm
+        )
     }
 
     pub(crate) fn run(self, arguments: &[String]) -> Result<Tally> {
