@@ -9,10 +9,21 @@ use crate::process::{self, cargo, command, output, run, step};
 use crate::toolchain::{TARGET, Toolchain};
 use crate::{object, workspace};
 
+/// The BPF programs, for cargo.
+pub(crate) const PROGRAMS: [&str; 6] = [
+    "--profile",
+    "bpf",
+    "--package",
+    "cni-ebpf",
+    "--bin",
+    "millrace-bpf",
+];
 /// The feature of `cni-ebpf` that has the programs log.
 const DEBUG_LOG: &str = "debug-log";
+/// The programs that `cargo xtask bench` measures with are there.
+const BENCH: &str = "bench";
 /// The features with which the programs are built beside the release.
-pub(crate) const PROGRAM_FEATURES: [&str; 3] = [DEBUG_LOG, "bench", NEXT_LAYOUT];
+pub(crate) const PROGRAM_FEATURES: [&str; 3] = [DEBUG_LOG, BENCH, NEXT_LAYOUT];
 /// Connections have another layout, the protocol its next version.
 const NEXT_LAYOUT: &str = "next-layout";
 
@@ -134,21 +145,14 @@ pub(crate) fn next_release() -> Result<()> {
 
 /// The object with the programs that `cargo xtask bench` measures with.
 pub(crate) fn bench_programs() -> Result<()> {
-    programs(&["bench"], &workspace::bpf_bench_object())
+    programs(&[BENCH], &workspace::bpf_bench_object())
 }
 
 fn programs(features: &[&str], object: &Path) -> Result<()> {
     let toolchain = Toolchain::find()?;
     step(format_args!("BPF programs ({toolchain})"));
     let mut cargo = toolchain.cargo_build();
-    cargo.args([
-        "--profile",
-        "bpf",
-        "--package",
-        "cni-ebpf",
-        "--bin",
-        "millrace-bpf",
-    ]);
+    cargo.args(PROGRAMS);
     if !features.is_empty() {
         cargo.arg("--features").arg(features.join(","));
     }

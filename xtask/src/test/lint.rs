@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::Result;
 
 use super::tally::Tally;
-use crate::build::PROGRAM_FEATURES;
+use crate::build::{PROGRAM_FEATURES, PROGRAMS};
 use crate::process::{self, cargo, step};
 use crate::toolchain::Toolchain;
 use crate::{abi, advisory, licence, statements, tidy};
@@ -63,15 +63,8 @@ fn bpf_clippy() -> Result<()> {
     // The release, and each build beside it.
     for features in std::iter::once("").chain(PROGRAM_FEATURES) {
         let mut clippy = toolchain.clippy()?;
-        clippy.args([
-            "--profile",
-            "bpf",
-            "--package",
-            "cni-ebpf",
-            "--bin",
-            "millrace-bpf",
-        ]);
-        process::run(deny_warnings(clippy.args(["--features", features])))?;
+        clippy.args(PROGRAMS).args(["--features", features]);
+        process::run(deny_warnings(&mut clippy))?;
     }
     Ok(())
 }
