@@ -1,6 +1,6 @@
 //! The maps follow the objects.
 
-use std::{collections::BTreeMap, thread, time::Duration};
+use std::{collections::BTreeMap, env, thread, time::Duration};
 
 use cni_tests::lab::{ControlPlane, Families, Lab, Node, Plan, Routing, control_plane::pod};
 use serde_json::json;
@@ -187,7 +187,8 @@ fn rel_36_an_outage_changes_nothing_and_its_end_neither() {
 fn rel_36_a_long_outage_changes_nothing_of_services_either() {
     needs_control_plane!();
     // Longer than any request is waited for, and than any pause between attempts.
-    outage("millrace", Duration::from_secs(70));
+    let seconds = env::var("MILLRACE_OUTAGE_SECONDS").map_or(70, |seconds| seconds.parse().unwrap());
+    outage("millrace", Duration::from_secs(seconds));
 }
 
 fn outage(proxy: &str, lasts: Duration) {
