@@ -143,6 +143,14 @@ impl<'a> Topology<'a> {
             .values()
             .filter(|node| node.name != self.config.node_name)
         {
+            if let Some(own) = self.own_address_of(node) {
+                problems.push(format!(
+                    "Node {}: status.addresses has {own}, which is this node's; its pods have no routes. Delete it if this \
+                     node bore that name before",
+                    node.name
+                ));
+                continue;
+            }
             let tunnel_address = families
                 .iter()
                 .find_map(|v4| node.addresses.iter().copied().find(|ip| ip.is_ipv4() == *v4));
@@ -155,6 +163,13 @@ impl<'a> Topology<'a> {
             others.push(Other { node, tunnel_address });
         }
         others
+    }
+
+    /// The address that would lead to `node`, if it leads to this one.
+    fn own_address_of(&self, node: &Node) -> Option<IpAddr> {
+        let first = |v4| node.addresses.iter().copied().find(|ip| ip.is_ipv4() == v4);
+        let mut firsts = [true, false].into_iter().filter_map(first);
+        firsts.find(|ip| self.own_addresses.contains(ip))
     }
 
     fn pod_mtu(&self) -> u32 {
