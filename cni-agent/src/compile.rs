@@ -33,7 +33,8 @@ pub struct Compiled {
 
 /// The whole of what the kernel should hold.
 pub fn compile(config: &Config, state: &State) -> Compiled {
-    let (topology, mut problems) = Topology::new(config, state);
+    let topology = Topology::new(config, state);
+    let mut problems = topology.problems();
     let mut desired = Desired::default();
     host::sysctls(&topology, &mut desired);
     desired.vxlan = host::vxlan(&topology);
@@ -88,7 +89,7 @@ pub fn compile_endpoints<'a>(
     state: &State,
     endpoints: impl IntoIterator<Item = &'a Endpoint>,
 ) -> Option<Desired> {
-    let (topology, _) = Topology::new(config, state);
+    let topology = Topology::new(config, state);
     let constants = host::constants(&topology)?;
     let mut desired = Desired {
         config: Some(constants),
@@ -106,7 +107,7 @@ pub fn endpoint_keys<'a>(
     state: &State,
     endpoints: impl IntoIterator<Item = &'a Endpoint>,
 ) -> Desired {
-    let (topology, _) = Topology::new(config, state);
+    let topology = Topology::new(config, state);
     let mut gone = Desired::default();
     for endpoint in endpoints {
         endpoint::endpoint(&topology, endpoint, &mut gone);

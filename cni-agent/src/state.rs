@@ -1,6 +1,7 @@
 //! What is known of the world. One task owns it; nobody else changes it.
 
 mod named;
+mod nodes;
 mod pods;
 mod services;
 mod shared;
@@ -14,10 +15,11 @@ use cni_ebpf::{abi, datapath::policy::FROM_HOST};
 use cni_plugin::Attachment;
 
 use crate::model::{
-    ClusterSettings, Device, Endpoint, Event, Kind, Namespace, Node, Object, ObjectKey, Phase, ServiceCidr,
-    Source, is_pod_device,
+    ClusterSettings, Device, Endpoint, Event, Kind, Namespace, Object, ObjectKey, Phase, ServiceCidr, Source,
+    is_pod_device,
 };
 
+pub use nodes::Nodes;
 pub use pods::{PodChanges, Pods};
 pub use services::{ServiceChanges, Services};
 
@@ -26,7 +28,7 @@ pub use services::{ServiceChanges, Services};
 pub struct State {
     /// The sources that must have spoken before anything is changed.
     sources: BTreeSet<Source>,
-    pub nodes: BTreeMap<String, Node>,
+    pub nodes: Nodes,
     pub namespaces: BTreeMap<String, Namespace>,
     pub pods: Pods,
     pub service_cidrs: BTreeMap<String, ServiceCidr>,
@@ -47,7 +49,7 @@ impl State {
     pub fn new(sources: impl IntoIterator<Item = Source>) -> Self {
         Self {
             sources: sources.into_iter().collect(),
-            nodes: BTreeMap::new(),
+            nodes: Nodes::default(),
             namespaces: BTreeMap::new(),
             pods: Pods::default(),
             service_cidrs: BTreeMap::new(),
@@ -109,7 +111,7 @@ impl State {
             true
         }
         match object {
-            Object::Node(node) => put(&mut self.nodes, node.name.clone(), node),
+            Object::Node(node) => self.nodes.set(node),
             Object::Namespace(namespace) => put(&mut self.namespaces, namespace.name.clone(), namespace),
             Object::ServiceCidr(ranges) => put(&mut self.service_cidrs, ranges.name.clone(), ranges),
             Object::Settings(settings) => put(&mut self.settings, settings.name.clone(), settings),
@@ -131,7 +133,7 @@ impl State {
 
     fn remove(&mut self, key: &ObjectKey) -> bool {
         match key {
-            ObjectKey::Node(name) => self.nodes.remove(name).is_some(),
+            ObjectKey::Node(name) => self.nodes.remove(name),
             ObjectKey::Namespace(name) => self.namespaces.remove(name).is_some(),
             ObjectKey::ServiceCidr(name) => self.service_cidrs.remove(name).is_some(),
             ObjectKey::Settings(name) => self.settings.remove(name).is_some(),
@@ -157,7 +159,7 @@ impl State {
             map.keys().cloned().map(key).collect()
         }
         let known = match kind {
-            Kind::Node => known(&self.nodes, ObjectKey::Node),
+            Kind::Node => self.nodes.names().cloned().map(ObjectKey::Node).collect(),
             Kind::Namespace => known(&self.namespaces, ObjectKey::Namespace),
             Kind::ServiceCidr => known(&self.service_cidrs, ObjectKey::ServiceCidr),
             Kind::Settings => known(&self.settings, ObjectKey::Settings),
@@ -260,7 +262,7 @@ mod tests {
     use std::net::IpAddr;
 
     use super::*;
-    use crate::model::{HostPort, Pod, PodName, Protocol};
+    use crate::model::{HostPort, Node, Pod, PodName, Protocol};
 
     fn node(name: &str, zone: Option<&str>) -> Object {
         Object::Node(Node {
@@ -311,7 +313,7 @@ mod tests {
         };
         assert!(!state.handle(only(&["a", "b"])));
         assert!(state.handle(only(&["b"])));
-        assert_eq!(state.nodes.keys().collect::<Vec<_>>(), ["b"]);
+        assert_eq!(state.nodes.names().collect::<Vec<_>>(), ["b"]);
         assert_eq!(state.namespaces.len(), 1);
     }
 

@@ -44,7 +44,7 @@ impl<K: Kernel> Agent<K> {
         let addresses = self.addresses(id, request)?;
         self.last_id = id;
         let config = Arc::clone(&self.config);
-        let (topology, _) = compile::Topology::new(&config, &self.state);
+        let topology = compile::Topology::new(&config, &self.state);
         let endpoint = Endpoint {
             id,
             network: request.network.clone(),

@@ -16,7 +16,7 @@ pub(super) struct Rank {
 
 impl Rank {
     pub(super) fn new(state: &State, node: &str) -> Self {
-        let place = state.nodes.keys().position(|name| name == node);
+        let place = state.nodes.names().position(|name| name == node);
         Self {
             own: place.unwrap_or_default() as u64,
             nodes: if place.is_some() {

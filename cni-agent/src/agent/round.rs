@@ -221,7 +221,7 @@ impl<K: Kernel> Agent<K> {
     fn compile(&mut self) -> Compiled {
         let unusable = self.follow_settings();
         let config = Arc::clone(&self.config);
-        let (topology, _) = compile::Topology::new(&config, &self.state);
+        let topology = compile::Topology::new(&config, &self.state);
         self.pool.set_ranges(&topology.pod_cidrs);
         self.rounds.devices = topology
             .devices

@@ -165,7 +165,7 @@ impl<K: Kernel> Agent<K> {
 
     /// Every Service is looked at anew if this node is another place than before.
     pub(super) fn place(&mut self, topology_of: &crate::config::Config) {
-        let (topology, _) = Topology::new(topology_of, &self.state);
+        let topology = Topology::new(topology_of, &self.state);
         let place = Place::new(&topology, &self.state);
         let leaving = topology.own.is_some_and(|node| node.leaving);
         drop(topology);

@@ -62,7 +62,11 @@ pub(crate) fn run(context: Context, options: &Options) -> Outcome {
     capabilities::reduce()?;
     let kernel = Linux::open(&context.config)?.with_attachment(options.attachment());
     memory::share_the_heap();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    // One thread for the owner of the state, and one for all who listen: more would only wake each other, for each event.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
     let result = runtime.block_on(serve(context.config, kernel));
     // What still reads a map or waits on a socket is not waited for.
     runtime.shutdown_timeout(Duration::from_millis(200));

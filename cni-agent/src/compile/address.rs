@@ -19,7 +19,7 @@ pub(super) fn peers(topology: &Topology<'_>, state: &State, desired: &mut Desire
     for ip in &topology.own_addresses {
         put(*ip, peer_flags::HOST);
     }
-    for other in &topology.others {
+    for other in topology.others() {
         for ip in &other.node.addresses {
             put(*ip, peer_flags::REMOTE_NODE);
         }

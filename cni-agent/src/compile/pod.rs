@@ -32,7 +32,7 @@ pub(super) fn routes(topology: &Topology<'_>, state: &State, desired: &mut Desir
 fn route_at(topology: &Topology<'_>, state: &State, ip: IpAddr, desired: &mut Desired) {
     let pods = state.pods.at(ip).iter();
     for other in pods.filter_map(|pod| route::node_apart(topology, pod, ip)) {
-        route::of_pod(topology, ip, other, desired);
+        route::of_pod(topology, ip, &other, desired);
     }
 }
 
@@ -60,7 +60,7 @@ pub fn changed_pods(config: &Config, state: &State, changes: &PodChanges) -> Opt
     if places.is_empty() {
         return Some(part);
     }
-    let (topology, _) = Topology::new(config, state);
+    let topology = Topology::new(config, state);
     host::constants(&topology)?;
     let addresses: BTreeSet<IpAddr> = places.iter().map(|(ip, _)| *ip).collect();
     if is_anything_else(&topology, state, &addresses) {
@@ -95,9 +95,7 @@ pub fn changed_pods(config: &Config, state: &State, changes: &PodChanges) -> Opt
 
 /// The address of a pod here, or of a node.
 fn is_anything_else(topology: &Topology<'_>, state: &State, addresses: &BTreeSet<IpAddr>) -> bool {
-    let others = topology.others.iter().flat_map(|other| &other.node.addresses);
-    let mut taken = others.chain(&topology.own_addresses);
-    taken.any(|ip| addresses.contains(ip)) || !of_endpoints(state).is_disjoint(addresses)
+    addresses.iter().any(|ip| topology.is_of_a_node(*ip)) || !of_endpoints(state).is_disjoint(addresses)
 }
 
 fn of_endpoints(state: &State) -> BTreeSet<IpAddr> {

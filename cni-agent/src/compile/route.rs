@@ -46,7 +46,7 @@ pub(super) fn routes(topology: &Topology<'_>, desired: &mut Desired, problems: &
     for ip in &topology.own_addresses {
         claims.address(*ip, route(route_action::HOST, route_flags::NODE));
     }
-    for other in &topology.others {
+    for other in topology.others() {
         for ip in &other.node.addresses {
             // Pod to node goes through the tunnel too: the fabric need not know pods' addresses.
             let to_node = match other.tunnel_address {
@@ -71,7 +71,7 @@ pub(super) fn routes(topology: &Topology<'_>, desired: &mut Desired, problems: &
             desired.routes.insert(key, HostRoute::Unreachable);
         }
     }
-    for other in &topology.others {
+    for other in topology.others() {
         let told = told_by_rest(&other.node.pod_cidrs);
         for range in &other.node.pod_cidrs {
             let mut route = to_pods(topology, other.tunnel_address, range, &other.node.addresses);
@@ -116,7 +116,7 @@ pub(super) fn routes(topology: &Topology<'_>, desired: &mut Desired, problems: &
 }
 
 /// The node of a pod whose address is not in its node's ranges: another IPAM gave it, or it moved.
-pub(super) fn node_apart<'t, 's>(topology: &'t Topology<'s>, pod: &Pod, ip: IpAddr) -> Option<&'t Other<'s>> {
+pub(super) fn node_apart<'s>(topology: &Topology<'s>, pod: &Pod, ip: IpAddr) -> Option<Other<'s>> {
     let other = topology.other(&pod.node)?;
     let ranges = &other.node.pod_cidrs;
     (!ranges.iter().any(|range| range.contains(ip))).then_some(other)
@@ -142,13 +142,12 @@ pub(super) fn of_pod(topology: &Topology<'_>, ip: IpAddr, other: &Other<'_>, des
 
 /// Whether a range of the cluster is just this address, so that its way does not depend on pods alone.
 pub(super) fn is_range(topology: &Topology<'_>, ip: IpAddr) -> bool {
-    let of_nodes = topology.others.iter().flat_map(|other| &other.node.pod_cidrs);
-    let mut ranges = of_nodes
-        .chain(&topology.pod_cidrs)
+    let pods = topology.pod_cidrs.iter();
+    let mut ranges = pods
         .chain(&topology.via_stack)
         .chain(&topology.service_ranges)
         .chain(&topology.config.masquerade.non_masquerade_cidrs);
-    ranges.any(|range| *range == IpNetwork::from(ip))
+    topology.is_of_a_node(ip) || ranges.any(|range| *range == IpNetwork::from(ip))
 }
 
 fn route(action: u8, flags: u8) -> Route {

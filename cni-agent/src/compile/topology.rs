@@ -9,7 +9,7 @@ use super::device;
 use crate::{
     config::{Config, Mode, Proxy, Routing, Xdp},
     model::{Device, Node},
-    state::State,
+    state::{Nodes, State},
 };
 
 /// Bytes that the tunnel adds: Ethernet 14, VXLAN 8, UDP 8, and the outer IP header.
@@ -23,7 +23,9 @@ const ETHERNET_MTU: u32 = 1500;
 pub struct Topology<'a> {
     pub config: &'a Config,
     pub own: Option<&'a Node>,
-    pub others: Vec<Other<'a>>,
+    nodes: &'a Nodes,
+    /// Those that this node has an address of: IPv4, IPv6.
+    outer_families: [bool; 2],
     /// The devices that face other machines.
     pub devices: Vec<&'a Device>,
     /// The tunnel's device, in tunnel mode, once it exists.
@@ -38,6 +40,7 @@ pub struct Topology<'a> {
     pub service_ranges: Vec<IpNetwork>,
     /// What a pod's packet may be long.
     pub mtu: u32,
+    problems: Vec<String>,
 }
 
 /// Another node.
@@ -49,8 +52,8 @@ pub struct Other<'a> {
 }
 
 impl<'a> Topology<'a> {
-    /// The second part is what is wrong with it.
-    pub fn new(config: &'a Config, state: &'a State) -> (Self, Vec<String>) {
+    /// Costs no look at the other nodes, of which there may be thousands.
+    pub fn new(config: &'a Config, state: &'a State) -> Self {
         let mut problems = Vec::new();
         let own = state.nodes.get(&config.node_name);
         let devices = device::of_node(config, own, &state.devices, &mut problems);
@@ -65,7 +68,8 @@ impl<'a> Topology<'a> {
         let mut topology = Self {
             config,
             own,
-            others: Vec::new(),
+            nodes: &state.nodes,
+            outer_families: [false; 2],
             devices,
             tunnel: None,
             own_addresses,
@@ -73,14 +77,14 @@ impl<'a> Topology<'a> {
             via_stack: via_stack(config, state),
             service_ranges: service_ranges(config, state),
             mtu: 0,
+            problems,
         };
         if config.routing == Routing::Vxlan {
             topology.tunnel = state.device(&config.vxlan.device);
         }
-        topology.others = topology.find_others(state, &mut problems);
+        topology.outer_families = [true, false].map(|v4| topology.node_address(v4).is_some());
         topology.mtu = topology.pod_mtu();
-        topology.report(&mut problems);
-        (topology, problems)
+        topology
     }
 
     /// This node's address of a family: the first that its Node object names and a device has, then any of a node's
@@ -118,51 +122,37 @@ impl<'a> Topology<'a> {
         self.devices.iter().find(|device| device.reaches(ip)).copied()
     }
 
+    /// The other nodes, in the order of their names.
+    pub fn others(&self) -> impl Iterator<Item = Other<'a>> {
+        self.nodes.values().filter_map(|node| self.reached(node))
+    }
+
     /// Another node by its name.
-    pub fn other(&self, name: &str) -> Option<&Other<'a>> {
-        // In the order of the nodes' names, as the state has them.
-        let place = self
-            .others
-            .binary_search_by(|other| other.node.name.as_str().cmp(name));
-        self.others.get(place.ok()?)
+    pub fn other(&self, name: &str) -> Option<Other<'a>> {
+        self.reached(self.nodes.get(name)?)
+    }
+
+    /// Whether a node has this address, or a range of pods that is just this address.
+    pub fn is_of_a_node(&self, ip: IpAddr) -> bool {
+        self.nodes.take(ip) || self.own_addresses.contains(&ip)
     }
 
     pub fn tunnelled(&self) -> bool {
         self.config.routing == Routing::Vxlan
     }
 
-    fn find_others(&self, state: &'a State, problems: &mut Vec<String>) -> Vec<Other<'a>> {
-        let mut others = Vec::new();
-        // IPv4 where both have it: its header is the shorter one.
-        let families: Vec<bool> = [true, false]
-            .into_iter()
-            .filter(|v4| self.node_address(*v4).is_some())
-            .collect();
-        for node in state
-            .nodes
-            .values()
-            .filter(|node| node.name != self.config.node_name)
-        {
-            if let Some(own) = self.own_address_of(node) {
-                problems.push(format!(
-                    "Node {}: status.addresses has {own}, which is this node's; its pods have no routes. Delete it if this \
-                     node bore that name before",
-                    node.name
-                ));
-                continue;
-            }
-            let tunnel_address = families
-                .iter()
-                .find_map(|v4| node.addresses.iter().copied().find(|ip| ip.is_ipv4() == *v4));
-            if self.tunnelled() && tunnel_address.is_none() {
-                problems.push(format!(
-                    "Node {}: status.addresses has no InternalIP of a family that this node has; its pods cannot be reached",
-                    node.name
-                ));
-            }
-            others.push(Other { node, tunnel_address });
+    /// `None`: it is this one.
+    fn reached(&self, node: &'a Node) -> Option<Other<'a>> {
+        if node.name == self.config.node_name || self.own_address_of(node).is_some() {
+            return None;
         }
-        others
+        // IPv4 where both have it: its header is the shorter one.
+        let [v4, v6] = [true, false].map(|v4| node.addresses.iter().copied().find(|ip| ip.is_ipv4() == v4));
+        let [by_v4, by_v6] = self.outer_families;
+        Some(Other {
+            node,
+            tunnel_address: v4.filter(|_| by_v4).or(v6.filter(|_| by_v6)),
+        })
     }
 
     /// The address that would lead to `node`, if it leads to this one.
@@ -180,15 +170,45 @@ impl<'a> Topology<'a> {
         if !self.tunnelled() {
             return link;
         }
-        let outer_v6 = self.node_address(true).is_none()
-            || self
-                .others
-                .iter()
-                .any(|other| other.tunnel_address.is_some_and(|ip| ip.is_ipv6()));
+        let [by_v4, by_v6] = self.outer_families;
+        let outer_v6 = !by_v4 || by_v6 && self.nodes.any_only_v6();
         link.saturating_sub(if outer_v6 { OVERHEAD_V6 } else { OVERHEAD_V4 })
     }
 
-    fn report(&self, problems: &mut Vec<String>) {
+    /// What is wrong with it.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = self.problems.clone();
+        self.judge_nodes(&mut problems);
+        self.judge_own(&mut problems);
+        problems
+    }
+
+    fn judge_nodes(&self, problems: &mut Vec<String>) {
+        for node in self
+            .nodes
+            .values()
+            .filter(|node| node.name != self.config.node_name)
+        {
+            if let Some(own) = self.own_address_of(node) {
+                problems.push(format!(
+                    "Node {}: status.addresses has {own}, which is this node's; its pods have no routes. Delete it if this \
+                     node bore that name before",
+                    node.name
+                ));
+            }
+        }
+        for other in self
+            .others()
+            .filter(|other| self.tunnelled() && other.tunnel_address.is_none())
+        {
+            problems.push(format!(
+                "Node {}: status.addresses has no InternalIP of a family that this node has; its pods cannot be reached",
+                other.node.name
+            ));
+        }
+    }
+
+    fn judge_own(&self, problems: &mut Vec<String>) {
         if self.pod_cidrs.is_empty() {
             problems.push(if self.own.is_none() && self.config.pod_cidrs.is_empty() {
                 format!(

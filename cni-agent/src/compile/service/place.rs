@@ -40,7 +40,7 @@ pub struct Place {
 impl Place {
     pub fn new(topology: &Topology<'_>, state: &State) -> Self {
         let config = &topology.config.services;
-        let others = topology.others.iter().flat_map(|other| &other.node.addresses);
+        let others = topology.others().flat_map(|other| &other.node.addresses);
         let mut node_ports: BTreeSet<IpAddr> = match &config.node_port_addresses {
             NodePortAddresses::Primary => [true, false]
                 .iter()

@@ -91,7 +91,7 @@ fn cluster(nodes: u8, endpoints: u8, pods: u8, tunnel: bool) -> (Config, State) 
     };
     let mut state = State::new([]);
     for n in 0..nodes.max(1) {
-        state.nodes.insert(format!("node-{n}"), node(n));
+        state.handle(Event::Set(Object::Node(node(n))));
     }
     state.devices = vec![
         FakeKernel::device("eth0", 2, &["192.0.2.1/24"]),

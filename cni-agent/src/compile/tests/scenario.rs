@@ -153,7 +153,7 @@ fn services(scenario: &Scenario, out: &mut String) {
     if scenario.config.services.proxy != Proxy::Millrace {
         return;
     }
-    let (topology, _) = Topology::new(&scenario.config, &scenario.state);
+    let topology = Topology::new(&scenario.config, &scenario.state);
     let place = Place::new(&topology, &scenario.state);
     let known = &scenario.state.services;
     for name in known.names() {
