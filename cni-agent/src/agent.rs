@@ -5,6 +5,7 @@
 
 mod allocation;
 mod attachment;
+mod cut_short;
 mod orphans;
 mod pods;
 mod rank;
@@ -44,6 +45,7 @@ use crate::{
     status::Status,
 };
 use attachment::Waiting;
+use cut_short::GoingOn;
 use orphans::Orphans;
 use pods::PodWork;
 use recollection::Recollection;
@@ -88,6 +90,7 @@ pub struct Agent<K> {
     pods: PodWork,
     services: ServiceWork,
     orphans: Orphans,
+    going_on: GoingOn,
     recollection: Recollection,
     spare: Spare,
     /// The number given last.
@@ -163,6 +166,7 @@ impl<K: Kernel> Agent<K> {
             pods: PodWork::default(),
             services,
             orphans: Orphans::default(),
+            going_on: GoingOn::default(),
             recollection,
             spare: Spare::default(),
             last_id: restored.last_id,
@@ -185,6 +189,7 @@ impl<K: Kernel> Agent<K> {
             cause,
         })?;
         self.replay().await;
+        self.take_back_cut_short().await;
         let (ask, mut questions) = mpsc::channel(BATCH);
         // Dropped with this future, they end with it.
         let mut tasks = JoinSet::new();
@@ -219,6 +224,7 @@ impl<K: Kernel> Agent<K> {
                 continue;
             }
             self.answer(batch).await;
+            self.look_again_if_due().await;
             self.recall_if_due();
             self.serve_services().await;
             self.round_if_due().await;
@@ -300,6 +306,7 @@ impl<K: Kernel> Agent<K> {
             .chain(round)
             .chain(self.recall_due())
             .chain(self.orphans.next(self.rounds.last()))
+            .chain(self.going_on.next())
             .chain(self.services.next())
             .chain(self.pods_due())
             .chain(self.spare.due())

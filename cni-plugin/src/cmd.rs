@@ -8,6 +8,7 @@ mod status;
 mod version;
 
 use crate::{fault, ipam::Delegate, kernel::host};
+use add::Added;
 use cni_plugin::{
     CniError, SpecVersion, code,
     config::{Config, Ipam},
@@ -31,6 +32,14 @@ impl From<CniError> for Failure {
             error,
         }
     }
+}
+
+/// What to print.
+pub(crate) enum Answer {
+    Nothing,
+    Known(Value),
+    /// And what to do when that is printed.
+    Added(Box<Added>),
 }
 
 /// One call with its configuration.
@@ -77,10 +86,10 @@ impl<'a> Call<'a> {
     }
 }
 
-/// Carries a call out and returns what to print.
-pub(crate) fn run(environment: &Environment, stdin: &[u8]) -> Result<Option<Value>, Failure> {
+/// Carries a call out.
+pub(crate) fn run(environment: &Environment, stdin: &[u8]) -> Result<Answer, Failure> {
     if environment.verb == Verb::Version {
-        return Ok(Some(version::run(stdin)));
+        return Ok(Answer::Known(version::run(stdin)));
     }
     let config = Config::parse(stdin)?;
     crate::log::start(config.log_level());
@@ -91,12 +100,14 @@ pub(crate) fn run(environment: &Environment, stdin: &[u8]) -> Result<Option<Valu
         stdin,
     };
     let outcome = match &environment.verb {
-        Verb::Add { attachment, netns } => add::run(&call, attachment, netns).map(Some),
-        Verb::Check { attachment, netns } => check::run(&call, attachment, netns).map(|()| None),
-        Verb::Del { attachment } => del::run(&call, attachment).map(|()| None),
-        Verb::Gc => gc::run(&call).map(|()| None),
-        Verb::Status => status::run(&call).map(|()| None),
-        Verb::Version => Ok(None),
+        Verb::Add { attachment, netns } => add::run(&call, attachment, netns)
+            .map(Box::new)
+            .map(Answer::Added),
+        Verb::Check { attachment, netns } => check::run(&call, attachment, netns).map(|()| Answer::Nothing),
+        Verb::Del { attachment } => del::run(&call, attachment).map(|()| Answer::Nothing),
+        Verb::Gc => gc::run(&call).map(|()| Answer::Nothing),
+        Verb::Status => status::run(&call).map(|()| Answer::Nothing),
+        Verb::Version => Ok(Answer::Nothing),
     };
     outcome.map_err(|error| Failure { version, error })
 }

@@ -1,6 +1,7 @@
 //! Failures on demand, for tests of what a killed plugin leaves behind. Release builds have none.
 //!
-//! `MILLRACE_CNI_FAIL_AT=STEP` makes that step fail, `MILLRACE_CNI_FAIL_AT=STEP:kill` kills the process there.
+//! `MILLRACE_CNI_FAIL_AT=STEP` makes that step fail, `MILLRACE_CNI_FAIL_AT=STEP:kill` kills the process there, and
+//! `MILLRACE_CNI_FAIL_AT=STEP:stop` stops it until it gets SIGCONT.
 
 use cni_plugin::CniError;
 
@@ -16,8 +17,10 @@ pub(crate) fn at(step: &str) -> Result<(), CniError> {
             format!("failure injected at {step}"),
         ));
     }
-    if wanted.strip_suffix(":kill") == Some(step) {
-        let _ = raise(Signal::SIGKILL);
+    for (suffix, signal) in [(":kill", Signal::SIGKILL), (":stop", Signal::SIGSTOP)] {
+        if wanted.strip_suffix(suffix) == Some(step) {
+            let _ = raise(signal);
+        }
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! What the CNI plugin and the agent share: CNI's errors and names, the RPC between the two, and the queue of
-//! deletions that the plugin leaves on disk for an agent that is not running.
+//! What the CNI plugin and the agent share: CNI's errors and names, the RPC between the two, and what the plugin leaves on
+//! disk for an agent that is not running: the queue of deletions, and the ADDs that are under way.
 //!
 //! The binary `millrace-cni` of this package is one user of the library, the agent is the other. The library
 //! therefore holds no code that touches a network namespace.
@@ -13,6 +13,7 @@ pub mod mac;
 pub mod queue;
 pub mod result;
 pub mod rpc;
+pub mod underway;
 pub mod version;
 
 pub use attachment::{Attachment, host_ifname};

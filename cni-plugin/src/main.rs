@@ -15,13 +15,15 @@
 //! | addresses, gateways as permanent neighbours, routes; pod's end up | pod | the pair's removal |
 //! | `program`: maps and programs, policy included | agent | `release` |
 //! | host's end up, pod as permanent neighbour, routes to the pod | host | the pair's removal |
-//! | `finish` | agent | nothing: until then, the end of the connection is `release` |
-//! | result | stdout | DEL |
+//! | result | stdout | |
+//! | `finish` | agent | DEL: until then, the end of the connection is `release` |
 //!
 //! The pod's end comes up before the host's because the kernel takes no route through a link that is down. Nothing
-//! passes a pair whose other end is down, so no packet precedes the policy. A host's end that is down is therefore the
-//! mark of an ADD that was cut short while no agent ran: the next ADD for the same container removes it and starts
-//! anew. Any other interface that bears the wanted name is left alone and fails the ADD.
+//! passes a pair whose other end is down, so no packet precedes the policy.
+//!
+//! What a killed ADD has left is found by its file in [`cni_plugin::underway`], which is there from before the allocation
+//! until `finish`: an agent that begins takes the endpoint back, and the next ADD for the same container removes the pair
+//! and starts anew. Any other interface that bears the wanted name is left alone and fails the ADD.
 
 mod cmd;
 mod fault;
@@ -29,7 +31,7 @@ mod ipam;
 mod kernel;
 mod log;
 
-use cmd::Failure;
+use cmd::{Answer, Failure};
 use cni_plugin::{CniError, SpecVersion, code, environment::Environment};
 use serde_json::{Value, json};
 use std::{
@@ -90,12 +92,25 @@ fn serve() -> ExitCode {
             .with_details("see its stderr")
             .into())
     });
-    let (answer, code) = match outcome {
-        Ok(answer) => (answer, ExitCode::SUCCESS),
-        Err(failure) => (Some(render(&failure)), ExitCode::FAILURE),
+    let succeeded = match outcome {
+        Ok(Answer::Nothing) => true,
+        Ok(Answer::Known(answer)) => print(&answer),
+        Ok(Answer::Added(added)) => print(&added.result) && added.finish(),
+        Err(failure) => {
+            print(&render(&failure));
+            false
+        }
     };
-    let printed = answer.map_or(Ok(()), |answer| writeln!(io::stdout(), "{answer:#}"));
-    if printed.is_err() { ExitCode::FAILURE } else { code }
+    if succeeded {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// False if nobody reads it.
+fn print(answer: &Value) -> bool {
+    writeln!(io::stdout(), "{answer:#}").is_ok()
 }
 
 fn render(failure: &Failure) -> Value {

@@ -5,10 +5,10 @@
 //! agent answers, one response to each request, in order.
 //!
 //! **One connection carries one ADD.** `allocate` reserves the endpoint, the plugin then makes the veth pair, and
-//! `program` makes the agent write the endpoint, its policy included, into the kernel; the plugin raises the host's end
-//! and says `finish`. When the connection ends before that, the plugin is dead and the agent undoes everything. When the
-//! plugin itself fails, it sends `release` on the same connection, so that the undoing is over before the runtime hears
-//! of the failure.
+//! `program` makes the agent write the endpoint, its policy included, into the kernel; the plugin raises the host's end,
+//! prints its result and says `finish`. When the connection ends before that, the plugin is dead and the agent undoes
+//! everything; if the agent has ended too, its successor does, by [`crate::underway`]. When the plugin itself fails, it
+//! sends `release` on the same connection, so that the undoing is over before the runtime hears of the failure.
 //!
 //! **A plugin one version older or newer works.** Each side ignores fields that it does not know, has a default for
 //! every field that was not in version 1, and answers an operation that it does not know with an error instead of

@@ -28,7 +28,7 @@ use crate::netns::Namespace;
 pub use control_plane::ControlPlane;
 pub use fabric::Fabric;
 pub use folder::{bring_down, leftovers};
-pub use node::{Drops, Node, Signal, binary};
+pub use node::{Drops, Node, Signal, Stopped, binary};
 pub use plan::{Families, Plan, Routing};
 pub use pod::Pod;
 

@@ -20,42 +20,19 @@ pub mod frames;
 pub mod lab;
 pub mod memory;
 pub mod netns;
+mod not_run;
 pub mod object;
 pub mod traffic;
 pub mod wire;
 pub mod world;
 
-use std::{
-    io::{self, Write},
-    thread,
-    time::Duration,
-};
+use std::time::Duration;
 
-/// Says that a test was not run. `cargo xtask test` reads it and counts the test as skipped.
-pub fn not_run(whose: NotRun, why: &str) {
-    let this = thread::current();
-    let test = this.name().unwrap_or("a test");
-    // An error's backtrace is no reason.
-    let why = why.lines().next().unwrap_or_default();
-    // By itself, because what a test prints is kept back when it passes. Nobody reads it: nobody is told.
-    let _ = writeln!(io::stdout().lock(), "{}: {test}: {why}", whose.words());
-}
+pub use not_run::cannot_run;
 
-/// Who runs a test that cannot run here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NotRun {
-    Nobody,
-    /// The layer `vm`.
-    Machine,
-}
-
-impl NotRun {
-    fn words(self) -> &'static str {
-        match self {
-            Self::Nobody => "NOT RUN",
-            Self::Machine => "NOT RUN, layer vm does",
-        }
-    }
+/// Says that the virtual machines of layer `vm` are to run a test.
+pub fn left_to_machines(why: &str) {
+    not_run::say("NOT RUN, layer vm does", why);
 }
 
 /// A time limit of a test, stretched by the factor `MILLRACE_PATIENCE` on machines that are slow by nature.
@@ -72,7 +49,7 @@ macro_rules! require_in_vm {
         if !$condition {
             let why = format!($($why)*);
             assert!(std::env::var_os("MILLRACE_VM").is_none(), "a virtual machine must run the test: {why}");
-            $crate::not_run($crate::NotRun::Machine, &why);
+            $crate::left_to_machines(&why);
             return;
         }
     };
@@ -83,9 +60,7 @@ macro_rules! require_in_vm {
 macro_rules! require {
     ($condition:expr, $($why:tt)*) => {
         if !$condition {
-            let why = format!($($why)*);
-            assert!(std::env::var_os("CI").is_none(), "this machine cannot run the test: {why}");
-            $crate::not_run($crate::NotRun::Nobody, &why);
+            $crate::cannot_run(&format!($($why)*));
             return;
         }
     };

@@ -7,7 +7,7 @@ use std::{
 
 use cni_plugin::{
     Attachment, CniError, code, queue,
-    rpc::{Allocate, Check, Checked, Collected, Gc, Program, Release, Request, Response},
+    rpc::{Allocate, Check, Checked, Collected, Gc, Program, Release, Response},
 };
 use ipnetwork::IpNetwork;
 use tokio::sync::oneshot;
@@ -40,30 +40,33 @@ impl<K: Kernel> Agent<K> {
         let mut releases: Vec<(Release, oneshot::Sender<Response>)> = Vec::new();
         for question in batch {
             let Question { request, answer } = question;
-            if !matches!(request, Ask::Plugin(Request::Program(_))) {
+            if !matches!(request, Ask::Program(_)) {
                 self.program(std::mem::take(&mut programs)).await;
             }
-            if !matches!(request, Ask::Plugin(Request::Release(_))) {
+            if !matches!(request, Ask::Release(_)) {
                 self.release_all(std::mem::take(&mut releases)).await;
             }
             match request {
-                Ask::Plugin(Request::Program(program)) => programs.push((program, answer)),
-                Ask::Plugin(Request::Release(release)) => releases.push((release, answer)),
-                Ask::Plugin(Request::Allocate(request)) => {
+                Ask::Program(program) => programs.push((program, answer)),
+                Ask::Release(release) => releases.push((release, answer)),
+                Ask::Allocate(request) => {
+                    let attachment = request.attachment();
                     self.waiting.push(Waiting {
                         request,
                         answer,
                         until: Instant::now() + PATIENCE,
                     });
                     self.replace_waiting().await;
+                    self.forget_cut_short(&attachment);
                 }
-                Ask::Plugin(Request::Check(check)) => reply(answer, self.check(&check).await),
-                Ask::Plugin(Request::Status(_)) => reply(answer, self.serves().map(|()| Response::Done)),
-                Ask::Plugin(Request::Gc(gc)) => reply(answer, self.gc(&gc).await),
-                Ask::Plugin(Request::Finish(_)) => reply(answer, Ok(Response::Done)),
-                Ask::Plugin(Request::Unknown) => reply(answer, Ok(Response::unknown_operation())),
+                Ask::Check(check) => reply(answer, self.check(&check).await),
+                Ask::Status(_) => reply(answer, self.serves().map(|()| Response::Done)),
+                Ask::Gc(gc) => reply(answer, self.gc(&gc).await),
                 Ask::Abandon { endpoint_id } => {
+                    let endpoint = self.state.endpoints.get(&endpoint_id);
+                    let attachment = endpoint.map(|endpoint| endpoint.attachment.clone());
                     self.undo(endpoint_id).await;
+                    attachment.inspect(|attachment| self.forget_cut_short(attachment));
                     reply(answer, Ok(Response::Done));
                 }
             }
@@ -231,7 +234,7 @@ impl<K: Kernel> Agent<K> {
         self.remove(&endpoints, gone).await
     }
 
-    async fn undo(&mut self, id: u32) {
+    pub(super) async fn undo(&mut self, id: u32) {
         if let Err(error) = self.remove(&[id], Desired::default()).await {
             tracing::warn!(endpoint = id, %error, "an endpoint could not be undone at once");
         }

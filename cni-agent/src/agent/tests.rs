@@ -3,6 +3,7 @@ use std::{collections::BTreeSet, net::IpAddr, path::Path};
 use cni_plugin::{
     Attachment, CniError, code, host_ifname,
     rpc::{Allocate, Allocated, Check, Client, Gc, Program, Release, Status as StatusRequest},
+    underway::{self, Underway},
 };
 use tempfile::TempDir;
 use tokio::{sync::oneshot, task::JoinHandle};

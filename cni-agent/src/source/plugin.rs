@@ -4,7 +4,9 @@ use std::{fs, io, os::unix::fs::PermissionsExt, path::Path};
 
 use cni_plugin::{
     CniError, code,
-    rpc::{Message, Request, Response, receive_async, send_async},
+    rpc::{
+        Allocate, Check, Gc, Message, Program, Release, Request, Response, Status, receive_async, send_async,
+    },
 };
 use tokio::{
     net::{UnixListener, UnixStream},
@@ -21,7 +23,12 @@ pub struct Question {
 
 #[derive(Debug)]
 pub enum Ask {
-    Plugin(Request),
+    Allocate(Box<Allocate>),
+    Program(Program),
+    Release(Release),
+    Check(Check),
+    Status(Status),
+    Gc(Gc),
     /// The plugin is gone, and had not finished this endpoint.
     Abandon {
         endpoint_id: u32,
@@ -99,14 +106,16 @@ async fn converse(mut stream: UnixStream, questions: mpsc::Sender<Question>) {
         };
         let (response, ends) = match message.accept() {
             Err(error) => (Response::Failed(error), false),
-            Ok(Request::Unknown) => (Response::unknown_operation(), false),
-            Ok(Request::Finish(_)) => (Response::Done, true),
             Ok(request) => {
+                if matches!(request, Request::Finish(_)) {
+                    // The runtime has its result, whether or not the plugin waits for this answer.
+                    pending = None;
+                }
                 let ends = match &request {
                     Request::Program(program) => !program.finishes,
                     request => matches!(request, Request::Release(_)),
                 };
-                (ask(&questions, Ask::Plugin(request)).await, ends)
+                (carry_out(&questions, request).await, ends)
             }
         };
         if let Response::Allocated(allocated) = &response {
@@ -128,6 +137,20 @@ async fn converse(mut stream: UnixStream, questions: mpsc::Sender<Question>) {
         );
         ask(&questions, Ask::Abandon { endpoint_id }).await;
     }
+}
+
+async fn carry_out(questions: &mpsc::Sender<Question>, request: Request) -> Response {
+    let request = match request {
+        Request::Allocate(request) => Ask::Allocate(request),
+        Request::Program(request) => Ask::Program(request),
+        Request::Release(request) => Ask::Release(request),
+        Request::Check(request) => Ask::Check(request),
+        Request::Status(request) => Ask::Status(request),
+        Request::Gc(request) => Ask::Gc(request),
+        Request::Finish(_) => return Response::Done,
+        Request::Unknown => return Response::unknown_operation(),
+    };
+    ask(questions, request).await
 }
 
 async fn ask(questions: &mpsc::Sender<Question>, request: Ask) -> Response {

@@ -214,7 +214,7 @@ pub struct Program {
     pub finishes: bool,
 }
 
-/// The host's end is up and routed to: the ADD is over, whatever becomes of its plugin.
+/// The runtime has the result: the ADD is over, whatever becomes of its plugin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finish {
     pub endpoint_id: u32,

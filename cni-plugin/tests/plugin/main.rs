@@ -7,5 +7,7 @@ mod del;
 mod interrupted;
 mod ipam;
 mod node;
+#[path = "../../../tests/src/not_run.rs"]
+mod not_run;
 mod reference;
 mod verbs;

@@ -5,6 +5,7 @@
 pub(crate) mod agent;
 pub(crate) mod delegate;
 
+use crate::not_run::cannot_run;
 use agent::Agent;
 use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::{Value, json};
@@ -30,11 +31,12 @@ impl Namespace {
         });
         match made.join().unwrap() {
             Ok(file) => Some(Self { file }),
-            Err(error) if std::env::var("CI").as_deref() != Ok("true") => {
-                println!("not run: no network namespace can be made ({error}); run as root");
+            Err(error) => {
+                cannot_run(&format!(
+                    "no network namespace can be made ({error}); run as root"
+                ));
                 None
             }
-            Err(error) => panic!("no network namespace can be made: {error}"),
         }
     }
 

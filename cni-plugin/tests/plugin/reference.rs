@@ -1,6 +1,9 @@
 //! Together with the reference plugins: `host-local` before us, `portmap`, `tuning` and `bandwidth` after us.
 
-use crate::node::{Answer, Node};
+use crate::{
+    node::{Answer, Node},
+    not_run::cannot_run,
+};
 use cni_plugin::host_ifname;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -11,18 +14,10 @@ fn folder() -> Option<PathBuf> {
         .iter()
         .map(Path::new)
         .find(|folder| folder.join("host-local").exists());
-    match found {
-        Some(folder) => Some(folder.to_owned()),
-        None if std::env::var("CI").as_deref() == Ok("true") => {
-            panic!("the reference CNI plugins are not installed")
-        }
-        None => {
-            println!(
-                "not run: the reference CNI plugins are not installed (package containernetworking-plugins)"
-            );
-            None
-        }
+    if found.is_none() {
+        cannot_run("the reference CNI plugins are not installed (package containernetworking-plugins)");
     }
+    found.map(Path::to_owned)
 }
 
 #[test]

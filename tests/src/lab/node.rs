@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 
 use super::{Families, Plan, Routing, control_plane};
 use crate::{cgroup::Cgroup, netns::Namespace, patience};
+pub use plugin::Stopped;
 pub use query::Drops;
 
 /// How long an agent may take until it is ready, on a machine with nothing to spare.

@@ -4,6 +4,8 @@ use std::{
     fs,
     io::{Read, Write},
     net::SocketAddr,
+    thread,
+    time::Duration,
 };
 
 use cni_tests::{
@@ -11,9 +13,24 @@ use cni_tests::{
     netns::Namespace,
     traffic::{self, Echo, Steady},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{eventually, needs_root};
+
+/// Where the plugin can be ended in the middle of an ADD.
+const ADD_STEPS: [&str; 8] = [
+    "connected",
+    "ipam",
+    "allocated",
+    "link",
+    "pod",
+    "programmed",
+    "up",
+    "printed",
+];
+/// Those at which it needs the agent no more.
+const PROGRAMMED: [&str; 3] = ["programmed", "up", "printed"];
+const DEL_STEPS: [&str; 2] = ["del-link", "del-release"];
 
 /// A connection that is always full in both directions.
 fn bulk(from: &Namespace, to: SocketAddr) -> Steady {
@@ -22,7 +39,7 @@ fn bulk(from: &Namespace, to: SocketAddr) -> Steady {
     let mut got = vec![0; sent.len()];
     Steady::repeat(move || {
         let mut writer = stream.try_clone()?;
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             let writing = scope.spawn(|| writer.write_all(&sent));
             stream.read_exact(&mut got)?;
             writing
@@ -126,16 +143,7 @@ fn cni_08_plugin_killed_at_any_step_leaves_the_real_agent_nothing() {
         assert!(pool(node).contains("\"used\":0"), "{step}: {}", pool(node));
         assert_eq!(guest.devices().unwrap(), ["lo"], "{step}");
     };
-    let steps = [
-        "connected",
-        "ipam",
-        "allocated",
-        "link",
-        "pod",
-        "programmed",
-        "up",
-    ];
-    for step in steps {
+    for step in ADD_STEPS {
         // The agent hears of it, whatever the runtime does.
         node.cni_killed(step, "ADD", container, &guest.path()).unwrap();
         eventually(|| {
@@ -152,21 +160,83 @@ fn cni_08_plugin_killed_at_any_step_leaves_the_real_agent_nothing() {
         node.cni("DEL", container, &guest.path(), &json!({})).unwrap();
         empty(step);
     }
-    for step in &steps[..5] {
-        node.cni_killed(step, "ADD", container, &guest.path()).unwrap();
-        node.end_agent(Signal::SIGKILL).unwrap();
-        node.start_agent().unwrap();
-        node.wait_until_ready().unwrap();
-        eventually(|| {
-            let left = node.pod_devices().unwrap();
-            (!left.is_empty()).then(|| format!("{step}: {left:?}"))
-        });
-        empty(step);
-    }
-    for step in ["del-link", "del-release"] {
+    for step in DEL_STEPS {
         node.cni("ADD", container, &guest.path(), &json!({})).unwrap();
         node.cni_killed(step, "DEL", container, &guest.path()).unwrap();
         node.cni("DEL", container, &guest.path(), &json!({})).unwrap();
+        crate::runtimes::nothing_is_left(node, &before);
+    }
+}
+
+#[test]
+fn cni_08_plugin_killed_at_any_step_after_its_agent_leaves_the_next_agent_nothing() {
+    needs_root!();
+    let lab = Lab::start(Plan::new(Routing::Direct, Families::Dual).nodes(1)).unwrap();
+    let node = &lab.nodes[0];
+    let before = node.intent().unwrap();
+    let guest = Namespace::create(&format!("{}-guest", lab.name())).unwrap();
+    let container = lab.name();
+    let killed = |step: &str, verb: &str| {
+        let plugin = node.cni_stopped(step, verb, container, &guest.path()).unwrap();
+        // In this order nobody is there to notice.
+        node.end_agent(Signal::SIGKILL).unwrap();
+        drop(plugin);
+        node.start_agent().unwrap();
+        node.wait_until_ready().unwrap();
+        eventually(|| {
+            let left = (
+                node.ask(["endpoints"]).unwrap(),
+                node.pod_devices().unwrap(),
+                guest.devices().unwrap(),
+                fs::read_dir(node.folder().join("state/adding")).unwrap().count(),
+            );
+            let nothing = (json!([]), Vec::new(), vec!["lo".to_owned()], 0);
+            (left != nothing).then(|| format!("{verb}, {step}: {left:?}"))
+        });
+        crate::runtimes::nothing_is_left(node, &before);
+        let pools = node.ask(["status"]).unwrap()["agent"]["pools"].to_string();
+        assert!(pools.contains("\"used\":0"), "{verb}, {step}: {pools}");
+    };
+    for step in ADD_STEPS {
+        killed(step, "ADD");
+    }
+    for step in DEL_STEPS {
+        node.cni("ADD", container, &guest.path(), &json!({})).unwrap();
+        killed(step, "DEL");
+    }
+}
+
+#[test]
+fn rel_28_an_add_outlives_its_agent_or_is_refused_and_tried_again() {
+    needs_root!();
+    let lab = Lab::start(Plan::new(Routing::Direct, Families::Dual).nodes(1)).unwrap();
+    let node = &lab.nodes[0];
+    let before = node.intent().unwrap();
+    let guest = Namespace::create(&format!("{}-guest", lab.name())).unwrap();
+    let container = lab.name();
+    let run = |verb: &str, config: Value| node.cni(verb, container, &guest.path(), &config);
+    for step in ADD_STEPS {
+        let plugin = node.cni_stopped(step, "ADD", container, &guest.path()).unwrap();
+        node.end_agent(Signal::SIGKILL).unwrap();
+        node.start_agent().unwrap();
+        node.wait_until_ready().unwrap();
+        // The agent has looked at least twice.
+        thread::sleep(Duration::from_millis(1500));
+        let added = plugin.go_on();
+        assert_eq!(added.is_ok(), PROGRAMMED.contains(&step), "{step}: {added:?}");
+        let result = match added {
+            Ok(result) => result,
+            Err(error) => {
+                assert!(error.to_string().contains("\"code\": 11"), "{step}: {error}");
+                run("ADD", json!({})).unwrap()
+            }
+        };
+        run("CHECK", json!({ "prevResult": result })).unwrap();
+        for address in result["ips"].as_array().unwrap() {
+            let ip = address["address"].as_str().unwrap().split_once('/').unwrap().0;
+            traffic::ping(&node.namespace, ip.parse().unwrap(), 56).unwrap();
+        }
+        run("DEL", json!({})).unwrap();
         crate::runtimes::nothing_is_left(node, &before);
     }
 }

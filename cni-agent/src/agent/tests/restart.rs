@@ -92,6 +92,47 @@ async fn rel_31_a_deletion_that_was_queued_while_nobody_ran_is_carried_out_first
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn cni_08_what_a_plugin_has_begun_that_died_with_the_agent_is_taken_back_and_what_goes_on_is_kept() {
+    let mut machine = Machine::new();
+    machine.start().await;
+    for (i, container) in ["complete", "dead", "dies", "goes-on"].into_iter().enumerate() {
+        machine.add(container, 50 + i as u32).await.unwrap();
+    }
+    let state = machine.config.paths.state.clone();
+    let begin = |container: &str| Underway::begin(&state, &Attachment::new(container, "eth0")).unwrap();
+    drop(begin("dead"));
+    let (dies, goes_on) = (begin("dies"), begin("goes-on"));
+    machine.kill().await;
+    let handle = machine.start().await;
+    let left = |status: &Arc<Status>| -> Vec<String> {
+        let endpoints = status.endpoints.iter();
+        endpoints
+            .map(|endpoint| endpoint.attachment.container_id.clone())
+            .collect()
+    };
+    assert_eq!(left(&handle.status.borrow()), ["complete", "dies", "goes-on"]);
+    goes_on.end().unwrap();
+    drop(dies);
+    until(&handle, |status| left(status) == ["complete", "goes-on"]).await;
+    assert_eq!(machine.pods_in_kernel().len(), 4);
+    assert_eq!(machine.kernel.lock().veths.len(), 2);
+    let noted = std::fs::read_dir(underway::folder(&state)).unwrap();
+    assert_eq!(noted.count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rel_29_an_add_of_a_plugin_that_notes_none_is_not_judged_by_what_another_has_left() {
+    let mut machine = Machine::new();
+    machine.start().await;
+    let state = machine.config.paths.state.clone();
+    drop(Underway::begin(&state, &Attachment::new("a", "eth0")).unwrap());
+    machine.add("a", 50).await.unwrap();
+    machine.kill().await;
+    let handle = machine.start().await;
+    assert_eq!(handle.status.borrow().endpoints.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rel_33_after_a_reboot_no_address_is_leaked_or_given_at_once() {
     let mut machine = Machine::new();
     machine.config.pod_cidrs = vec!["10.9.0.0/29".parse().unwrap()];

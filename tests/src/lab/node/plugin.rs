@@ -3,10 +3,17 @@
 use std::{
     io::Write,
     path::Path,
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
 };
 
 use anyhow::{Context, Result, ensure};
+use nix::{
+    sys::{
+        signal::{Signal, kill},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd::Pid,
+};
 use serde_json::{Value, json};
 
 use super::{super::Pod, Node, binary, complaint, merge};
@@ -35,7 +42,7 @@ impl Node {
         let mut command = self.cni_command("ADD", &container, &namespace.path());
         command.env("CNI_ARGS", arguments);
         let output = self.feed(command, &json!({}))?;
-        let result = answer("ADD", &container, &output)?;
+        let result = answer(&format!("ADD {container}"), &output)?;
         Pod::from_result(name, container, namespace, result)
     }
 
@@ -48,7 +55,7 @@ impl Node {
     /// One run of the plugin. Its JSON answer, or its error.
     pub fn cni(&self, verb: &str, container: &str, netns: &Path, config: &Value) -> Result<Value> {
         let output = self.feed(self.cni_command(verb, container, netns), config)?;
-        answer(verb, container, &output)
+        answer(&format!("{verb} {container}"), &output)
     }
 
     /// The same with the plugin of another build.
@@ -61,10 +68,10 @@ impl Node {
         config: &Value,
     ) -> Result<Value> {
         let output = self.feed(self.plugin_command(plugin, verb, container, netns), config)?;
-        answer(verb, container, &output)
+        answer(&format!("{verb} {container}"), &output)
     }
 
-    /// One run of the plugin that is killed at one of its steps (debug builds), before it has said anything.
+    /// One run of the plugin that is killed at one of its steps (debug builds).
     pub fn cni_killed(&self, step: &str, verb: &str, container: &str, netns: &Path) -> Result<()> {
         let mut command = self.cni_command(verb, container, netns);
         command.env("MILLRACE_CNI_FAIL_AT", format!("{step}:kill"));
@@ -76,6 +83,27 @@ impl Node {
             complaint(&output)
         );
         Ok(())
+    }
+
+    /// One run of the plugin that stops at one of its steps (debug builds), until it is told to go on.
+    pub fn cni_stopped(&self, step: &str, verb: &str, container: &str, netns: &Path) -> Result<Stopped> {
+        let mut command = self.cni_command(verb, container, netns);
+        command.env("MILLRACE_CNI_FAIL_AT", format!("{step}:stop"));
+        let child = self.begin(command, &json!({}))?;
+        let process = Pid::from_raw(child.id().try_into()?);
+        let stopped = Stopped {
+            child: Some(child),
+            process,
+            what: format!("{verb} {container}"),
+        };
+        let flags = WaitPidFlag::WUNTRACED;
+        let status = waitpid(process, Some(flags))?;
+        ensure!(
+            matches!(status, WaitStatus::Stopped(..)),
+            "{} did not stop at {step}: {status:?}",
+            stopped.what
+        );
+        Ok(stopped)
     }
 
     /// The plugin's command with its variables, as a runtime sets them.
@@ -100,7 +128,11 @@ impl Node {
     }
 
     /// Runs a command of the plugin with this node's network configuration, and more keys.
-    pub fn feed(&self, mut command: Command, config: &Value) -> Result<Output> {
+    pub fn feed(&self, command: Command, config: &Value) -> Result<Output> {
+        Ok(self.begin(command, config)?.wait_with_output()?)
+    }
+
+    fn begin(&self, mut command: Command, config: &Value) -> Result<Child> {
         let mut stdin = self.cni_config();
         merge(&mut stdin, config);
         let mut child = command
@@ -115,7 +147,7 @@ impl Node {
             .take()
             .context("stdin")?
             .write_all(stdin.to_string().as_bytes());
-        Ok(child.wait_with_output()?)
+        Ok(child)
     }
 
     /// The network configuration of this node.
@@ -127,10 +159,35 @@ impl Node {
     }
 }
 
-fn answer(verb: &str, container: &str, output: &Output) -> Result<Value> {
+/// A plugin in the middle of its work. Killed if it is dropped.
+pub struct Stopped {
+    child: Option<Child>,
+    process: Pid,
+    what: String,
+}
+
+impl Stopped {
+    /// To the end of it.
+    pub fn go_on(mut self) -> Result<Value> {
+        kill(self.process, Signal::SIGCONT)?;
+        let child = self.child.take().context("it has gone on")?;
+        answer(&self.what, &child.wait_with_output()?)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn answer(what: &str, output: &Output) -> Result<Value> {
     ensure!(
         output.status.success(),
-        "millrace-cni {verb} {container}: {}",
+        "millrace-cni {what}: {}",
         complaint(output)
     );
     match output.stdout.is_empty() {
