@@ -16,12 +16,13 @@ impl<K: Kernel> Agent<K> {
 
     /// Wakes the readers only if something is different.
     pub(super) fn publish(&self) {
-        let status = self.describe();
+        let own = self.own_problems();
+        let status = self.describe(&own);
         self.status.send_if_modified(|last| {
             let changed = **last != status;
             if changed {
                 let known = |problem: &String| last.problems.contains(problem);
-                for problem in self.own_problems().iter().filter(|problem| !known(problem)) {
+                for problem in own.iter().filter(|problem| !known(problem)) {
                     tracing::warn!("{problem}");
                 }
                 *last = Arc::new(status);
@@ -30,7 +31,7 @@ impl<K: Kernel> Agent<K> {
         });
     }
 
-    fn describe(&self) -> Status {
+    fn describe(&self, own: &[String]) -> Status {
         let failing: Vec<String> = self.reconciler.retry().errors().map(str::to_owned).collect();
         let source = |source: &Source| SourceStatus {
             synced: self.state.is_synced(*source),
@@ -57,12 +58,17 @@ impl<K: Kernel> Agent<K> {
             endpoints: self.state.endpoints.values().cloned().collect(),
             devices: self.rounds.devices.clone(),
             node_addresses: self.rounds.node_addresses.clone(),
-            problems: self.problems(&sources, failing),
+            problems: self.problems(&sources, failing, own),
             sources,
         }
     }
 
-    fn problems(&self, sources: &BTreeMap<Source, SourceStatus>, failing: Vec<String>) -> Vec<String> {
+    fn problems(
+        &self,
+        sources: &BTreeMap<Source, SourceStatus>,
+        failing: Vec<String>,
+        own: &[String],
+    ) -> Vec<String> {
         let mut problems = Vec::new();
         for (source, status) in sources {
             if !status.synced {
@@ -80,7 +86,7 @@ impl<K: Kernel> Agent<K> {
                 .into_iter()
                 .filter(|error| Some(error) != self.rounds.error.as_ref()),
         );
-        problems.extend(self.own_problems());
+        problems.extend_from_slice(own);
         problems
     }
 

@@ -101,6 +101,7 @@ impl ServiceWork {
                 .collect(),
             services: services.collect(),
             behind_since: self.progress.behind_since(),
+            updated: self.progress.behind_since().and(self.progress.synced()),
             begun: self.begun,
             leaving: self.leaving,
         };

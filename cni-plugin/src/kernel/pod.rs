@@ -37,10 +37,11 @@ impl Pod {
     /// end is down.
     pub(crate) fn configure(&mut self, ifname: &str, endpoint: &Allocated) -> Result<(), CniError> {
         let link = self.link(ifname)?.ok_or_else(|| {
-            failed(
+            CniError::new(
+                code::TRY_AGAIN_LATER,
                 format!("{ifname} has gone from the container"),
-                "something removed it while it was set up",
             )
+            .with_details("an agent that begins anew removes what is not complete")
         })?;
         let ifindex = link.header.index;
         let has_ipv6 = endpoint.addresses.iter().any(|address| address.is_ipv6());
