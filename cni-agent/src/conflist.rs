@@ -151,8 +151,7 @@ fn write(path: &Path, text: &str) -> io::Result<bool> {
     if is_there {
         return Ok(false);
     }
-    // No runtime takes a file of this name for a configuration.
-    let unfinished = path.with_extension("millrace-unfinished");
+    let unfinished = unfinished(path);
     let mut file = OpenOptions::new()
         .create(true)
         .write(true)
@@ -170,23 +169,66 @@ fn write(path: &Path, text: &str) -> io::Result<bool> {
     Ok(true)
 }
 
+/// What a configuration is called while it is written: no runtime takes a file of this name for one.
+fn unfinished(path: &Path) -> PathBuf {
+    path.with_extension("millrace-unfinished")
+}
+
+/// Takes the configuration away. False if there was none.
+pub fn remove(path: &Path) -> io::Result<bool> {
+    let mut removed = false;
+    for file in [unfinished(path), path.to_owned()] {
+        match fs::remove_file(file) {
+            Ok(()) => removed = true,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(removed)
+}
+
+/// Gives the configurations of other networks that were moved aside their names back, and says of each what came of it.
+pub fn bring_back(path: &Path) -> Vec<(PathBuf, io::Result<()>)> {
+    let moved = neighbours(path, &[ASIDE]).into_iter();
+    moved
+        .map(|aside| {
+            let back = aside.with_extension("");
+            let result = match back.try_exists() {
+                Ok(true) => Err(io::Error::new(
+                    io::ErrorKind::AlreadyExists,
+                    format!(
+                        "there is another one of this name by now; remove it or {}",
+                        aside.display()
+                    ),
+                )),
+                Ok(false) => fs::rename(aside, &back),
+                Err(error) => Err(error),
+            };
+            (back, result)
+        })
+        .collect()
+}
+
 /// What a runtime would also take for a configuration.
 fn others(path: &Path) -> Vec<PathBuf> {
+    neighbours(path, &["conf", "conflist", "json"])
+}
+
+/// Files beside this one that end in one of these.
+fn neighbours(path: &Path, ends: &[&str]) -> Vec<PathBuf> {
     let entries = path
         .parent()
         .and_then(|folder| fs::read_dir(folder).ok())
         .into_iter()
         .flatten();
     let files = entries.flatten().map(|entry| entry.path());
-    let is_configuration = |file: &PathBuf| {
+    let ends_so = |file: &PathBuf| {
         file.extension()
-            .is_some_and(|end| ["conf", "conflist", "json"].iter().any(|known| end == *known))
+            .is_some_and(|end| ends.iter().any(|known| end == *known))
     };
-    let mut others: Vec<PathBuf> = files
-        .filter(|file| file != path && is_configuration(file))
-        .collect();
-    others.sort();
-    others
+    let mut found: Vec<PathBuf> = files.filter(|file| file != path && ends_so(file)).collect();
+    found.sort();
+    found
 }
 
 fn aside(path: &Path) -> PathBuf {

@@ -12,20 +12,19 @@ use clap::Args;
 use nix::sys::signal::{SigSet, Signal};
 
 use super::{Context, Failure, Outcome, print_json};
-use crate::kernel::{Pins, devices, links, netlink::Netlink, routes, sockets};
+use crate::{
+    conflist,
+    kernel::{Pins, devices, links, netlink::Netlink, routes, sockets},
+};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
-    /// Where the CNI configuration was installed
-    #[arg(
-        long,
-        value_name = "FILE",
-        default_value = "/etc/cni/net.d/05-millrace.conflist"
-    )]
-    cni_config: PathBuf,
+    /// Where the CNI configuration was installed, if it is not where the setting `cni.conflist` says
+    #[arg(long, value_name = "FILE")]
+    cni_config: Option<PathBuf>,
     /// Where the CNI plugin was installed
     #[arg(long, value_name = "FILE", default_value = "/opt/cni/bin/millrace-cni")]
     cni_plugin: PathBuf,
@@ -38,6 +37,8 @@ pub(crate) struct Options {
 #[derive(Default)]
 struct Removal {
     removed: Vec<String>,
+    /// What of others' had been out of their way.
+    restored: Vec<String>,
     failed: Vec<String>,
 }
 
@@ -191,8 +192,24 @@ fn remove_files(context: &Context, options: &Options, removal: &mut Removal) {
             let _ = fs::remove_dir(folder);
         }
     }
-    for file in [&options.cni_config, &options.cni_plugin] {
-        removal.step(file.display().to_string(), remove_file(file));
+    let plugin = &options.cni_plugin;
+    removal.step(plugin.display().to_string(), remove_file(plugin));
+    let configuration = options
+        .cni_config
+        .as_ref()
+        .unwrap_or(&context.config.cni.conflist);
+    removal.step(
+        configuration.display().to_string(),
+        conflist::remove(configuration),
+    );
+    for (other, result) in conflist::bring_back(configuration) {
+        let other = other.display().to_string();
+        match result {
+            Ok(()) => removal.restored.push(other),
+            Err(error) => removal
+                .failed
+                .push(format!("give {other} its name back: {error}")),
+        }
     }
 }
 
@@ -223,11 +240,16 @@ fn remove_folder(path: &Path) -> io::Result<bool> {
 
 fn report(context: &Context, removal: &Removal) -> Result<(), Failure> {
     if context.json {
-        return print_json(&serde_json::json!({"removed": removal.removed, "failed": removal.failed}));
+        return print_json(&serde_json::json!({
+            "removed": removal.removed, "restored": removal.restored, "failed": removal.failed,
+        }));
     }
     let mut out = io::stdout().lock();
     for what in &removal.removed {
         writeln!(out, "removed {what}")?;
+    }
+    for what in &removal.restored {
+        writeln!(out, "gave {what} its name back")?;
     }
     for what in &removal.failed {
         writeln!(out, "FAILED  {what}")?;

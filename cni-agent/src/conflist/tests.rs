@@ -116,6 +116,44 @@ fn another_network_that_would_win_is_named_or_moved_aside() {
 }
 
 #[test]
+fn what_was_moved_aside_has_its_name_back_unless_another_has_it() {
+    let mut host = Host::new();
+    host.config.cni.move_others_aside = true;
+    for (name, text) in [("00-other.conflist", "old"), ("10-later.conf", "{}")] {
+        fs::write(host.folder.path().join(name), text).unwrap();
+    }
+    let path = &host.config.cni.conflist;
+    assert_eq!(Conflist::new(&host.config).put(), Vec::<String>::new());
+    assert!(remove(path).unwrap());
+    assert!(!remove(path).unwrap());
+    fs::write(host.folder.path().join("00-other.conflist"), "new").unwrap();
+    let results = bring_back(path);
+    let [(other, refused), (later, done)] = &results[..] else {
+        panic!("{results:?}")
+    };
+    assert_eq!(other.file_name().unwrap(), "00-other.conflist");
+    assert!(
+        refused
+            .as_ref()
+            .unwrap_err()
+            .to_string()
+            .contains("00-other.conflist.millrace-aside")
+    );
+    assert_eq!(later.file_name().unwrap(), "10-later.conf");
+    assert!(done.is_ok());
+    assert_eq!(
+        host.names(),
+        [
+            "00-other.conflist",
+            "00-other.conflist.millrace-aside",
+            "10-later.conf"
+        ]
+    );
+    let kept = fs::read_to_string(host.folder.path().join("00-other.conflist")).unwrap();
+    assert_eq!(kept, "new");
+}
+
+#[test]
 fn the_end_withdraws_it_only_if_that_was_wanted() {
     let mut host = Host::new();
     Conflist::new(&host.config).put();

@@ -1,12 +1,13 @@
 //! The binary: an agent run by it, and commands beside it and without it.
 
 mod refusals;
+mod uninstall;
 
 use std::{
     fs,
     io::{Read, Write},
     net::TcpStream,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Output, Stdio},
     thread,
     time::{Duration, Instant},
@@ -124,37 +125,6 @@ impl Drop for Node {
     }
 }
 
-/// What of the host Millrace could leave something in.
-/// The kernel tells a device of its cable up to a second later.
-fn wait_for_carriers() {
-    let end = Instant::now() + Duration::from_secs(10);
-    while ip("-o link show up").contains("NO-CARRIER") {
-        assert!(Instant::now() < end, "a cable has no carrier");
-        thread::sleep(Duration::from_millis(10));
-    }
-}
-
-fn host_state(node: &Node) -> Vec<String> {
-    let mut state = tree(Path::new("/sys/fs/bpf"));
-    state.extend(tree(&node.path("run")));
-    state.extend(tree(&node.path("state")));
-    for what in [
-        "-o link show",
-        "-o addr show scope global",
-        "route show table all proto 77",
-        "neigh show",
-    ] {
-        state.extend(
-            ip(what)
-                .lines()
-                .filter(|line| !line.contains("REACHABLE"))
-                .map(str::to_owned),
-        );
-    }
-    state.push(run("tc", "qdisc show"));
-    state
-}
-
 #[test]
 fn rel_51_the_agent_works_with_three_capabilities_and_closed_sockets() {
     on_host(|host| {
@@ -264,48 +234,6 @@ fn rel_28_programs_and_maps_stay_when_the_agent_ends_or_is_killed() {
 
 fn filters() -> String {
     run("tc", "filter show dev eth0 ingress") + &run("tc", "filter show dev eth0 egress")
-}
-
-#[test]
-fn uninstall_leaves_the_host_as_it_was() {
-    for attach in ["tcx", "clsact"] {
-        on_host(move |host| {
-            let mut node = Node::new(host);
-            let uninstall = format!(
-                "uninstall --yes --cni-config {} --cni-plugin {}",
-                node.path("05-millrace.conflist").display(),
-                node.path("millrace-cni").display()
-            );
-            wait_for_carriers();
-            let before = host_state(&node);
-            // What the agent was told on its command line, uninstall may be told too.
-            let elsewhere = node.path("elsewhere");
-            node.start(&format!("--attach {attach} --state {}", elsewhere.display()));
-            assert!(elsewhere.exists());
-            assert_ne!(host_state(&node), before);
-            let refused = node.run(&uninstall);
-            assert!(!refused.status.success(), "an agent runs");
-            assert!(String::from_utf8_lossy(&refused.stderr).contains("stop it first"));
-            node.stop(nix::sys::signal::Signal::SIGKILL);
-            fs::write(node.path("05-millrace.conflist"), "{}").unwrap();
-            cable("mr0123456789a");
-            let asked = node.command("uninstall").stdin(Stdio::null()).output().unwrap();
-            assert!(!asked.status.success(), "nobody confirmed");
-            let output = node
-                .command(&uninstall)
-                .env("MILLRACE_STATE", &elsewhere)
-                .output();
-            let output = output.unwrap();
-            assert!(output.status.success(), "{output:?}");
-            assert!(!elsewhere.exists(), "{output:?}");
-            // The folder `run` itself was there for us to make.
-            let mut after = host_state(&node);
-            after.retain(|line| !line.ends_with("/run"));
-            assert_eq!(after, before, "{attach}");
-            assert!(!node.path("05-millrace.conflist").exists());
-            assert!(node.run(&uninstall).status.success(), "twice is fine");
-        });
-    }
 }
 
 #[test]
