@@ -8,5 +8,6 @@ pub mod event;
 pub mod health;
 pub mod http;
 pub mod metrics;
+pub mod ports;
 pub mod ring;
 pub mod tables;

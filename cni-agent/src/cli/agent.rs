@@ -18,7 +18,7 @@ use crate::{
     },
     memory,
     model::{Event, Source},
-    observe::{admin, health, http, ring::Ring, tables::Cache},
+    observe::{admin, health, http, ports::Ports, ring::Ring, tables::Cache},
 };
 
 #[derive(Debug, Args)]
@@ -103,6 +103,7 @@ async fn serve(config: Config, kernel: Linux) -> Result<(), Failure> {
     let conflist = Conflist::new(&config);
     let serves = config.services.proxy == Proxy::Millrace;
     let health_address = config.services.health.filter(|_| serves);
+    let metrics_address = config.services.metrics.filter(|_| serves);
     let (agent, handle) = Agent::new(config, kernel)?;
     let events = Arc::new(Ring::new(pins.clone()));
     let pages = http::Pages {
@@ -117,11 +118,16 @@ async fn serve(config: Config, kernel: Linux) -> Result<(), Failure> {
         events: events.clone(),
         services: handle.inquiries,
     };
-    tokio::spawn(http::serve(listener, pages));
+    let ports = Ports::default();
+    tokio::spawn(ports.clone().tell(handle.events.clone()));
     if let Some(address) = health_address {
-        tokio::spawn(health::serve(handle.health.clone()));
-        tokio::spawn(health::serve_proxy(address, handle.health));
+        tokio::spawn(health::serve(handle.health.clone(), ports.clone()));
+        tokio::spawn(health::serve_proxy(address, handle.health, ports.clone()));
     }
+    if let Some(address) = metrics_address {
+        tokio::spawn(http::serve_as_proxy(address, pages.clone(), ports));
+    }
+    tokio::spawn(http::serve(listener, pages));
     tokio::spawn(admin::serve(admin_listener, desk));
     tokio::spawn(async move { events.read().await });
     tokio::spawn(watch_links(handle.events.clone()));

@@ -36,6 +36,8 @@ pub struct ServicesConfig {
     pub maglev_table_size: u32,
     /// Where load balancers ask for the proxy's own health; `None`: nowhere.
     pub health: Option<SocketAddr>,
+    /// Where the node's own programs ask for the proxy's mode and metrics, as they ask kube-proxy; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
 }
 
 impl Default for ServicesConfig {
@@ -54,6 +56,7 @@ impl Default for ServicesConfig {
             algorithm: Algorithm::default(),
             maglev_table_size: 0,
             health: Some(SocketAddr::from(([0; 4], 10256))),
+            metrics: Some(SocketAddr::from(([127, 0, 0, 1], 10249))),
         }
     }
 }

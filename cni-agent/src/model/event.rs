@@ -21,6 +21,8 @@ pub enum Source {
     Runtime,
     /// The host's devices and addresses.
     Devices,
+    /// The ports on which others ask for this proxy.
+    Ports,
     /// The endpoints on disk and the queue of deletions.
     Endpoints,
 }
@@ -32,6 +34,7 @@ impl fmt::Display for Source {
             Self::Kubernetes => "kubernetes",
             Self::Runtime => "runtime",
             Self::Devices => "devices",
+            Self::Ports => "ports",
             Self::Endpoints => "endpoints",
         })
     }

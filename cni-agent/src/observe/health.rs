@@ -1,11 +1,11 @@
 //! Health check node ports: what load balancers ask a node about a Service that is only served where its endpoints are; and
-//! the health of the proxy itself.
+//! the health of the proxy itself, in the shape that kube-proxy gives it.
 
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use http_body_util::Full;
@@ -14,20 +14,15 @@ use hyper::{
     body::{Bytes, Incoming},
     header::{CONTENT_TYPE, HeaderValue},
 };
+use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
-use tokio::{
-    net::TcpListener,
-    sync::{Semaphore, watch},
-    task::JoinHandle,
-};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
-use super::http::exchange;
+use super::{http::serve_each, ports::Ports};
 use crate::model::NamespacedName;
 
 /// Connections at one time and port.
 const CONNECTIONS: usize = 16;
-/// Between attempts to listen where somebody else does.
-const PAUSE: Duration = Duration::from_secs(5);
 /// The proxy does not keep up if something that it knows is not in the kernel for so long.
 const STALE: Duration = Duration::from_secs(60);
 
@@ -39,6 +34,8 @@ pub struct Health {
     pub services: BTreeMap<u16, ServiceHealth>,
     /// Since when something that is known is not in the kernel. `None`: everything is.
     pub behind_since: Option<Instant>,
+    /// When everything was there last, if it is not now.
+    pub updated: Option<SystemTime>,
     /// Services are served here at all, and have been written once.
     pub begun: bool,
     /// This node is being deleted: new connections had better go elsewhere.
@@ -75,7 +72,7 @@ impl Health {
 }
 
 /// Serves all ports that there are to serve, as they come and go, until nobody tells any more.
-pub async fn serve(mut health: watch::Receiver<Arc<Health>>) {
+pub async fn serve(mut health: watch::Receiver<Arc<Health>>, ports: Ports) {
     let mut listeners: BTreeMap<SocketAddr, JoinHandle<()>> = BTreeMap::new();
     loop {
         let wanted: Vec<SocketAddr> = {
@@ -99,7 +96,7 @@ pub async fn serve(mut health: watch::Receiver<Arc<Health>>) {
         for address in wanted {
             listeners
                 .entry(address)
-                .or_insert_with(|| tokio::spawn(listen(address, health.clone())));
+                .or_insert_with(|| tokio::spawn(listen(address, health.clone(), ports.clone())));
         }
         if health.changed().await.is_err() {
             listeners.values().for_each(JoinHandle::abort);
@@ -108,57 +105,35 @@ pub async fn serve(mut health: watch::Receiver<Arc<Health>>) {
     }
 }
 
-async fn listen(address: SocketAddr, health: watch::Receiver<Arc<Health>>) {
-    answer_all(bind(address).await, move |_| {
-        service_page(&health.borrow(), address, Instant::now())
-    })
-    .await;
-}
-
-/// Waits for an address that somebody else has: what is written into maps does not depend on it.
-async fn bind(address: SocketAddr) -> TcpListener {
-    loop {
-        match TcpListener::bind(address).await {
-            Ok(listener) => return listener,
-            Err(error) => {
-                tracing::warn!(%address, %error, "a port for health checks cannot be listened on; free it");
-                tokio::time::sleep(PAUSE).await;
-            }
-        }
-    }
+async fn listen(address: SocketAddr, health: watch::Receiver<Arc<Health>>, ports: Ports) {
+    let listener = ports
+        .listen(
+            address,
+            "free it, or give the Service another healthCheckNodePort",
+        )
+        .await;
+    let page = move |_: &Request<Incoming>| service_page(&health.borrow(), address, Instant::now());
+    answer_all(listener, page).await;
 }
 
 /// The proxy's own health, at `/healthz` and `/livez`.
-pub async fn serve_proxy(address: SocketAddr, health: watch::Receiver<Arc<Health>>) {
-    answer_all(bind(address).await, move |request| {
-        proxy_page(&health.borrow(), request.uri().path(), Instant::now())
-    })
-    .await;
+pub async fn serve_proxy(address: SocketAddr, health: watch::Receiver<Arc<Health>>, ports: Ports) {
+    let listener = ports
+        .listen(address, "end kube-proxy if it is that, or set services.health")
+        .await;
+    let page = move |request: &Request<Incoming>| {
+        let now = (Instant::now(), SystemTime::now());
+        proxy_page(&health.borrow(), request.uri().path(), now)
+    };
+    answer_all(listener, page).await;
 }
 
 async fn answer_all(
     listener: TcpListener,
     page: impl Fn(&Request<Incoming>) -> Response<Full<Bytes>> + Clone + Send + Sync + 'static,
 ) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
-    // Connections end with the port.
-    let mut connections = tokio::task::JoinSet::new();
-    loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
-            return;
-        };
-        while connections.try_join_next().is_some() {}
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
-        let page = page.clone();
-        connections.spawn(async move {
-            let page = |request| std::future::ready(page(&request));
-            exchange(stream, "a health check", page).await;
-            drop(slot);
-        });
-    }
+    let page = move |request| std::future::ready(page(&request));
+    serve_each(listener, CONNECTIONS, "a health check", page).await;
 }
 
 fn service_page(health: &Health, asked: SocketAddr, now: Instant) -> Response<Full<Bytes>> {
@@ -187,10 +162,12 @@ fn service_page(health: &Health, asked: SocketAddr, now: Instant) -> Response<Fu
     response
 }
 
-fn proxy_page(health: &Health, path: &str, now: Instant) -> Response<Full<Bytes>> {
-    let good = match path {
-        "/healthz" => health.is_healthy(now),
-        "/livez" => health.is_alive(now),
+/// `now` by both clocks. As kube-proxy has it, what is healthy was updated at this moment, and whether the node is worth
+/// sending anything to is no question of its life.
+fn proxy_page(health: &Health, path: &str, now: (Instant, SystemTime)) -> Response<Full<Bytes>> {
+    let (good, eligible) = match path {
+        "/healthz" => (health.is_healthy(now.0), Some(!health.leaving)),
+        "/livez" => (health.is_alive(now.0), None),
         _ => return page(StatusCode::NOT_FOUND, &json!({ "paths": ["/healthz", "/livez"] })),
     };
     let status = if good {
@@ -198,10 +175,15 @@ fn proxy_page(health: &Health, path: &str, now: Instant) -> Response<Full<Bytes>
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    page(
-        status,
-        &json!({ "healthy": good, "nodeEligible": !health.leaving }),
-    )
+    let time = |time: SystemTime| Timestamp::try_from(time).ok().map(|time| time.to_string());
+    let updated = if good { Some(now.1) } else { health.updated };
+    let mut body = json!({
+        "lastUpdated": updated.and_then(time), "currentTime": time(now.1), "healthy": good,
+    });
+    if let Some(eligible) = eligible {
+        body["nodeEligible"] = json!(eligible);
+    }
+    page(status, &body)
 }
 
 fn page(status: StatusCode, body: &serde_json::Value) -> Response<Full<Bytes>> {
@@ -298,11 +280,33 @@ mod tests {
             (&Health::default(), "/livez", 503),
             (&health(1), "/else", 404),
         ] {
-            assert_eq!(
-                proxy_page(health, path, Instant::now()).status().as_u16(),
-                code,
-                "{path}"
-            );
+            let page = proxy_page(health, path, (Instant::now(), SystemTime::now()));
+            assert_eq!(page.status().as_u16(), code, "{path}");
         }
+    }
+
+    #[tokio::test]
+    async fn svc_48_the_proxys_health_has_the_shape_of_kube_proxys() {
+        let now = (
+            Instant::now(),
+            SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000),
+        );
+        let body = async |health: &Health, path: &str| -> serde_json::Value {
+            let page = proxy_page(health, path, now).into_body();
+            serde_json::from_slice(&page.collect().await.unwrap().to_bytes()).unwrap()
+        };
+        let time = "2027-01-15T08:00:00Z";
+        let good = json!({ "lastUpdated": time, "currentTime": time, "healthy": true, "nodeEligible": true });
+        assert_eq!(body(&health(1), "/healthz").await, good);
+        let behind = Health {
+            updated: Some(now.1 - Duration::from_secs(600)),
+            ..behind(600)
+        };
+        let stale = json!({ "lastUpdated": "2027-01-15T07:50:00Z", "currentTime": time, "healthy": false });
+        assert_eq!(body(&behind, "/livez").await, stale);
+        assert_eq!(
+            body(&Health::default(), "/livez").await["lastUpdated"],
+            serde_json::Value::Null
+        );
     }
 }

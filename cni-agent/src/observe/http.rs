@@ -1,4 +1,4 @@
-//! `/healthz`, `/readyz` and `/metrics`.
+//! `/healthz`, `/readyz` and `/metrics`; and what is asked of kube-proxy where it gives its metrics.
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -14,11 +14,13 @@ use prometheus_client::metrics::histogram::Histogram;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
+    task::JoinSet,
 };
 
 use super::{
     counters,
     metrics::{Snapshot, render},
+    ports::Ports,
     tables::Cache,
 };
 use crate::{kernel::Pins, status::Status};
@@ -35,6 +37,9 @@ pub struct Pages {
 /// A client must have sent its request after this.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// kube-proxy's are iptables, ipvs and nftables; whoever looks for what one of those does must not find it here.
+const PROXY_MODE: &str = "ebpf";
+
 /// Connections at one time: whoever opens more waits, and cannot exhaust the agent.
 const CONNECTIONS: usize = 32;
 
@@ -50,33 +55,57 @@ pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 
 /// Serves for ever.
 pub async fn serve(listener: TcpListener, pages: Pages) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    let page = move |request| {
+        let pages = pages.clone();
+        async move { answer(&request, &pages).await }
+    };
+    serve_each(listener, CONNECTIONS, "an HTTP connection", page).await;
+}
+
+/// What kube-proxy answers there, for those who ask every node: `/proxyMode`, `/healthz`, `/metrics` (ours).
+pub async fn serve_as_proxy(address: SocketAddr, pages: Pages, ports: Ports) {
+    let listener = ports
+        .listen(address, "end kube-proxy if it is that, or set services.metrics")
+        .await;
+    let page = move |request| {
+        let pages = pages.clone();
+        async move { answer_as_proxy(&request, &pages).await }
+    };
+    serve_each(listener, CONNECTIONS, "a connection for the proxy", page).await;
+}
+
+/// Serves until it is dropped, and connections end with that; `most` of them at a time. The logs call each `what`.
+pub(super) async fn serve_each<R: Future<Output = Response<Full<Bytes>>> + Send + 'static>(
+    listener: TcpListener,
+    most: usize,
+    what: &'static str,
+    page: impl Fn(Request<Incoming>) -> R + Clone + Send + Sync + 'static,
+) {
+    let slots = Arc::new(Semaphore::new(most));
+    let mut connections = JoinSet::new();
     loop {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
             return;
         };
+        while connections.try_join_next().is_some() {}
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                tracing::warn!(%error, "an HTTP connection could not be accepted");
+                tracing::warn!(%error, "{what} could not be accepted");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
-        let pages = pages.clone();
-        tokio::spawn(async move {
-            let page = |request| {
-                let pages = pages.clone();
-                async move { answer(&request, &pages).await }
-            };
-            exchange(stream, "an HTTP connection", page).await;
+        let page = page.clone();
+        connections.spawn(async move {
+            exchange(stream, what, page).await;
             drop(slot);
         });
     }
 }
 
 /// One request on a connection and its answer; the logs call it `what`.
-pub(super) async fn exchange<R: Future<Output = Response<Full<Bytes>>>>(
+async fn exchange<R: Future<Output = Response<Full<Bytes>>>>(
     stream: TcpStream,
     what: &str,
     answer: impl Fn(Request<Incoming>) -> R,
@@ -95,17 +124,36 @@ pub(super) async fn exchange<R: Future<Output = Response<Full<Bytes>>>>(
     }
 }
 
+fn is_question(request: &Request<Incoming>) -> bool {
+    request.method() == Method::GET || request.method() == Method::HEAD
+}
+
+fn no_question() -> Response<Full<Bytes>> {
+    text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned())
+}
+
 async fn answer(request: &Request<Incoming>, pages: &Pages) -> Response<Full<Bytes>> {
-    if request.method() != Method::GET && request.method() != Method::HEAD {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned());
-    }
     match request.uri().path() {
+        _ if !is_question(request) => no_question(),
         "/healthz" => text(StatusCode::OK, "ok\n".to_owned()),
         "/readyz" => ready(&pages.status.borrow().clone()),
         "/metrics" => metrics(pages).await,
         _ => text(
             StatusCode::NOT_FOUND,
             "there is /healthz, /readyz and /metrics\n".to_owned(),
+        ),
+    }
+}
+
+async fn answer_as_proxy(request: &Request<Incoming>, pages: &Pages) -> Response<Full<Bytes>> {
+    match request.uri().path() {
+        _ if !is_question(request) => no_question(),
+        "/healthz" => text(StatusCode::OK, "ok".to_owned()),
+        "/proxyMode" => text(StatusCode::OK, PROXY_MODE.to_owned()),
+        "/metrics" => metrics(pages).await,
+        _ => text(
+            StatusCode::NOT_FOUND,
+            "there is /healthz, /proxyMode and /metrics\n".to_owned(),
         ),
     }
 }

@@ -2,7 +2,9 @@
 
 use std::{
     io::{Read, Write},
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    thread,
+    time::Duration,
 };
 
 use cni_tests::{
@@ -19,6 +21,8 @@ const CHECK: u16 = 31007;
 const NODE_PORT: u16 = 30007;
 /// Of `services.health`.
 const PROXY: u16 = 10256;
+/// Of `services.metrics`.
+const MODE: u16 = 10249;
 
 /// GET, head and body; `None` if nobody listens.
 fn get(from: &Namespace, to: SocketAddr, path: &str) -> Option<String> {
@@ -107,7 +111,38 @@ fn svc_48_the_proxy_says_how_it_is() {
     let lab = Lab::start(plan(Routing::Direct).nodes(1)).unwrap();
     let node = &lab.nodes[0];
     let proxy = SocketAddr::new(node.address(true), PROXY);
+    // What upstream's spec "should check kube-proxy urls" looks for, on each node itself.
+    let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
     says(&lab.outside, proxy, "/healthz", &["200 OK"]);
+    says(
+        &node.namespace,
+        local(PROXY),
+        "/healthz",
+        &["200 OK", "\"lastUpdated\":\"20", "\"nodeEligible\":true"],
+    );
+    says(
+        &node.namespace,
+        local(MODE),
+        "/proxyMode",
+        &["200 OK", "\r\n\r\nebpf"],
+    );
+    says(&node.namespace, local(MODE), "/healthz", &["200 OK"]);
+    says(
+        &node.namespace,
+        local(MODE),
+        "/metrics",
+        &["200 OK", "millrace_services"],
+    );
+    says(&node.namespace, local(MODE), "/else", &["404", "/proxyMode"]);
+    assert_eq!(
+        get(
+            &lab.outside,
+            SocketAddr::new(node.address(true), MODE),
+            "/proxyMode"
+        ),
+        None,
+        "the node's own business"
+    );
     says(&lab.outside, proxy, "/livez", &["200 OK"]);
     let mut leaving = cni_tests::lab::control_plane::node(&lab.plan, 0);
     leaving["spec"]["taints"] = json!([{ "key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule" }]);
@@ -116,4 +151,55 @@ fn svc_48_the_proxy_says_how_it_is() {
     says(&lab.outside, proxy, "/livez", &["200 OK"]);
     node.end_agent(Signal::SIGKILL).unwrap();
     assert_eq!(get(&lab.outside, proxy, "/livez"), None);
+}
+
+#[test]
+fn ports_that_another_proxy_has_are_a_problem_once_and_served_when_it_ends() {
+    needs_root!();
+    let lab = Lab::prepare(
+        plan(Routing::Direct).nodes(1),
+        &format!("mrlab-ports-{}", std::process::id()),
+    )
+    .unwrap();
+    let node = &lab.nodes[0];
+    let other = node
+        .namespace
+        .run(|| [PROXY, MODE].map(|port| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap()));
+    node.start_agent().unwrap();
+    node.wait_until_ready().unwrap();
+    let problems = || -> Vec<String> {
+        let problems = node.ask(["status"]).unwrap()["agent"]["problems"].clone();
+        serde_json::from_value(problems).unwrap()
+    };
+    let about = |port: u16| {
+        let problems = problems().into_iter();
+        problems
+            .filter(|problem| problem.contains(&format!(":{port}: ")))
+            .collect::<Vec<_>>()
+    };
+    eventually(|| {
+        let found = [about(PROXY), about(MODE)];
+        let said = found[0]
+            .iter()
+            .any(|text| text.ends_with("or set services.health"))
+            && found[1]
+                .iter()
+                .any(|text| text.ends_with("or set services.metrics"));
+        (!said).then(|| format!("{:?}", problems()))
+    });
+    // A few attempts are made meanwhile.
+    thread::sleep(Duration::from_secs(4));
+    drop(other);
+    let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
+    says(&node.namespace, local(PROXY), "/healthz", &["200 OK"]);
+    says(&node.namespace, local(MODE), "/proxyMode", &["200 OK"]);
+    eventually(|| {
+        let left = [about(PROXY), about(MODE)].concat();
+        (!left.is_empty()).then(|| format!("{left:?}"))
+    });
+    let log = node.whole_log();
+    for port in [PROXY, MODE] {
+        let lines = log.lines().filter(|line| line.contains(&format!(":{port}")));
+        assert_eq!(lines.count(), 2, "the beginning and the end: {log}");
+    }
 }
