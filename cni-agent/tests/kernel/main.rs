@@ -6,10 +6,14 @@
 // Helpers of tests may fail as loudly as the tests.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod capabilities;
 mod cli;
 mod devices;
 mod host;
 mod links;
 mod maps;
 mod namespace;
+#[path = "../../../tests/src/not_run.rs"]
+mod not_run;
+mod requests;
 mod routes;
