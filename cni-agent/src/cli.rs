@@ -11,6 +11,7 @@ mod drops;
 mod dump;
 mod endpoints;
 mod install;
+mod kube_proxy;
 mod monitor;
 mod services;
 mod status;
@@ -107,6 +108,9 @@ enum Command {
     /// The plugin comes from beside this program. It is copied aside, tried, and renamed, so that pods which start
     /// meanwhile have the old one or the new one. Nothing happens if it is there already.
     Install(install::Options),
+    /// What a kube-proxy has left on this node
+    #[command(subcommand)]
+    KubeProxy(kube_proxy::Command),
     /// Remove everything of Millrace from this node
     Uninstall(uninstall::Options),
     /// The definitions of the kinds in group millrace.dev, as YAML for `kubectl apply -f -`
@@ -197,6 +201,7 @@ impl Cli {
             Command::Drops(options) => drops::run(&context, &options),
             Command::Dump(options) => dump::run(&context, &options),
             Command::Monitor(options) => monitor::run(&context, options),
+            Command::KubeProxy(command) => kube_proxy::run(&context, &command),
             Command::Uninstall(options) => uninstall::run(&context, &options),
             Command::Crds => crds::run(),
             Command::Completions { .. } => Ok(ExitCode::SUCCESS),

@@ -16,6 +16,7 @@
 pub mod control_plane;
 mod fabric;
 mod folder;
+pub mod kube_proxy;
 mod node;
 mod plan;
 mod pod;

@@ -65,6 +65,8 @@ enum Name {
     ServiceScale,
     /// What the agent holds in memory with many Services, beside kube-proxy on the same API server
     Memory,
+    /// What connections through Services notice while their pods, the agents and other Services are exchanged
+    ServiceChurn,
     /// Translated ports until there are none, and what each costs
     SnatFill,
     /// NodePort traffic turned round by XDP, against a program that only swaps addresses; a flood of SYNs at it
@@ -94,6 +96,9 @@ impl Bench {
         setup::ensure(&[Group::Build, Group::Test])?;
         if names.iter().any(|name| name.needs_kubernetes()) {
             setup::ensure(&[Group::Cluster])?;
+        }
+        if names.contains(&Name::ServiceChurn) {
+            build::next_release()?;
         }
         Build::default().programs()?;
         let binaries = if self.trial {
@@ -128,6 +133,7 @@ impl Bench {
         bench.env("PATH", process::path()).envs([
             ("MILLRACE_BIN", binaries.agent.clone()),
             ("MILLRACE_CNI_BIN", binaries.plugin.clone()),
+            ("MILLRACE_NEXT_BIN", workspace::next_binary("millrace")),
             ("MILLRACE_BPF_OBJECT", workspace::bpf_object()),
             ("MILLRACE_BENCH_OBJECT", workspace::bpf_bench_object()),
         ]);

@@ -14,6 +14,7 @@ use crate::{
     kernel::{
         Linux,
         devices::Watch,
+        host::{Check, State, kube_proxy},
         links::{self, Attachment},
     },
     memory,
@@ -104,6 +105,7 @@ async fn serve(config: Config, kernel: Linux) -> Result<(), Failure> {
     let serves = config.services.proxy == Proxy::Millrace;
     let health_address = config.services.health.filter(|_| serves);
     let metrics_address = config.services.metrics.filter(|_| serves);
+    let other_proxy = serves.then(|| config.clone());
     let (agent, handle) = Agent::new(config, kernel)?;
     let events = Arc::new(Ring::new(pins.clone()));
     let pages = http::Pages {
@@ -132,6 +134,9 @@ async fn serve(config: Config, kernel: Linux) -> Result<(), Failure> {
     tokio::spawn(async move { events.read().await });
     tokio::spawn(watch_links(handle.events.clone()));
     tokio::spawn(conflist.clone().keep(published, handle.events.clone()));
+    if let Some(config) = other_proxy {
+        tokio::spawn(watch_kube_proxy(config, handle.events.clone()));
+    }
     tokio::spawn(watch_devices(handle.events));
     agent.run(ended()).await?;
     conflist.leave();
@@ -199,6 +204,33 @@ async fn watch_links(events: mpsc::Sender<Event>) {
             }
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Tells the agent of a kube-proxy beside it, or of what one has left.
+async fn watch_kube_proxy(config: Config, events: mpsc::Sender<Event>) {
+    const LOOK: Duration = Duration::from_secs(60);
+    let config = Arc::new(config);
+    let mut last = Vec::new();
+    loop {
+        let asked = Arc::clone(&config);
+        let check = tokio::task::spawn_blocking(move || kube_proxy::check(&asked)).await;
+        let trouble = check.ok().flatten().filter(|check| check.state != State::Ok);
+        let problems: Vec<String> = trouble.iter().map(Check::problem).collect();
+        if problems != last {
+            problems.iter().for_each(|problem| tracing::warn!("{problem}"));
+            let said = events
+                .send(Event::Problems(Source::KubeProxy, problems.clone()))
+                .await;
+            if said.is_err() {
+                return;
+            }
+            last = problems;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            () = events.closed() => return,
+        }
     }
 }
 

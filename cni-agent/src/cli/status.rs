@@ -74,7 +74,13 @@ fn report(context: &Context) -> Report {
             None
         }
     };
-    checks.extend(host::checks(&context.config));
+    let of_host = host::checks(&context.config);
+    // What the agent has seen too is said once.
+    checks.retain(|check| {
+        let said = |other: &Check| check.detail == format!("{}: {}", other.name, other.detail);
+        !of_host.iter().any(said)
+    });
+    checks.extend(of_host);
     let maps = match tables::read(&context.pins()) {
         Ok(maps) => maps,
         Err(error) => {

@@ -14,7 +14,7 @@ use nix::sys::signal::{SigSet, Signal};
 use super::{Context, Failure, Outcome, print_json};
 use crate::{
     conflist,
-    kernel::{Pins, devices, links, netlink::Netlink, routes, sockets},
+    kernel::{Pins, devices, kube_proxy, links, netlink::Netlink, routes, sockets},
 };
 
 #[derive(Debug, Args)]
@@ -73,6 +73,10 @@ pub(crate) fn run(context: &Context, options: &Options) -> Outcome {
     removal.step("links of the programs of sockets", sockets);
     remove_links(context, &mut removal);
     remove_network(context, &mut removal);
+    removal.step(
+        "tables for connections that kube-proxy has translated",
+        kube_proxy::let_go(),
+    );
     remove_files(context, options, &mut removal);
     report(context, &removal)?;
     if !removal.failed.is_empty() {

@@ -6,6 +6,7 @@
 
 mod daemon;
 mod firewall;
+pub mod kube_proxy;
 
 use std::{fs, io, path::Path};
 
@@ -57,6 +58,11 @@ impl Check {
     fn ok(name: &str, detail: impl Into<String>) -> Self {
         Self::new(name, State::Ok, detail, "")
     }
+
+    /// As one of the agent's problems.
+    pub fn problem(&self) -> String {
+        format!("{}: {}; {}", self.name, self.detail, self.remedy)
+    }
 }
 
 /// Looks at everything.
@@ -75,6 +81,7 @@ pub fn checks(config: &Config) -> Vec<Check> {
     }
     checks.push(rp_filter(config));
     checks.extend(services_of_sockets(config));
+    checks.extend(kube_proxy::check(config));
     checks.extend(daemon::checks(Path::new("/"), &config.vxlan.device));
     let port = (config.routing == Routing::Vxlan).then_some(config.vxlan.port);
     checks.extend(firewall::checks(port));

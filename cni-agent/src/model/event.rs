@@ -23,6 +23,8 @@ pub enum Source {
     Devices,
     /// The ports on which others ask for this proxy.
     Ports,
+    /// Another proxy of Services on this node.
+    KubeProxy,
     /// The endpoints on disk and the queue of deletions.
     Endpoints,
 }
@@ -35,6 +37,7 @@ impl fmt::Display for Source {
             Self::Runtime => "runtime",
             Self::Devices => "devices",
             Self::Ports => "ports",
+            Self::KubeProxy => "kube-proxy",
             Self::Endpoints => "endpoints",
         })
     }

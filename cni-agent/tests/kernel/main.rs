@@ -10,6 +10,7 @@ mod capabilities;
 mod cli;
 mod devices;
 mod host;
+mod kube_proxy;
 mod links;
 mod maps;
 mod namespace;

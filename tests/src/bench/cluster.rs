@@ -16,9 +16,10 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
+pub use crate::lab::kube_proxy::Mode;
 use crate::lab::{ControlPlane, Families, Lab, Node, Plan, Routing, Signal};
 pub use change::Change;
-pub use kube_proxy::{KubeProxy, Mode};
+pub use kube_proxy::KubeProxy;
 pub use loader::{Churn, Editor, Loader};
 pub use place::{Place, Server};
 pub use watched::{Rates, Sample, Stopped, Watched};

@@ -11,6 +11,7 @@ mod control_plane;
 mod endpoints;
 mod flow;
 mod front_end;
+mod kube_proxy;
 mod own_node;
 mod rbac;
 mod services;

@@ -4,12 +4,12 @@
 //! which nf_tables does not know. Rules are not interpreted: a chain that drops what no rule accepts is a reason to look,
 //! not proof that something is dropped.
 
-mod legacy;
-mod nft;
-
 use std::io;
 
-use super::{Check, State};
+use super::{
+    super::netfilter::{Netfilter, legacy, nftables, or_absent},
+    Check, State,
+};
 
 /// A chain that the kernel calls itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,20 +42,35 @@ pub(super) fn checks(vxlan: Option<u16>) -> Vec<Check> {
 }
 
 fn chains() -> io::Result<Vec<Chain>> {
-    let mut chains = match nft::chains() {
-        // No nf_tables in this kernel: no such firewall.
-        Err(error)
-            if matches!(
-                error.raw_os_error(),
-                Some(libc::EOPNOTSUPP | libc::EPROTONOSUPPORT)
-            ) =>
-        {
-            Vec::new()
-        }
-        answer => answer?,
-    };
-    chains.extend(legacy::chains()?);
+    let mut chains = or_absent(Netfilter::open().and_then(|mut netfilter| of_nftables(&mut netfilter)))?;
+    for table in legacy::tables("filter")? {
+        let hooks = [("INPUT", HOOK_INPUT), ("FORWARD", HOOK_FORWARD)];
+        chains.extend(hooks.map(|(name, hook)| Chain {
+            name: format!("{} {name}", table.tool()),
+            hook,
+            drops: table.drops(hook),
+            remedy: table.tool(),
+        }));
+    }
     Ok(chains)
+}
+
+fn of_nftables(netfilter: &mut Netfilter) -> io::Result<Vec<Chain>> {
+    let chains = nftables::chains(netfilter)?.into_iter();
+    let base = chains.filter_map(|(chain, hook)| {
+        let hook = hook?;
+        Some(Chain {
+            name: chain.to_string(),
+            hook: hook.number,
+            drops: hook.drops,
+            remedy: if chain.table.family == nftables::Family::V6 {
+                "ip6tables"
+            } else {
+                "iptables"
+            },
+        })
+    });
+    Ok(base.collect())
 }
 
 fn dropping(chains: &[Chain], hook: u32) -> Vec<&Chain> {

@@ -1,0 +1,232 @@
+//! Clients of the Services, and what they notice.
+
+use std::{
+    io::{self, ErrorKind, Read, Write},
+    net::{SocketAddr, TcpStream, UdpSocket},
+    os::fd::AsRawFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use cni_tests::lab::{Lab, Pod};
+use cni_tests::netns::Namespace;
+use cni_tests::traffic::any;
+
+use super::deployment::{Deployment, PORT};
+
+/// What comes later has been lost.
+const LIMIT: Duration = Duration::from_secs(2);
+/// Between two exchanges of a client.
+const PACE: Duration = Duration::from_millis(4);
+/// Of a connection through the Service whose pods are exchanged.
+const SHORT: u64 = 4;
+/// Descriptions of what went wrong, for a reader.
+const WORDS: usize = 3;
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) connections: u64,
+    pub(crate) exchanges: u64,
+    /// That were not made, or ended before their last exchange, otherwise than by a reset.
+    pub(crate) failed: u64,
+    pub(crate) resets: u64,
+    /// By the clients' kernel: a segment, or its acknowledgement, did not arrive in time.
+    pub(crate) retransmitted: u64,
+    /// Datagrams without an answer.
+    pub(crate) lost: u64,
+    pub(crate) words: Vec<String>,
+}
+
+impl Tally {
+    fn add(&mut self, other: Self) {
+        self.connections += other.connections;
+        self.exchanges += other.exchanges;
+        self.failed += other.failed;
+        self.resets += other.resets;
+        self.retransmitted += other.retransmitted;
+        self.lost += other.lost;
+        self.words.extend(other.words);
+    }
+
+    fn fault(&mut self, to: SocketAddr, error: &io::Error) {
+        match error.kind() {
+            ErrorKind::ConnectionReset | ErrorKind::ConnectionRefused | ErrorKind::BrokenPipe => self.resets += 1,
+            _ => self.failed += 1,
+        }
+        self.say(format!("{to}: {error}"));
+    }
+
+    fn say(&mut self, words: String) {
+        if self.words.len() < WORDS {
+            self.words.push(words);
+        }
+    }
+}
+
+/// Clients at work.
+pub(crate) struct Load {
+    ended: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<Tally>>,
+    /// Its network is the clients'.
+    _client: Pod,
+}
+
+impl Load {
+    /// Connections that last a moment to the one, that stay to the other: from a pod, from a process of the node (whose sockets
+    /// are connected to endpoints), and from outside.
+    pub(crate) fn begin(lab: &Lab, rolling: &Deployment<'_>, staying: &Deployment<'_>) -> Result<Self> {
+        let node = lab.nodes.first().context("a node")?;
+        let client = node.add_pod("client")?;
+        let ended = Arc::<AtomicBool>::default();
+        let mut threads = Vec::new();
+        for (service, exchanges) in [(rolling, SHORT), (staying, u64::MAX)] {
+            let vip = SocketAddr::new(service.address, PORT);
+            let node_port = SocketAddr::new(node.address(true), service.node_port);
+            for (from, to) in [(&client.namespace, vip), (&lab.outside, node_port)] {
+                threads.extend(clients(from, to, exchanges, &ended)?);
+            }
+            // A thread keeps the cgroup in which it began.
+            let of_node = node.with_sockets(|| clients(&node.namespace, vip, exchanges, &ended))?;
+            threads.extend(of_node);
+        }
+        Ok(Self {
+            ended,
+            threads,
+            _client: client,
+        })
+    }
+
+    pub(crate) fn end(self) -> Tally {
+        self.ended.store(true, Ordering::Relaxed);
+        let mut all = Tally::default();
+        for thread in self.threads {
+            match thread.join() {
+                Ok(tally) => all.add(tally),
+                Err(_) => all.say("a client panicked".to_owned()),
+            }
+        }
+        all
+    }
+}
+
+type Client = fn(&Namespace, SocketAddr, u64, &AtomicBool, &mut Tally) -> io::Result<()>;
+
+/// One of TCP and one of UDP.
+fn clients(
+    from: &Namespace,
+    to: SocketAddr,
+    exchanges: u64,
+    ended: &Arc<AtomicBool>,
+) -> Result<Vec<JoinHandle<Tally>>> {
+    let kinds: [Client; 2] = [stream, datagrams];
+    kinds
+        .into_iter()
+        .map(|kind| {
+            let (from, ended) = (from.duplicate()?, Arc::clone(ended));
+            Ok(thread::spawn(move || {
+                let mut tally = Tally::default();
+                while !ended.load(Ordering::Relaxed) {
+                    tally.connections += 1;
+                    if let Err(error) = kind(&from, to, exchanges, &ended, &mut tally) {
+                        tally.fault(to, &error);
+                        thread::sleep(PACE);
+                    }
+                }
+                tally
+            }))
+        })
+        .collect()
+}
+
+/// One connection, for as many exchanges.
+fn stream(from: &Namespace, to: SocketAddr, exchanges: u64, ended: &AtomicBool, tally: &mut Tally) -> io::Result<()> {
+    let mut stream = from.run(|| TcpStream::connect_timeout(&to, LIMIT))?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    stream.set_write_timeout(Some(LIMIT))?;
+    let mut talk = || {
+        for number in 0..exchanges {
+            if ended.load(Ordering::Relaxed) {
+                break;
+            }
+            stream.write_all(&number.to_be_bytes())?;
+            let mut answer = [0; 8];
+            stream.read_exact(&mut answer)?;
+            if answer != number.to_be_bytes() {
+                return Err(io::Error::other("another answer"));
+            }
+            tally.exchanges += 1;
+            thread::sleep(PACE);
+        }
+        Ok(())
+    };
+    let result = talk();
+    let again = retransmitted(&stream)?;
+    if again > 0 {
+        tally.retransmitted += u64::from(again);
+        tally.say(format!("{to}: {again} segments sent again"));
+    }
+    result
+}
+
+/// One socket, for as many datagrams.
+fn datagrams(
+    from: &Namespace,
+    to: SocketAddr,
+    exchanges: u64,
+    ended: &AtomicBool,
+    tally: &mut Tally,
+) -> io::Result<()> {
+    let socket = from.run(|| {
+        let socket = UdpSocket::bind(any(true))?;
+        socket.connect(to)?;
+        io::Result::Ok(socket)
+    })?;
+    socket.set_read_timeout(Some(LIMIT))?;
+    for number in 0..exchanges {
+        if ended.load(Ordering::Relaxed) {
+            break;
+        }
+        socket.send(&number.to_be_bytes())?;
+        let mut answer = [0; 8];
+        match socket.recv(&mut answer) {
+            Ok(_) if answer == number.to_be_bytes() => tally.exchanges += 1,
+            Err(error) if !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return Err(error),
+            // What comes after that belongs to nobody.
+            _ => {
+                tally.lost += 1;
+                tally.say(format!("{to}: a datagram without an answer"));
+                return Ok(());
+            }
+        }
+        thread::sleep(PACE);
+    }
+    Ok(())
+}
+
+/// Segments of a connection that were sent more than once.
+fn retransmitted(stream: &TcpStream) -> io::Result<u32> {
+    // SAFETY: all fields are numbers, for which zeros are values.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut length = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes into `info`, which is borrowed for the call.
+    let result = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 {
+        Ok(info.tcpi_total_retrans)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}

@@ -1,0 +1,293 @@
+//! From the real kube-proxy to Millrace while traffic runs.
+
+use std::{net::SocketAddr, process::Output};
+
+use cni_tests::{
+    lab::{
+        ControlPlane, Families, Lab, Node, Plan, Pod, Routing, Signal,
+        kube_proxy::{self, KubeProxy, Mode},
+    },
+    netns::Namespace,
+    traffic::{Echo, Steady},
+};
+use serde_json::{Value, json};
+
+use crate::{eventually, needs_control_plane};
+
+const PORT: u16 = 80;
+const NODE_PORT: u16 = 30080;
+const VIPS: [&str; 2] = ["10.96.0.77", "fd00:10:96::77"];
+const PODS: &str = "10.77.0.0/16,fd00:10:77::/48";
+/// Exchanges that show that traffic goes on.
+const SOME: u64 = 50;
+
+fn objects(server: &Pod, port: u16) -> Vec<Value> {
+    let mut objects = vec![json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": { "name": "web", "namespace": "default" },
+        "spec": {
+            "type": "NodePort", "clusterIPs": VIPS, "clusterIP": VIPS[0], "ipFamilyPolicy": "RequireDualStack",
+            "ipFamilies": ["IPv4", "IPv6"], "ports": [{ "name": "web", "port": PORT, "nodePort": NODE_PORT }],
+        },
+    })];
+    objects.extend([true, false].map(|v4| {
+        let kind = if v4 { "IPv4" } else { "IPv6" };
+        json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": kind,
+            "metadata": {
+                "name": format!("web-{}", kind.to_lowercase()), "namespace": "default",
+                "labels": { "kubernetes.io/service-name": "web" },
+            },
+            "ports": [{ "name": "web", "port": port, "protocol": "TCP" }],
+            "endpoints": [{ "addresses": [server.ip(v4)], "conditions": { "ready": true } }],
+        })
+    }));
+    objects
+}
+
+fn said(output: &Output) -> String {
+    let both = [&output.stdout[..], &output.stderr].concat();
+    String::from_utf8_lossy(&both).into_owned()
+}
+
+fn run(node: &Node, program: &str, arguments: &str) -> String {
+    let words = arguments.split_whitespace();
+    let output = node.namespace.command(program).args(words).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{program} {arguments}: {}",
+        said(&output)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// What a kubelet makes, and what a firewall has.
+fn furnish(node: &Node) {
+    for tool in ["iptables", "ip6tables"] {
+        run(node, tool, "-w -t mangle -N KUBE-IPTABLES-HINT");
+        for table in ["mangle", "nat", "filter"] {
+            run(node, tool, &format!("-w -t {table} -N KUBE-KUBELET-CANARY"));
+        }
+    }
+    run(node, "iptables", "-w -N KUBE-FIREWALL");
+    for chain in ["INPUT", "OUTPUT"] {
+        run(node, "iptables", &format!("-w -I {chain} -j KUBE-FIREWALL"));
+    }
+    let rule = "-w -A KUBE-FIREWALL ! -s 127.0.0.0/8 -d 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP";
+    run(node, "iptables", rule);
+    run(node, "nft", "add table inet firewall");
+    run(
+        node,
+        "nft",
+        "add chain inet firewall services { type filter hook input priority 5 ; }",
+    );
+}
+
+fn ruleset(node: &Node) -> String {
+    run(node, "nft", "--stateless list ruleset")
+}
+
+/// Without the table in which connections are held.
+fn of_others(ruleset: &str) -> String {
+    let mut ours = false;
+    let lines = ruleset.lines().filter(|line| {
+        ours |= line.starts_with("table") && line.contains("millrace-connections");
+        let keep = !ours;
+        ours &= *line != "}";
+        keep
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+fn check(node: &Node) -> Value {
+    let status = node.ask(["status"]).unwrap();
+    let checks = status["checks"].as_array().unwrap();
+    let found = checks.iter().find(|check| check["name"] == "kube-proxy");
+    found.cloned().unwrap_or_else(|| panic!("{status}"))
+}
+
+fn cleanup<const N: usize>(node: &Node, options: [&str; N]) -> Output {
+    node.millrace(["kube-proxy", "cleanup"])
+        .args(options)
+        .output()
+        .unwrap()
+}
+
+struct Load(Vec<(String, Steady)>);
+
+impl Load {
+    fn begin(client: &Namespace, outside: &Namespace, node: &Node) -> Self {
+        let mut all = Vec::new();
+        for v4 in [true, false] {
+            let service = SocketAddr::new(VIPS[usize::from(!v4)].parse().unwrap(), PORT);
+            let from_outside = SocketAddr::new(node.address(v4), NODE_PORT);
+            for (from, to) in [(client, service), (outside, from_outside)] {
+                let name = format!("from {} to {to}", from.name());
+                all.push((
+                    format!("new connections {name}"),
+                    Steady::connections(from, to).unwrap(),
+                ));
+                all.push((format!("a connection {name}"), Steady::tcp(from, to).unwrap()));
+            }
+        }
+        Self(all)
+    }
+
+    #[track_caller]
+    fn goes_on(&self, when: &str) {
+        for (name, one) in &self.0 {
+            let before = one.exchanges();
+            one.wait_for(SOME);
+            assert!(one.exchanges() >= before + SOME, "{name}: ended {when}");
+        }
+    }
+
+    fn end(self) -> Vec<String> {
+        let ends = self.0.into_iter().map(|(name, one)| (name, one.stop()));
+        let failures = ends.flat_map(|(name, tally)| {
+            eprintln!("{name}: {} exchanges", tally.exchanges);
+            tally
+                .failures
+                .into_iter()
+                .map(move |failure| format!("{name}: {failure}"))
+        });
+        failures.collect()
+    }
+}
+
+fn begins(mode: Mode) -> (ControlPlane, Lab, Vec<KubeProxy>) {
+    let plan = Plan::new(Routing::Direct, Families::Dual);
+    let (control, lab) = Lab::start_with_control_plane(plan).unwrap();
+    lab.nodes.iter().for_each(furnish);
+    let start =
+        |node: &Node| KubeProxy::start(&lab, &control, &node.namespace, &node.name(), mode, PODS).unwrap();
+    let proxies = lab.nodes.iter().map(start).collect();
+    (control, lab, proxies)
+}
+
+/// As an operator does it: another setting, and the agents one after the other.
+fn switch(lab: &Lab) {
+    let mut plan = lab.plan.clone();
+    plan.config["services"] = json!({ "proxy": "millrace" });
+    for node in &lab.nodes {
+        node.write_config(&plan).unwrap();
+        node.end_agent(Signal::SIGTERM).unwrap();
+        node.start_agent().unwrap();
+        node.wait_until_ready().unwrap();
+        eventually(|| {
+            let services = node
+                .ask(["services"])
+                .map_or_else(|error| error.to_string(), |all| all.to_string());
+            (!services.contains("30080")).then_some(services)
+        });
+    }
+}
+
+fn migrates(mode: Mode) {
+    needs_control_plane!();
+    cni_tests::require!(
+        kube_proxy::is_available(),
+        "no kube-proxy; `cargo xtask test kubernetes` builds it"
+    );
+    let (control, lab, proxies) = begins(mode);
+    let [node, far] = lab.pair();
+    assert_eq!(ruleset(node), ruleset(far));
+    let (client, server) = (node.add_pod("client").unwrap(), far.add_pod("server").unwrap());
+    let echoes = [true, false].map(|v4| Echo::tcp(&server.namespace, server.ip(v4), 8080).unwrap());
+    control
+        .apply(&objects(&server, echoes[0].address.port()))
+        .unwrap();
+    for node in &lab.nodes {
+        eventually(|| (!ruleset(node).contains("30080")).then(|| proxies[0].log()));
+    }
+    let refused = cleanup(node, []);
+    assert!(
+        !refused.status.success() && said(&refused).contains("a kube-proxy runs"),
+        "{refused:?}"
+    );
+    let load = Load::begin(&client.namespace, &lab.outside, node);
+    load.goes_on("before");
+
+    switch(&lab);
+    load.goes_on("after the switch");
+    let both = check(node);
+    assert_eq!(both["state"], "warning");
+    assert!(both["detail"].as_str().unwrap().contains(mode.word()), "{both}");
+    let refused = cleanup(node, []);
+    assert!(
+        !refused.status.success() && said(&refused).contains("a kube-proxy runs"),
+        "{refused:?}"
+    );
+
+    drop(proxies);
+    load.goes_on("after kube-proxy's end");
+    let left = check(node);
+    assert_eq!(left["state"], "warning");
+    assert_eq!(left["remedy"], "`millrace kube-proxy cleanup`", "{left}");
+    eventually(|| {
+        let status = node.ask(["status"]).unwrap();
+        let problems = status["agent"]["problems"].to_string();
+        (!problems.contains("kube-proxy")).then_some(problems)
+    });
+    let before = ruleset(node);
+    let dry = cleanup(node, ["--dry-run", "--json"]);
+    let dry: Value = serde_json::from_slice(&dry.stdout).unwrap();
+    assert!(!dry["removed"].as_array().unwrap().is_empty(), "{dry}");
+    assert_eq!(ruleset(node), before);
+
+    let done = cleanup(node, []);
+    assert!(done.status.success(), "{}", said(&done));
+    load.goes_on("after the cleanup");
+    // On the other node by kube-proxy itself: the same is left.
+    KubeProxy::cleanup(&far.namespace).unwrap();
+    let after = ruleset(node);
+    assert!(
+        after.contains("millrace-connections") && after.contains("KUBE-FIREWALL"),
+        "{after}"
+    );
+    assert_eq!(of_others(&after), ruleset(far));
+    let held = check(node);
+    assert_eq!(held["state"], "ok", "{held}");
+    assert!(held["remedy"].as_str().unwrap().contains("once more"), "{held}");
+    assert_eq!(load.end(), Vec::<String>::new());
+
+    // They have ended; what was kept for them goes.
+    eventually(|| {
+        let again = cleanup(node, []);
+        let after = ruleset(node);
+        after.contains("millrace-connections").then(|| said(&again))
+    });
+    assert_eq!(ruleset(node), ruleset(far));
+    assert_eq!(check(node)["detail"], "no trace of one");
+}
+
+#[test]
+fn traffic_goes_on_from_kube_proxy_with_nftables_to_millrace() {
+    migrates(Mode::Nftables);
+}
+
+#[test]
+fn traffic_goes_on_from_kube_proxy_with_iptables_to_millrace() {
+    migrates(Mode::Iptables);
+}
+
+/// Nobody would serve them.
+#[test]
+fn rules_stay_while_services_are_the_stacks_business() {
+    needs_control_plane!();
+    let plan = Plan::new(Routing::Direct, Families::V4).nodes(1);
+    let lab = Lab::start(plan).unwrap();
+    let node = &lab.nodes[0];
+    run(node, "nft", "add table ip kube-proxy");
+    let refused = cleanup(node, []);
+    assert!(
+        !refused.status.success() && said(&refused).contains("services.proxy"),
+        "{refused:?}"
+    );
+    assert!(ruleset(node).contains("kube-proxy"));
+    let forced = cleanup(node, ["--force"]);
+    assert!(
+        forced.status.success() && said(&forced).contains("warning: "),
+        "{forced:?}"
+    );
+    assert!(!ruleset(node).contains("kube-proxy"));
+}
