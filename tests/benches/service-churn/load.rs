@@ -72,8 +72,7 @@ impl Tally {
 pub(crate) struct Load {
     ended: Arc<AtomicBool>,
     threads: Vec<JoinHandle<Tally>>,
-    /// Its network is the clients'.
-    _client: Pod,
+    client: Pod,
 }
 
 impl Load {
@@ -97,11 +96,11 @@ impl Load {
         Ok(Self {
             ended,
             threads,
-            _client: client,
+            client,
         })
     }
 
-    pub(crate) fn end(self) -> Tally {
+    pub(crate) fn end(self, lab: &Lab) -> Result<Tally> {
         self.ended.store(true, Ordering::Relaxed);
         let mut all = Tally::default();
         for thread in self.threads {
@@ -110,7 +109,8 @@ impl Load {
                 Err(_) => all.say("a client panicked".to_owned()),
             }
         }
-        all
+        lab.nodes.first().context("a node")?.delete_pod(self.client)?;
+        Ok(all)
     }
 }
 

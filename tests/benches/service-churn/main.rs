@@ -85,7 +85,7 @@ fn main() -> Result<()> {
                 _ => churn(&world, round, until)?,
             };
             let seconds = begin.elapsed().as_secs_f64();
-            note(&mut samples, name, &load.end(), done as f64, seconds);
+            note(&mut samples, name, &load.end(&world.lab)?, done as f64, seconds);
         }
     }
     let mut report = Report::new("service-churn", command.rounds, &samples);

@@ -19,14 +19,14 @@ struct Family {
 
 const FAMILIES: [Family; 2] = [
     Family {
-        list: "/proc/net/ip_tables_names",
+        list: "/proc/thread-self/net/ip_tables_names",
         bind: "127.0.0.1:0",
         level: libc::IPPROTO_IP,
         target_offset: 88,
         tool: "iptables-legacy",
     },
     Family {
-        list: "/proc/net/ip6_tables_names",
+        list: "/proc/thread-self/net/ip6_tables_names",
         bind: "[::1]:0",
         level: libc::IPPROTO_IPV6,
         target_offset: 140,
