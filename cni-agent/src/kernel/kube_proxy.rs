@@ -102,8 +102,8 @@ impl Leftovers {
         let mut netfilter = Netfilter::open()?;
         let mut first = Vec::new();
         if hold {
-            let missing = Family::BOTH.map(hold_table);
-            let missing = missing.iter().filter(|table| !self.holds.contains(table));
+            let wanted: Vec<Table> = self.families().into_iter().map(hold_table).collect();
+            let missing = wanted.iter().filter(|table| !self.holds.contains(table));
             first.extend(missing.flat_map(nftables::hold_connections));
         } else {
             first.extend(self.holds.iter().map(nftables::delete_table));
@@ -119,6 +119,15 @@ impl Leftovers {
             netfilter.commit(nftables::SUBSYSTEM, batch)?;
         }
         Ok(())
+    }
+
+    fn families(&self) -> BTreeSet<Family> {
+        let of_chains = self.chains.iter().map(|chain| &chain.table);
+        self.tables
+            .iter()
+            .chain(of_chains)
+            .map(|table| table.family)
+            .collect()
     }
 }
 

@@ -8,7 +8,7 @@ use cni_tests::{
         kube_proxy::{self, KubeProxy, Mode},
     },
     netns::Namespace,
-    traffic::{Echo, Steady},
+    traffic::{self, Echo, Steady},
 };
 use serde_json::{Value, json};
 
@@ -122,6 +122,7 @@ impl Load {
             let from_outside = SocketAddr::new(node.address(v4), NODE_PORT);
             for (from, to) in [(client, service), (outside, from_outside)] {
                 let name = format!("from {} to {to}", from.name());
+                eventually(|| traffic::tcp(from, to, 8).err().map(|error| format!("{error:#}")));
                 all.push((
                     format!("new connections {name}"),
                     Steady::connections(from, to).unwrap(),
@@ -196,9 +197,6 @@ fn migrates(mode: Mode) {
     control
         .apply(&objects(&server, echoes[0].address.port()))
         .unwrap();
-    for node in &lab.nodes {
-        eventually(|| (!ruleset(node).contains("30080")).then(|| proxies[0].log()));
-    }
     let refused = cleanup(node, []);
     assert!(
         !refused.status.success() && said(&refused).contains("a kube-proxy runs"),
