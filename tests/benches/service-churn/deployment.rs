@@ -38,7 +38,13 @@ struct Replica {
 }
 
 impl<'a> Deployment<'a> {
-    pub(crate) fn start(lab: &'a Lab, editor: Editor, name: &'static str, number: u8, replicas: usize) -> Result<Self> {
+    pub(crate) fn start(
+        lab: &'a Lab,
+        editor: Editor,
+        name: &'static str,
+        number: u8,
+        replicas: usize,
+    ) -> Result<Self> {
         let mut deployment = Self {
             name,
             address: [10, 96, 0, 20 + number].into(),
@@ -62,9 +68,8 @@ impl<'a> Deployment<'a> {
                 "spec": {"type": "NodePort", "clusterIP": deployment.address, "ports": ports},
             }),
         })?;
-        let ports = ["TCP", "UDP"].map(|protocol| {
-            json!({"name": protocol.to_lowercase(), "protocol": protocol, "port": TARGET})
-        });
+        let ports = ["TCP", "UDP"]
+            .map(|protocol| json!({"name": protocol.to_lowercase(), "protocol": protocol, "port": TARGET}));
         deployment.editor.create(&Object {
             collection: SLICES,
             body: json!({

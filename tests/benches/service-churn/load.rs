@@ -55,7 +55,9 @@ impl Tally {
 
     fn fault(&mut self, to: SocketAddr, error: &io::Error) {
         match error.kind() {
-            ErrorKind::ConnectionReset | ErrorKind::ConnectionRefused | ErrorKind::BrokenPipe => self.resets += 1,
+            ErrorKind::ConnectionReset | ErrorKind::ConnectionRefused | ErrorKind::BrokenPipe => {
+                self.resets += 1
+            }
             _ => self.failed += 1,
         }
         self.say(format!("{to}: {error}"));
@@ -144,7 +146,13 @@ fn clients(
 }
 
 /// One connection, for as many exchanges.
-fn stream(from: &Namespace, to: SocketAddr, exchanges: u64, ended: &AtomicBool, tally: &mut Tally) -> io::Result<()> {
+fn stream(
+    from: &Namespace,
+    to: SocketAddr,
+    exchanges: u64,
+    ended: &AtomicBool,
+    tally: &mut Tally,
+) -> io::Result<()> {
     let mut stream = from.run(|| TcpStream::connect_timeout(&to, LIMIT))?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(LIMIT))?;
@@ -196,7 +204,9 @@ fn datagrams(
         let mut answer = [0; 8];
         match socket.recv(&mut answer) {
             Ok(_) if answer == number.to_be_bytes() => tally.exchanges += 1,
-            Err(error) if !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return Err(error),
+            Err(error) if !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                return Err(error);
+            }
             // What comes after that belongs to nobody.
             _ => {
                 tally.lost += 1;

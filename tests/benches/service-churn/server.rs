@@ -26,7 +26,8 @@ pub(crate) struct Server {
 impl Server {
     pub(crate) fn start(inside: &Namespace, ip: IpAddr, port: u16) -> Result<Self> {
         let at = SocketAddr::new(ip, port);
-        let (listener, socket) = inside.run(|| Ok::<_, std::io::Error>((TcpListener::bind(at)?, UdpSocket::bind(at)?)))?;
+        let (listener, socket) =
+            inside.run(|| Ok::<_, std::io::Error>((TcpListener::bind(at)?, UdpSocket::bind(at)?)))?;
         let ended = Arc::<AtomicBool>::default();
         let (streams, datagrams) = (Arc::clone(&ended), Arc::clone(&ended));
         let threads = vec![

@@ -62,7 +62,9 @@ pub(crate) struct Load {
 impl Load {
     /// To servers of its own in the other network.
     fn begin(from: &Namespace, to: &Namespace, addresses: impl Iterator<Item = IpAddr>) -> Self {
-        let servers = addresses.flat_map(|address| echoes(to, address, 0)).collect::<Vec<_>>();
+        let servers = addresses
+            .flat_map(|address| echoes(to, address, 0))
+            .collect::<Vec<_>>();
         let pairs = servers.chunks(2).map(|pair| (pair[0].address, pair[1].address));
         let mut load = Self::of(from, pairs);
         load._servers = servers;
@@ -92,7 +94,9 @@ impl Load {
     /// In a pod's network.
     pub(crate) fn serve(pod: &Pod, port: u16) -> Vec<Echo> {
         let inside = network(pod);
-        addresses(pod).flat_map(|address| echoes(&inside, address, port)).collect()
+        addresses(pod)
+            .flat_map(|address| echoes(&inside, address, port))
+            .collect()
     }
 
     pub(crate) fn go_on(&self) {

@@ -32,17 +32,42 @@ fn switch(cluster: &Kubernetes<()>) {
     let system = "--namespace=kube-system";
     let volumes = cluster.kubectl(["get", system, "daemonset/millrace", "-ojson"]);
     let daemonset: Value = serde_json::from_str(&volumes).unwrap();
-    let volumes = daemonset["spec"]["template"]["spec"]["volumes"].as_array().unwrap();
-    let map = volumes.iter().find_map(|volume| volume["configMap"]["name"].as_str()).unwrap();
-    let text = cluster.kubectl(["get", system, "configmap", map, "-ojsonpath={.data.config\\.yaml}"]);
+    let volumes = daemonset["spec"]["template"]["spec"]["volumes"]
+        .as_array()
+        .unwrap();
+    let map = volumes
+        .iter()
+        .find_map(|volume| volume["configMap"]["name"].as_str())
+        .unwrap();
+    let text = cluster.kubectl([
+        "get",
+        system,
+        "configmap",
+        map,
+        "-ojsonpath={.data.config\\.yaml}",
+    ]);
     let mut config: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(config["services"]["proxy"], "stack");
     config["services"]["proxy"] = json!("millrace");
     config["cni"]["chained"] = json!([]);
     let patch = json!({"data": {"config.yaml": config.to_string()}}).to_string();
-    cluster.kubectl(["patch", system, "configmap", map, "--type=merge", "--patch", &patch]);
+    cluster.kubectl([
+        "patch",
+        system,
+        "configmap",
+        map,
+        "--type=merge",
+        "--patch",
+        &patch,
+    ]);
     cluster.kubectl(["rollout", "restart", system, "daemonset/millrace"]);
-    cluster.kubectl(["rollout", "status", system, "daemonset/millrace", "--timeout=120s"]);
+    cluster.kubectl([
+        "rollout",
+        "status",
+        system,
+        "daemonset/millrace",
+        "--timeout=120s",
+    ]);
 }
 
 fn check(cluster: &Kubernetes<()>, node: &str) -> Value {
@@ -57,8 +82,18 @@ fn a_cluster_with_kube_proxy_goes_over_to_millrace_without_a_lost_packet() {
     let named = Named("mrmove");
     named.run(&["up", "--proxy", "kube-proxy-nft"]);
     let cluster = Kubernetes::of(&named, "move");
-    cluster.apply(&workload("DaemonSet", "web", json!({}), json!({"command": ["sleep", "1000000"]})));
-    cluster.apply(&workload("DaemonSet", "client", json!({}), json!({"command": ["sleep", "1000000"]})));
+    cluster.apply(&workload(
+        "DaemonSet",
+        "web",
+        json!({}),
+        json!({"command": ["sleep", "1000000"]}),
+    ));
+    cluster.apply(&workload(
+        "DaemonSet",
+        "client",
+        json!({}),
+        json!({"command": ["sleep", "1000000"]}),
+    ));
     cluster.apply(&service());
     cluster.rolled_out("daemonset/web");
     cluster.rolled_out("daemonset/client");
@@ -91,7 +126,13 @@ fn a_cluster_with_kube_proxy_goes_over_to_millrace_without_a_lost_packet() {
     loads.iter().for_each(Load::go_on);
     for node in cluster.nodes() {
         let both = check(&cluster, &node);
-        assert!(both["detail"].as_str().unwrap().contains("one runs (mode nftables)"), "{both}");
+        assert!(
+            both["detail"]
+                .as_str()
+                .unwrap()
+                .contains("one runs (mode nftables)"),
+            "{both}"
+        );
         cluster.cluster(["exec", &node, "--", "sh", "-c", "kill $(pidof kube-proxy)"]);
     }
     loads.iter().for_each(Load::go_on);
@@ -102,7 +143,11 @@ fn a_cluster_with_kube_proxy_goes_over_to_millrace_without_a_lost_packet() {
             ended.then_some(()).ok_or_else(|| left.to_string())
         });
         let done = millrace(&cluster, &node, &["kube-proxy", "cleanup"]);
-        assert_eq!(done["removed"], json!(["table ip kube-proxy", "table ip6 kube-proxy"]), "{done}");
+        assert_eq!(
+            done["removed"],
+            json!(["table ip kube-proxy", "table ip6 kube-proxy"]),
+            "{done}"
+        );
         eprintln!("{node}: {} connections live on", done["connections"]);
     }
     loads.iter().for_each(Load::go_on);
@@ -116,7 +161,10 @@ fn a_cluster_with_kube_proxy_goes_over_to_millrace_without_a_lost_packet() {
             none.then_some(()).ok_or_else(|| format!("{done} {trace}"))
         });
         let rules = cluster.cluster(["exec", &node, "--", "nft", "list", "ruleset"]);
-        assert!(!rules.contains("kube-proxy") && !rules.contains("millrace"), "{rules}");
+        assert!(
+            !rules.contains("kube-proxy") && !rules.contains("millrace"),
+            "{rules}"
+        );
         assert!(rules.contains("KUBE-FIREWALL"), "the kubelet's: {rules}");
     }
     assert_eq!(agents(&cluster).len(), cluster.nodes().len());

@@ -192,7 +192,12 @@ fn migrates(mode: Mode) {
     let (control, lab, proxies) = begins(mode);
     let [node, far] = lab.pair();
     assert_eq!(ruleset(node), ruleset(far));
-    let (client, server) = (node.add_pod("client").unwrap(), far.add_pod("server").unwrap());
+    // As beside a chained plugin: what the stack translates must come back through it.
+    let via_stack = json!({ "viaStack": true });
+    let (client, server) = (
+        node.add_pod_with("client", &via_stack).unwrap(),
+        far.add_pod_with("server", &via_stack).unwrap(),
+    );
     let echoes = [true, false].map(|v4| Echo::tcp(&server.namespace, server.ip(v4), 8080).unwrap());
     control
         .apply(&objects(&server, echoes[0].address.port()))
