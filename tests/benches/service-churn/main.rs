@@ -182,9 +182,13 @@ fn upgrades(lab: &Lab, until: Instant) -> Result<usize> {
 /// Services with an endpoint each are made and taken away. How many objects were written.
 fn churn(world: &World, round: usize, until: Instant) -> Result<usize> {
     let written = AtomicUsize::new(0);
+    let count = &written;
     thread::scope(|scope| {
         let writers: Vec<_> = (0..WRITERS)
-            .map(|writer| scope.spawn(|| write(world, &format!("churn-{round}-{writer}"), until, &written)))
+            .map(|writer| {
+                let prefix = format!("churn-{round}-{writer}");
+                scope.spawn(move || write(world, &prefix, until, count))
+            })
             .collect();
         writers
             .into_iter()
