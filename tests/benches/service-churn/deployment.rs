@@ -8,9 +8,8 @@ use cni_tests::bench::cluster::{
     objects::{Object, SERVICES, SLICES, TARGET},
 };
 use cni_tests::lab::{Lab, Pod};
+use cni_tests::traffic::Echo;
 use serde_json::{Value, json};
-
-use super::server::Server;
 
 /// As `maxSurge: 25%` and `maxUnavailable: 0` exchange 20.
 const WAVES: usize = 4;
@@ -34,7 +33,7 @@ pub(crate) struct Deployment<'a> {
 struct Replica {
     pod: Pod,
     node: usize,
-    _server: Server,
+    _servers: [Echo; 2],
 }
 
 impl<'a> Deployment<'a> {
@@ -87,12 +86,9 @@ impl<'a> Deployment<'a> {
             let node = self.made % self.lab.nodes.len();
             let pod = self.lab.nodes[node].add_pod(&format!("{}{}", self.name, self.made))?;
             self.made += 1;
-            let server = Server::start(&pod.namespace, pod.ip(true), TARGET)?;
-            pods.push(Replica {
-                pod,
-                node,
-                _server: server,
-            });
+            let (inside, ip) = (&pod.namespace, pod.ip(true));
+            let _servers = [Echo::tcp(inside, ip, TARGET)?, Echo::udp(inside, ip, TARGET)?];
+            pods.push(Replica { pod, node, _servers });
         }
         Ok(pods)
     }
@@ -128,8 +124,8 @@ impl<'a> Deployment<'a> {
             let old: Vec<Replica> = self.replicas.drain(..wave).collect();
             // The kubelet has ended them before their endpoints go.
             for replica in old {
-                let Replica { pod, node, _server } = replica;
-                drop(_server);
+                let Replica { pod, node, _servers } = replica;
+                drop(_servers);
                 self.lab.nodes[node].delete_pod(pod)?;
             }
             self.publish(0)?;

@@ -116,8 +116,6 @@ impl Load {
     }
 }
 
-type Client = fn(&Namespace, SocketAddr, u64, &AtomicBool, &mut Tally) -> io::Result<()>;
-
 /// One of TCP and one of UDP.
 fn clients(
     from: &Namespace,
@@ -125,98 +123,100 @@ fn clients(
     exchanges: u64,
     ended: &Arc<AtomicBool>,
 ) -> Result<Vec<JoinHandle<Tally>>> {
-    let kinds: [Client; 2] = [stream, datagrams];
-    kinds
-        .into_iter()
-        .map(|kind| {
-            let (from, ended) = (from.duplicate()?, Arc::clone(ended));
-            Ok(thread::spawn(move || {
-                let mut tally = Tally::default();
-                while !ended.load(Ordering::Relaxed) {
-                    tally.connections += 1;
-                    if let Err(error) = kind(&from, to, exchanges, &ended, &mut tally) {
-                        tally.fault(to, &error);
-                        thread::sleep(PACE);
-                    }
-                }
-                tally
-            }))
-        })
-        .collect()
+    let kinds: [Kind; 2] = [Client::stream, Client::datagrams];
+    let start = |kind| {
+        let (from, ended) = (from.duplicate()?, Arc::clone(ended));
+        let client = Client {
+            from,
+            to,
+            exchanges,
+            ended,
+        };
+        Ok(thread::spawn(move || client.work(kind)))
+    };
+    kinds.into_iter().map(start).collect()
 }
 
-/// One connection, for as many exchanges.
-fn stream(
-    from: &Namespace,
+struct Client {
+    from: Namespace,
     to: SocketAddr,
+    /// Of each connection.
     exchanges: u64,
-    ended: &AtomicBool,
-    tally: &mut Tally,
-) -> io::Result<()> {
-    let mut stream = from.run(|| TcpStream::connect_timeout(&to, LIMIT))?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(LIMIT))?;
-    stream.set_write_timeout(Some(LIMIT))?;
-    let mut talk = || {
-        for number in 0..exchanges {
-            if ended.load(Ordering::Relaxed) {
-                break;
+    ended: Arc<AtomicBool>,
+}
+
+type Kind = fn(&Client, &mut Tally) -> io::Result<()>;
+
+impl Client {
+    fn work(&self, connection: Kind) -> Tally {
+        let mut tally = Tally::default();
+        while !self.is_ended() {
+            tally.connections += 1;
+            if let Err(error) = connection(self, &mut tally) {
+                tally.fault(self.to, &error);
+                thread::sleep(PACE);
             }
-            stream.write_all(&number.to_be_bytes())?;
+        }
+        tally
+    }
+
+    fn is_ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
+    }
+
+    /// What is sent, one after the other.
+    fn numbers(&self) -> impl Iterator<Item = [u8; 8]> {
+        let numbers = (0..self.exchanges).take_while(|_| !self.is_ended());
+        numbers.map(u64::to_be_bytes)
+    }
+
+    fn stream(&self, tally: &mut Tally) -> io::Result<()> {
+        let mut stream = self.from.run(|| TcpStream::connect_timeout(&self.to, LIMIT))?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(LIMIT))?;
+        stream.set_write_timeout(Some(LIMIT))?;
+        let result = self.numbers().try_for_each(|number| {
+            stream.write_all(&number)?;
             let mut answer = [0; 8];
             stream.read_exact(&mut answer)?;
-            if answer != number.to_be_bytes() {
+            if answer != number {
                 return Err(io::Error::other("another answer"));
             }
             tally.exchanges += 1;
             thread::sleep(PACE);
+            Ok(())
+        });
+        let again = retransmitted(&stream)?;
+        if again > 0 {
+            tally.retransmitted += u64::from(again);
+            tally.say(format!("{}: {again} segments sent again", self.to));
+        }
+        result
+    }
+
+    fn datagrams(&self, tally: &mut Tally) -> io::Result<()> {
+        let socket = self.from.run(|| UdpSocket::bind(any(true)))?;
+        socket.connect(self.to)?;
+        socket.set_read_timeout(Some(LIMIT))?;
+        for number in self.numbers() {
+            socket.send(&number)?;
+            let mut answer = [0; 8];
+            match socket.recv(&mut answer) {
+                Ok(_) if answer == number => tally.exchanges += 1,
+                Err(error) if !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    return Err(error);
+                }
+                // What comes after that belongs to nobody.
+                _ => {
+                    tally.lost += 1;
+                    tally.say(format!("{}: a datagram without an answer", self.to));
+                    return Ok(());
+                }
+            }
+            thread::sleep(PACE);
         }
         Ok(())
-    };
-    let result = talk();
-    let again = retransmitted(&stream)?;
-    if again > 0 {
-        tally.retransmitted += u64::from(again);
-        tally.say(format!("{to}: {again} segments sent again"));
     }
-    result
-}
-
-/// One socket, for as many datagrams.
-fn datagrams(
-    from: &Namespace,
-    to: SocketAddr,
-    exchanges: u64,
-    ended: &AtomicBool,
-    tally: &mut Tally,
-) -> io::Result<()> {
-    let socket = from.run(|| {
-        let socket = UdpSocket::bind(any(true))?;
-        socket.connect(to)?;
-        io::Result::Ok(socket)
-    })?;
-    socket.set_read_timeout(Some(LIMIT))?;
-    for number in 0..exchanges {
-        if ended.load(Ordering::Relaxed) {
-            break;
-        }
-        socket.send(&number.to_be_bytes())?;
-        let mut answer = [0; 8];
-        match socket.recv(&mut answer) {
-            Ok(_) if answer == number.to_be_bytes() => tally.exchanges += 1,
-            Err(error) if !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                return Err(error);
-            }
-            // What comes after that belongs to nobody.
-            _ => {
-                tally.lost += 1;
-                tally.say(format!("{to}: a datagram without an answer"));
-                return Ok(());
-            }
-        }
-        thread::sleep(PACE);
-    }
-    Ok(())
 }
 
 /// Segments of a connection that were sent more than once.

@@ -6,7 +6,6 @@
 
 mod deployment;
 mod load;
-mod server;
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},

@@ -67,7 +67,7 @@ impl KubeProxy {
             "mode": mode.word(), "hostnameOverride": node, "clusterCIDR": pods,
             "clientConnection": {"kubeconfig": folder.join("admin.kubeconfig")},
             // Read-only outside the machine's first network namespace.
-            "conntrack": {"maxPerCore": 0, "min": 0},
+            "conntrack": {"maxPerCore": 0, "min": 0, "tcpBeLiberal": true},
         });
         fs::write(&settings, text.to_string())?;
         let log = folder.join(format!("kube-proxy-{node}.log"));

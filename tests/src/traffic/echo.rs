@@ -139,12 +139,12 @@ fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
     socket.listen(4096)?;
-    socket.set_nonblocking(true)?;
+    // It applies to `accept` too: who serves many addresses sleeps on all of them.
+    socket.set_read_timeout(Some(LOOK))?;
     Ok(socket.into())
 }
 
 fn echo_stream(mut stream: Socket, stop: &AtomicBool) {
-    let _ = stream.set_nonblocking(false);
     let _ = stream.set_read_timeout(Some(LOOK));
     // Of TCP only.
     let _ = stream.set_tcp_nodelay(true);

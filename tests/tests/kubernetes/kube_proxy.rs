@@ -115,12 +115,13 @@ fn cleanup<const N: usize>(node: &Node, options: [&str; N]) -> Output {
 struct Load(Vec<(String, Steady)>);
 
 impl Load {
-    fn begin(client: &Namespace, outside: &Namespace, node: &Node) -> Self {
+    fn begin(client: &Namespace, outside: &Namespace, node: &Node, servers: &[Echo]) -> Self {
         let mut all = Vec::new();
-        for v4 in [true, false] {
+        for server in servers {
+            let v4 = server.address.is_ipv4();
             let service = SocketAddr::new(VIPS[usize::from(!v4)].parse().unwrap(), PORT);
             let from_outside = SocketAddr::new(node.address(v4), NODE_PORT);
-            for (from, to) in [(client, service), (outside, from_outside)] {
+            for (from, to) in [(client, service), (outside, from_outside), (client, server.address)] {
                 let name = format!("from {} to {to}", from.name());
                 eventually(|| traffic::tcp(from, to, 8).err().map(|error| format!("{error:#}")));
                 all.push((
@@ -207,7 +208,7 @@ fn migrates(mode: Mode) {
         !refused.status.success() && said(&refused).contains("a kube-proxy runs"),
         "{refused:?}"
     );
-    let load = Load::begin(&client.namespace, &lab.outside, node);
+    let load = Load::begin(&client.namespace, &lab.outside, node, &echoes);
     load.goes_on("before");
 
     switch(&lab);
