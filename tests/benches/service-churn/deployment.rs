@@ -4,7 +4,7 @@ use std::{net::IpAddr, thread, time::Duration};
 
 use anyhow::{Context, Result};
 use cni_tests::bench::cluster::{
-    Editor,
+    Change, Editor,
     objects::{Object, SERVICES, SLICES, TARGET},
 };
 use cni_tests::lab::{Lab, Pod};
@@ -60,7 +60,7 @@ impl<'a> Deployment<'a> {
                 "nodePort": deployment.node_port,
             })
         });
-        deployment.editor.create(&Object {
+        deployment.create(Object {
             collection: SERVICES,
             body: json!({
                 "apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
@@ -69,7 +69,7 @@ impl<'a> Deployment<'a> {
         })?;
         let ports = ["TCP", "UDP"]
             .map(|protocol| json!({"name": protocol.to_lowercase(), "protocol": protocol, "port": TARGET}));
-        deployment.editor.create(&Object {
+        deployment.create(Object {
             collection: SLICES,
             body: json!({
                 "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4", "ports": ports,
@@ -78,6 +78,12 @@ impl<'a> Deployment<'a> {
             }),
         })?;
         Ok(deployment)
+    }
+
+    fn create(&self, object: Object) -> Result<()> {
+        Change::create(&object)
+            .iter()
+            .try_for_each(|change| self.editor.make(change))
     }
 
     fn pods(&mut self, count: usize) -> Result<Vec<Replica>> {

@@ -13,10 +13,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use cni_tests::bench::cluster::{
-    Loader, MILLRACE,
-    objects::{Endpoint, named_service, slice},
+    Change, Loader, MILLRACE,
+    objects::{Endpoint, Object, named_service, slice},
 };
 use cni_tests::bench::report::Limit;
 use cni_tests::bench::series::Samples;
@@ -217,13 +217,11 @@ fn write(world: &World, prefix: &str, until: Instant, written: &AtomicUsize) -> 
             pod: name.clone(),
         };
         let (service, slice) = (named_service(&name, None), slice(&name, [endpoint]));
-        for object in [&service, &slice] {
+        let delete = |object: &Object| Change::delete(object.collection, object.name());
+        let begin = [&service, &slice].into_iter().flat_map(Change::create);
+        for change in begin.chain([delete(&slice), delete(&service)]) {
             paced();
-            editor.create(object)?;
-        }
-        for object in [&slice, &service] {
-            paced();
-            editor.delete(object).context("delete")?;
+            editor.make(&change)?;
         }
     }
     Ok(())

@@ -121,7 +121,11 @@ impl Load {
             let v4 = server.address.is_ipv4();
             let service = SocketAddr::new(VIPS[usize::from(!v4)].parse().unwrap(), PORT);
             let from_outside = SocketAddr::new(node.address(v4), NODE_PORT);
-            for (from, to) in [(client, service), (outside, from_outside), (client, server.address)] {
+            for (from, to) in [
+                (client, service),
+                (outside, from_outside),
+                (client, server.address),
+            ] {
                 let name = format!("from {} to {to}", from.name());
                 eventually(|| traffic::tcp(from, to, 8).err().map(|error| format!("{error:#}")));
                 all.push((
