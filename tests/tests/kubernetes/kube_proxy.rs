@@ -14,19 +14,27 @@ use serde_json::{Value, json};
 
 use crate::{eventually, needs_control_plane};
 
-const PORT: u16 = 80;
-const NODE_PORT: u16 = 30080;
+/// Of the server, of the Service and of the node, and those of the server that are dialled directly: for new connections, and for
+/// one that lasts. They are two so that no port that the stack has masqueraded one with is chosen for another: neither knows
+/// what the other has chosen.
+const TARGETS: [u16; 2] = [8080, 8081];
+const PORTS: [u16; 2] = [80, 81];
+const NODE_PORTS: [u16; 2] = [30080, 30081];
+const DIRECT: [u16; 2] = [8082, 8083];
 const VIPS: [&str; 2] = ["10.96.0.77", "fd00:10:96::77"];
 const PODS: &str = "10.77.0.0/16,fd00:10:77::/48";
 /// Exchanges that show that traffic goes on.
 const SOME: u64 = 50;
 
-fn objects(server: &Pod, port: u16) -> Vec<Value> {
+fn objects(server: &Pod) -> Vec<Value> {
+    let port = |number: usize| json!({ "name": format!("p{number}"), "port": PORTS[number], "nodePort": NODE_PORTS[number] });
+    let target =
+        |number: usize| json!({ "name": format!("p{number}"), "port": TARGETS[number], "protocol": "TCP" });
     let mut objects = vec![json!({
         "apiVersion": "v1", "kind": "Service", "metadata": { "name": "web", "namespace": "default" },
         "spec": {
             "type": "NodePort", "clusterIPs": VIPS, "clusterIP": VIPS[0], "ipFamilyPolicy": "RequireDualStack",
-            "ipFamilies": ["IPv4", "IPv6"], "ports": [{ "name": "web", "port": PORT, "nodePort": NODE_PORT }],
+            "ipFamilies": ["IPv4", "IPv6"], "ports": [0, 1].map(port),
         },
     })];
     objects.extend([true, false].map(|v4| {
@@ -37,7 +45,7 @@ fn objects(server: &Pod, port: u16) -> Vec<Value> {
                 "name": format!("web-{}", kind.to_lowercase()), "namespace": "default",
                 "labels": { "kubernetes.io/service-name": "web" },
             },
-            "ports": [{ "name": "web", "port": port, "protocol": "TCP" }],
+            "ports": [0, 1].map(target),
             "endpoints": [{ "addresses": [server.ip(v4)], "conditions": { "ready": true } }],
         })
     }));
@@ -115,24 +123,24 @@ fn cleanup<const N: usize>(node: &Node, options: [&str; N]) -> Output {
 struct Load(Vec<(String, Steady)>);
 
 impl Load {
-    fn begin(client: &Namespace, outside: &Namespace, node: &Node, servers: &[Echo]) -> Self {
+    fn begin(client: &Namespace, outside: &Namespace, node: &Node, server: &Pod) -> Self {
         let mut all = Vec::new();
-        for server in servers {
-            let v4 = server.address.is_ipv4();
-            let service = SocketAddr::new(VIPS[usize::from(!v4)].parse().unwrap(), PORT);
-            let from_outside = SocketAddr::new(node.address(v4), NODE_PORT);
-            for (from, to) in [
-                (client, service),
-                (outside, from_outside),
-                (client, server.address),
+        for v4 in [true, false] {
+            let vip = VIPS[usize::from(!v4)].parse().unwrap();
+            for (from, ip, ports) in [
+                (client, vip, PORTS),
+                (outside, node.address(v4), NODE_PORTS),
+                (client, server.ip(v4), DIRECT),
             ] {
-                let name = format!("from {} to {to}", from.name());
-                eventually(|| traffic::tcp(from, to, 8).err().map(|error| format!("{error:#}")));
-                all.push((
-                    format!("new connections {name}"),
-                    Steady::connections(from, to).unwrap(),
-                ));
-                all.push((format!("a connection {name}"), Steady::tcp(from, to).unwrap()));
+                let [new, lasting] = ports.map(|port| SocketAddr::new(ip, port));
+                for to in [new, lasting] {
+                    eventually(|| traffic::tcp(from, to, 8).err().map(|error| format!("{error:#}")));
+                }
+                let name = format!("from {} to {ip}", from.name());
+                let connections = Steady::connections(from, new).unwrap();
+                all.push((format!("new connections {name}"), connections));
+                let connection = Steady::tcp(from, lasting).unwrap();
+                all.push((format!("a connection {name}"), connection));
             }
         }
         Self(all)
@@ -203,16 +211,20 @@ fn migrates(mode: Mode) {
         node.add_pod_with("client", &via_stack).unwrap(),
         far.add_pod_with("server", &via_stack).unwrap(),
     );
-    let echoes = [true, false].map(|v4| Echo::tcp(&server.namespace, server.ip(v4), 8080).unwrap());
-    control
-        .apply(&objects(&server, echoes[0].address.port()))
-        .unwrap();
+    let _echoes = [true, false].map(|v4| {
+        [TARGETS, DIRECT]
+            .concat()
+            .into_iter()
+            .map(|port| Echo::tcp(&server.namespace, server.ip(v4), port).unwrap())
+            .collect::<Vec<_>>()
+    });
+    control.apply(&objects(&server)).unwrap();
     let refused = cleanup(node, []);
     assert!(
         !refused.status.success() && said(&refused).contains("a kube-proxy runs"),
         "{refused:?}"
     );
-    let load = Load::begin(&client.namespace, &lab.outside, node, &echoes);
+    let load = Load::begin(&client.namespace, &lab.outside, node, &server);
     load.goes_on("before");
 
     switch(&lab);
