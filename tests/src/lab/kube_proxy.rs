@@ -66,9 +66,8 @@ impl KubeProxy {
             "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
             "mode": mode.word(), "hostnameOverride": node, "clusterCIDR": pods,
             "clientConnection": {"kubeconfig": folder.join("admin.kubeconfig")},
-            // The two are read-only outside the machine's first network namespace. Without the third, mode iptables drops the
-            // answers that pods get through the stack to what they sent past it.
-            "conntrack": {"maxPerCore": 0, "min": 0, "tcpBeLiberal": true},
+            // Read-only outside the machine's first network namespace.
+            "conntrack": {"maxPerCore": 0, "min": 0},
         });
         fs::write(&settings, text.to_string())?;
         let log = folder.join(format!("kube-proxy-{node}.log"));
