@@ -155,7 +155,11 @@ pub(super) fn find<'t, T: Tables>(tables: &'t T, work: &mut Work) -> Option<Foun
     if let Some(found) = by_key(tables, &work.key, work.now) {
         let origin_a = found.flow.flags.get() & flow_flags::ORIGIN_A != 0;
         work.reply = u8::from(origin_a != from_a);
-        return usable(work, found);
+        if !(answers_first(work) && ended(found.flow)) {
+            return usable(work, found);
+        }
+        // It is over. A connection with the same ends has begun since behind a translation, and this is its answer.
+        tables.remove_flow(found.table, &work.key);
     }
     let alias = by_alias(tables, &work.tuple)?;
     behind(tables, work, alias)
@@ -186,6 +190,13 @@ pub(super) fn by_alias<'t, T: Tables>(tables: &'t T, tuple: &Tuple) -> Option<&'
 pub(super) fn begins(work: &Work) -> bool {
     let flags = work.headers.tcp_flags;
     work.tuple.proto == proto::TCP && flags & tcp::SYN != 0 && flags & tcp::ACK == 0
+}
+
+/// The answer to the first packet of a TCP connection.
+#[inline(always)]
+fn answers_first(work: &Work) -> bool {
+    let both = tcp::SYN | tcp::ACK;
+    work.tuple.proto == proto::TCP && work.headers.tcp_flags & both == both
 }
 
 /// Whether a side has ended the flow. One that this node knows by its last packets only is new, and over all the same.

@@ -6,9 +6,12 @@ use cni_ebpf::abi::{Addr, Config, Endpoint, Port, Reason, flow_flags};
 use cni_ebpf::datapath::Tables;
 use cni_ebpf::datapath::Verdict;
 use cni_tests::frames::{self, Ends};
-use cni_tests::world::{self, Hook, ifindex, ip, mac, pod};
+use cni_tests::world::{self, Hook, ifindex, ip, mac, pod, port};
 
-use crate::fixtures::{ACK, SYN, SYN_ACK, TO_A, TO_B, drop_of, families, from_a, from_b, gateway, outside};
+use crate::fixtures::{
+    ACK, FIN_ACK, SYN, SYN_ACK, TO_A, TO_B, drop_of, families, from_a, from_b, gateway, outside,
+};
+use crate::services::{dial, ends, vip};
 use crate::{Pair, fixtures};
 
 const MARK_OF_ARRIVAL: u32 = Config::DEFAULT.arrived_mark;
@@ -244,6 +247,31 @@ fn a_translation_that_a_connection_left_behind_leads_nowhere() {
         assert_eq!(pair.host(Hook::FromNetdev, &late).0, Ok(Verdict::Pass));
         let (_, flow) = pair.memory.flows[1].entries()[0].clone();
         assert_eq!(flow.flags.get() & flow_flags::REPLIED, 0);
+    });
+}
+
+#[test]
+fn a_connection_that_is_over_does_not_take_the_answers_of_one_behind_a_service() {
+    families(|pair, v6| {
+        let send = |pair: &mut Pair, ends: Ends, flags, device| {
+            let (verdict, out) = pair.run(Hook::FromPod, &ends.tcp(flags, b""), device);
+            assert!(verdict.is_ok(), "{verdict:?}");
+            out
+        };
+        let straight = Ends {
+            dst_port: 8080,
+            ..from_a(pod(3, v6))
+        };
+        for (there, back) in [(SYN, SYN_ACK), (ACK, ACK), (FIN_ACK, FIN_ACK)] {
+            send(pair, straight, there, ifindex::POD_A);
+            send(pair, from_b(straight), back, ifindex::POD_B);
+        }
+        // From the same port to the same place, by its Service.
+        send(pair, dial(v6, port::TO_B), SYN, ifindex::POD_A);
+        for flags in [SYN_ACK, ACK] {
+            let out = send(pair, from_b(straight), flags, ifindex::POD_B);
+            assert_eq!(ends(&out).0, (vip(v6), port::TO_B));
+        }
     });
 }
 
