@@ -1,8 +1,11 @@
-//! From bytes to a tuple. Behind a VLAN tag, or several (802.1Q, 802.1ad), nothing is read: pods neither send nor get such
-//! packets (`unknown_ethertype`); on the node's devices they are the stack's, whose VLAN devices have hooks of their own.
+//! From bytes to a tuple.
+//!
 //! Everything that later stages read of the packet is read here, so that malformed packets end here. In the kernel it is a
 //! global function: the verifier looks at it once, alone, and takes its result as an unknown number; inlined, each of
 //! its many ends would be followed through all that comes after.
+//!
+//! Behind a VLAN tag, or several (802.1Q, 802.1ad), nothing is read: pods neither send nor get such packets
+//! (`unknown_ethertype`); on the node's devices they are the stack's, whose VLAN devices have hooks of their own.
 
 mod control;
 mod extension;

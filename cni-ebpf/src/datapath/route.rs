@@ -72,7 +72,13 @@ pub(super) fn remember_way(work: &mut Work, flow: &Flow) {
 /// Whether a packet for a local endpoint takes the stack's way to it.
 #[inline(always)]
 pub(super) fn through_stack(work: &Work, endpoint: &Endpoint) -> bool {
-    work.stack_reply != 0 || work.straight == 0 && endpoint.flags & endpoint_flags::VIA_STACK != 0
+    work.stack_reply != 0 || is_the_stacks(work, endpoint)
+}
+
+/// Whether the stack carries the connection to a local endpoint.
+#[inline(always)]
+fn is_the_stacks(work: &Work, endpoint: &Endpoint) -> bool {
+    work.straight == 0 && endpoint.flags & endpoint_flags::VIA_STACK != 0
 }
 
 /// Whether the stack carries what this endpoint sends by the route, as it carries what the endpoint gets. To another node
@@ -91,7 +97,7 @@ pub(super) fn by_stack(endpoint: &Endpoint, route: &Route) -> bool {
 /// How a connection's packets reach a local endpoint.
 #[inline(always)]
 pub(super) fn via_to(work: &Work, endpoint: &Endpoint) -> u8 {
-    if work.straight == 0 && endpoint.flags & endpoint_flags::VIA_STACK != 0 {
+    if is_the_stacks(work, endpoint) {
         via::STACK
     } else {
         via::PEER
