@@ -10,7 +10,7 @@ use super::policy::FROM_HOST;
 use super::work::fragment;
 use super::{Packet, Table, Tables, Work, nat};
 use crate::abi::{
-    Alias, Endpoint, Flow, FlowKey, Port, Reason, Tuple, event_kind, flow_flags, put, tcp_state,
+    Alias, Endpoint, Flow, FlowKey, Port, Reason, Tuple, event_kind, flow_flags, put, tcp_state, via,
 };
 
 pub const SECOND: u64 = 1_000_000_000;
@@ -155,10 +155,10 @@ pub(super) fn find<'t, T: Tables>(tables: &'t T, work: &mut Work) -> Option<Foun
     if let Some(found) = by_key(tables, &work.key, work.now) {
         let origin_a = found.flow.flags.get() & flow_flags::ORIGIN_A != 0;
         work.reply = u8::from(origin_a != from_a);
-        if !(answers_first(work) && ended(found.flow)) {
+        if !gives_way(work, found.flow) {
             return usable(work, found);
         }
-        // It is over. A connection with the same ends has begun since behind a translation, and this is its answer.
+        // What takes its place may be entered under other addresses, those of a backend: later packets would find this one.
         tables.remove_flow(found.table, &work.key);
     }
     let alias = by_alias(tables, &work.tuple)?;
@@ -218,6 +218,25 @@ fn usable<'t>(work: &Work, found: Found<'t>) -> Option<Found<'t>> {
         return None;
     }
     Some(found)
+}
+
+/// Whether the packet shows that the flow with its addresses is over: it begins another connection, or answers the first
+/// packet of one that has begun since behind a translation. So does an answer in a flow that an answer began: that of the
+/// other side's packets alone, which passed the stack and were translated there.
+#[inline(always)]
+fn gives_way(work: &Work, flow: &Flow) -> bool {
+    if begins(work) {
+        return ended(flow) || left_unanswered(flow);
+    }
+    answers_first(work) && (work.reply == 0 || ended(flow))
+}
+
+/// Whether the stack was to carry the connection, and nobody has answered. What it does not know its way to any more, a
+/// Service whose proxy is gone, may be ours by now. What is translated here keeps its translation when it is sent again.
+#[inline(always)]
+fn left_unanswered(flow: &Flow) -> bool {
+    let settled = flow_flags::REPLIED | flow_flags::DNAT | flow_flags::SNAT;
+    flow.via_forward == via::STACK && flow.flags.get() & settled == 0
 }
 
 /// Notes the packet on its flow: time, counters, state.

@@ -1,6 +1,6 @@
 //! What is left to the host's stack, and what comes back from it.
 
-use cni_ebpf::abi::{Addr, Prefix, Route, route_action};
+use cni_ebpf::abi::{Addr, Prefix, Route, flow_flags, route_action};
 use cni_ebpf::datapath::{Verdict, Work};
 use cni_tests::frames::{self, Ends};
 use cni_tests::memory::Memory;
@@ -134,6 +134,21 @@ fn a_connection_that_another_proxy_translated_goes_on_through_the_stack() {
         assert_eq!(send(&mut memory, ends, ACK), Ok(Verdict::Pass));
         let new = Ends { src_port: 1, ..ends };
         assert!(send(&mut memory, new, SYN).is_err());
+        // What nobody has answered is sent again, or begins from the same port, and finds that the Service is ours.
+        route(&mut memory, route_action::STACK);
+        let unanswered = dial(v6, port::TO_B);
+        let ours = std::mem::take(&mut memory.services);
+        assert_eq!(send(&mut memory, unanswered, SYN), Ok(Verdict::Pass));
+        memory.services = ours;
+        route(&mut memory, route_action::SERVICE);
+        for flags in [SYN, SYN, ACK] {
+            assert_eq!(send(&mut memory, unanswered, flags), TO_B);
+        }
+        let flows = memory.flows[1].entries();
+        let flow = flows
+            .iter()
+            .find(|(_, flow)| flow.flags.get() & flow_flags::DNAT != 0);
+        assert_eq!(flow.unwrap().1.packets_forward.get(), 3, "one connection");
     }
 }
 
