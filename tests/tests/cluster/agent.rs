@@ -13,7 +13,7 @@ use cni_tests::{
 };
 use serde_json::{Value, json};
 
-use super::kubernetes::{Kubernetes, Pod, eventually, said, web, workload};
+use super::kubernetes::{Kubernetes, Pod, eventually, web, workload};
 
 const SYSTEM: &str = "--namespace=kube-system";
 /// Exchanges that show that traffic goes on.
