@@ -164,11 +164,17 @@ fn ipv6_header(src: Ipv6Addr, dst: Ipv6Addr, hops: u8, next: u8, length: usize) 
 
 /// Cuts the payload of an IP packet into two fragments; the second begins at `at`, a multiple of eight.
 pub fn fragments(frame: &[u8], at: usize, id: u16) -> [Vec<u8>; 2] {
+    pieces(frame, &[at], id).try_into().unwrap()
+}
+
+/// Cuts the payload of an IP packet into fragments, one more than there are `cuts`: rising multiples of eight.
+pub fn pieces(frame: &[u8], cuts: &[usize], id: u16) -> Vec<Vec<u8>> {
     let v4 = frame[12] == 8;
     let header = if v4 { 14 + 20 } else { 14 + 40 };
     let (head, body) = frame.split_at(header);
-    let units = u16::try_from(at / 8).unwrap();
-    let make = |part: &[u8], offset: u16, more: bool| {
+    let make = |from: usize, to: usize| {
+        let (part, more) = (&body[from..to], to < body.len());
+        let offset = u16::try_from(from / 8).unwrap();
         let mut out = head.to_vec();
         if v4 {
             out[16..18].copy_from_slice(&u16::try_from(20 + part.len()).unwrap().to_be_bytes());
@@ -186,7 +192,8 @@ pub fn fragments(frame: &[u8], at: usize, id: u16) -> [Vec<u8>; 2] {
         out.extend_from_slice(part);
         out
     };
-    [make(&body[..at], 0, true), make(&body[at..], units, false)]
+    let ends = [&[0], cuts, &[body.len()]].concat();
+    ends.windows(2).map(|pair| make(pair[0], pair[1])).collect()
 }
 
 /// Puts extension headers, each (number, bytes), between an IPv6 header and what follows it.

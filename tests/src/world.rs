@@ -3,6 +3,7 @@
 
 mod content;
 mod kernel;
+mod rules;
 
 use std::net::IpAddr;
 
@@ -13,8 +14,10 @@ use crate::memory::{Frame, Memory};
 use crate::object;
 
 pub use content::{MAGLEV, MAGLEV_SIZE, backend, port, service_id};
-use content::{NEIGHBOURS, device, endpoints, fib, ranges, routes, rules, services, settings, tables};
+use content::{NEIGHBOURS, device, endpoints, fib, ranges, routes, services, settings, tables};
 pub use kernel::{Bytes, Kernel, THIS_NETNS};
+pub use rules::KUBELET;
+use rules::rules;
 
 /// Indices of the devices; the kernel's namespace is made so that they are these.
 pub mod ifindex {

@@ -12,7 +12,8 @@ use aya::{Ebpf, Pod};
 use cni_ebpf::abi::*;
 use cni_ebpf::datapath::{Verdict, Work};
 
-use super::content::{NARROW, NEIGHBOURS, device, endpoints, ranges, routes, rules, services, tables};
+use super::content::{NARROW, NEIGHBOURS, device, endpoints, ranges, routes, services, tables};
+use super::rules::rules;
 use super::{CONFIG, Hook, ifindex};
 use crate::cgroup::Cgroup;
 use crate::memory::Frame;
@@ -280,6 +281,15 @@ impl Kernel {
     pub fn flows(&mut self, name: &str) -> Result<usize> {
         let map: HashMap<_, Bytes<40>, Bytes<192>> = HashMap::try_from(self.map(name)?)?;
         Ok(map.keys().flatten().count())
+    }
+
+    /// When each connection of a table was seen last.
+    pub fn seen(&mut self, name: &str) -> Result<Vec<u64>> {
+        let map: HashMap<_, Bytes<40>, Bytes<192>> = HashMap::try_from(self.map(name)?)?;
+        let at = core::mem::offset_of!(Flow, seen);
+        map.iter()
+            .map(|entry| from_bytes(&entry?.1.0[at..at + 8]).context("eight bytes"))
+            .collect()
     }
 
     /// Makes what the programs draw by themselves what it is in memory.

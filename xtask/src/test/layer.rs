@@ -95,7 +95,7 @@ impl Layer {
             Self::Unit => {
                 let mut tests = cargo_test();
                 tests.args(["--workspace", "--lib", "--bins"]);
-                for name in member_tests() {
+                for name in member_tests().into_iter().chain([STAGES.to_owned()]) {
                     tests.args(["--test", &name]);
                 }
                 let mut tally = libtest(tests, arguments)?;
@@ -220,6 +220,9 @@ pub(crate) fn libtest(mut command: Command, arguments: &[String]) -> Result<Tall
     }
     Ok(tally)
 }
+
+/// The one program of `tests` that needs no layer of its own: properties of pure code, over its world in memory.
+const STAGES: &str = "stages";
 
 /// Integration tests of the members other than `tests`, which are layers of their own.
 fn member_tests() -> Vec<String> {
