@@ -8,6 +8,8 @@
 
 #[path = "packets/admission.rs"]
 mod admission;
+#[path = "packets/clock.rs"]
+mod clock;
 #[path = "packets/direct.rs"]
 mod direct;
 #[path = "packets/external.rs"]

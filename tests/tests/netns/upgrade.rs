@@ -25,10 +25,10 @@ fn tables(node: &Node) -> Vec<String> {
 
 /// Replaces the agent by the release to come, whose connections have another layout, and back, while links are exchanged
 /// one by one and flows cross old and new programs.
-fn replaced_and_back(routing: Routing) {
+fn replaced_and_back(plan: Plan) {
     needs_root!();
     let next = next_release!("MILLRACE_NEXT_BIN", "millrace");
-    let lab = Lab::start(Plan::new(routing, Families::Dual)).unwrap();
+    let lab = Lab::start(plan).unwrap();
     let node = &lab.nodes[0];
     let (a, b) = (node.add_pod("a").unwrap(), node.add_pod("b").unwrap());
     let c = lab.nodes[1].add_pod("c").unwrap();
@@ -59,12 +59,18 @@ fn replaced_and_back(routing: Routing) {
 
 #[test]
 fn rel_29_agent_replaced_by_a_newer_layout_and_back_direct() {
-    replaced_and_back(Routing::Direct);
+    replaced_and_back(Plan::new(Routing::Direct, Families::Dual));
 }
 
 #[test]
 fn rel_29_agent_replaced_by_a_newer_layout_and_back_vxlan() {
-    replaced_and_back(Routing::Vxlan);
+    replaced_and_back(Plan::new(Routing::Vxlan, Families::Dual));
+}
+
+/// Where filters are replaced in place instead of links exchanged.
+#[test]
+fn rel_29_agent_replaced_by_a_newer_layout_and_back_with_clsact() {
+    replaced_and_back(Plan::new(Routing::Vxlan, Families::Dual).agent_arguments(&["--attach", "clsact"]));
 }
 
 /// During a rolling update a plugin meets the agent of the release before or after its own.

@@ -6,7 +6,7 @@ use cni_ebpf::abi::{
 };
 use cni_ebpf::datapath::Verdict;
 use cni_tests::frames::Ends;
-use cni_tests::world::{self, Hook, ifindex, pod};
+use cni_tests::world::{self, Hook, KUBELET, ifindex, ip, mac, pod};
 
 use crate::Pair;
 use crate::fixtures::{ACK, SYN, families, from_a};
@@ -135,5 +135,40 @@ fn rel_40_a_list_of_rules_with_a_hole_admits_nobody() {
         };
         assert_eq!(send(pair, other, SYN), Err(Reason::PolicyIngress));
         pair.memory.rule_sets.put(2, open);
+    });
+}
+
+/// Where clouds hand out credentials and where nodes take orders, policy is asked as anywhere: the pod with rules may go to
+/// these ports of all others.
+#[test]
+fn rel_50_metadata_and_the_kubelet_are_policys_to_give() {
+    families(|pair, v6| {
+        let either = |v4: &str, six: &str| ip(if v6 { six } else { v4 });
+        let metadata = either("169.254.169.254", "fd00:ec2::254");
+        let node = either("192.0.2.1", "2001:db8::1");
+        let loopback = either("127.0.0.1", "::1");
+        let (remote, far) = (either("10.2.0.9", "fd00:2::9"), either("9.9.9.9", "2620:fe::9"));
+        let mut dial = |number: u8, dst, dst_port| {
+            let device = ifindex::POD_A + u32::from(number) - 2;
+            let ends = Ends {
+                src_mac: mac(device),
+                src: pod(number, v6),
+                dst_port,
+                ..from_a(dst)
+            };
+            pair.run(Hook::FromPod, &ends.tcp(SYN, b""), device).0
+        };
+        for (dst, port) in [(metadata, 80), (node, 80), (node, KUBELET)] {
+            assert_eq!(dial(5, dst, port), Err(Reason::PolicyEgress), "{dst} {port}");
+            // The drop is the rules', and nobody else's.
+            assert!(dial(2, dst, port).is_ok(), "{dst} {port}");
+        }
+        for (dst, port) in [(remote, 80), (remote, KUBELET), (far, 80)] {
+            assert!(dial(5, dst, port).is_ok(), "{dst} {port}");
+        }
+        // What a node keeps to itself no rule gives away.
+        for number in [2, 5] {
+            assert_eq!(dial(number, loopback, KUBELET), Err(Reason::LinkLocal));
+        }
     });
 }

@@ -191,17 +191,24 @@ fn exchange(memory: &mut Memory, dialled: Dialled, protocol: Protocol, v6: bool,
     [there, back]
 }
 
-/// An error about `quoted`, which came to `place`: from its receiver or, by the network, from a router before him.
-fn error(place: Place, quoted: &[u8], router: bool) -> Vec<u8> {
+/// An error about `quoted`, from somebody to somebody.
+fn tell(place: Place, src: IpAddr, dst: IpAddr, quoted: &[u8]) -> Vec<u8> {
+    let (kind, code) = if src.is_ipv6() { (1, 4) } else { (3, 3) };
+    from(place, src, dst).icmp_error(kind, code, quoted)
+}
+
+/// Who tells of what came to `place`: its receiver or, by the network, a router before him.
+fn teller(place: Place, quoted: &[u8], router: bool) -> IpAddr {
     let (tuple, _) = read(quoted);
-    let v6 = !tuple.src.is_v4();
-    let src = if router && place == ifindex::NETDEV {
-        ip(if v6 { "2620:fe::1" } else { "198.51.100.1" })
+    if router && place == ifindex::NETDEV {
+        ip(if tuple.src.is_v4() {
+            "198.51.100.1"
+        } else {
+            "2620:fe::1"
+        })
     } else {
         tuple.dst.into()
-    };
-    let (kind, code) = if v6 { (1, 4) } else { (3, 3) };
-    from(place, src, tuple.src.into()).icmp_error(kind, code, quoted)
+    }
 }
 
 fn any_connection() -> impl Strategy<Value = (Dialled, Protocol, bool, u16)> {
@@ -213,13 +220,17 @@ fn any_connection() -> impl Strategy<Value = (Dialled, Protocol, bool, u16)> {
         })
 }
 
-/// What of the packet inside is another one's.
+/// What is wrong with an error.
 #[derive(Clone, Copy, Debug)]
 enum Foreign {
-    /// One of the four bytes of the ports, or of an echo's id.
+    /// In the packet inside, one of the four bytes of the ports, or of an echo's id.
     Ports(usize),
     Source,
     Destination,
+    /// The packet inside is right, and the error goes to somebody else than its sender.
+    Receiver,
+    /// Or comes from a pod that had nothing to do with it.
+    Teller,
 }
 
 fn change(quoted: &mut [u8], foreign: Foreign, bits: u8) {
@@ -227,6 +238,7 @@ fn change(quoted: &mut [u8], foreign: Foreign, bits: u8) {
     let (src, dst, l4) = if v6 { (37, 53, 54) } else { (29, 33, 34) };
     let protocol = quoted[if v6 { 20 } else { 23 }];
     let at = match foreign {
+        Foreign::Receiver | Foreign::Teller => return,
         Foreign::Source => src,
         Foreign::Destination => dst,
         Foreign::Ports(at) if matches!(protocol, 1 | 58) => l4 + 4 + at % 2,
@@ -245,9 +257,11 @@ proptest! {
         let mut memory = world::memory();
         let steps = exchange(&mut memory, dialled, protocol, v6, src_port);
         let step = &steps[usize::from(reply)];
-        let (outcome, shown) = send(&mut memory, error(step.to, &step.after, router), step.to);
+        let ((sent, _), (left, _)) = (read(&step.before), read(&step.after));
+        let error = tell(step.to, teller(step.to, &step.after, router), left.src.into(), &step.after);
+        let (outcome, shown) = send(&mut memory, error, step.to);
         prop_assert_eq!(place(outcome), Some(step.from), "{:?} about {:?}", outcome, step);
-        let ((sent, _), (outer, inner)) = (read(&step.before), read(&shown));
+        let (outer, inner) = read(&shown);
         prop_assert_eq!(inner, sent);
         prop_assert_eq!(outer.dst, sent.src);
     }
@@ -256,7 +270,11 @@ proptest! {
     fn rel_47_an_error_about_anything_else_comes_to_nobody(
         (dialled, protocol, v6, src_port) in any_connection(), reply: bool, router: bool,
         foreign in prop_oneof![
-            (0..4usize).prop_map(Foreign::Ports), Just(Foreign::Source), Just(Foreign::Destination),
+            2 => (0..4usize).prop_map(Foreign::Ports),
+            1 => Just(Foreign::Source),
+            1 => Just(Foreign::Destination),
+            1 => Just(Foreign::Receiver),
+            1 => Just(Foreign::Teller),
         ],
         bits in 1..=u8::MAX, to_sender: bool,
     ) {
@@ -265,15 +283,18 @@ proptest! {
         let step = &steps[usize::from(reply)];
         let mut quoted = step.after.clone();
         change(&mut quoted, foreign, bits);
-        let mut sent = error(step.to, &quoted, router);
-        if to_sender {
-            // To the one who sent what is not quoted.
-            let (tuple, _) = read(&step.after);
-            let (outer, _) = read(&sent);
-            let (kind, code) = if v6 { (1, 4) } else { (3, 3) };
-            sent = from(step.to, outer.src.into(), tuple.src.into()).icmp_error(kind, code, &quoted);
-        }
-        let (outcome, out) = send(&mut memory, sent.clone(), step.to);
+        let (src, stranger) = (teller(step.to, &quoted, router), pod(4, v6));
+        // To the one whom the packet inside names, or to the one who sent what is not quoted.
+        let (named, _) = read(if to_sender { &step.after } else { &quoted });
+        let (place, sent) = match foreign {
+            Foreign::Receiver => (step.to, tell(step.to, src, stranger, &quoted)),
+            Foreign::Teller => {
+                let place = ifindex::POD_STACK;
+                (place, tell(place, stranger, named.src.into(), &quoted))
+            }
+            _ => (step.to, tell(step.to, src, named.src.into(), &quoted)),
+        };
+        let (outcome, out) = send(&mut memory, sent.clone(), place);
         // What comes by the network and is no pod's is the stack's to judge, as it came.
         let refused = outcome.is_err() || outcome == Ok(Verdict::Pass);
         prop_assert!(refused && out == sent, "{outcome:?} about {quoted:x?}, {step:?}");
