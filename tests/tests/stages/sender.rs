@@ -109,13 +109,50 @@ proptest! {
         match expected {
             Some(reason) => {
                 prop_assert_eq!(outcome, Err(reason));
-                let entered = traces(&memory).into_iter().zip(before).any(|(now, before)| now > before);
-                prop_assert!(!entered, "what is forged is not entered");
+                prop_assert_eq!(traces(&memory), before, "what is forged leaves no trace and takes none away");
             }
             None => prop_assert!(
                 !matches!(outcome, Err(Reason::SourceAddress | Reason::SourceMac)),
                 "{outcome:?}"
             ),
         }
+    }
+}
+
+/// A pod that may forge frames ends nobody's connection by an answer or a first packet in his name.
+#[test]
+fn rel_49_a_forged_packet_takes_no_connection_away() {
+    for (v6, flags) in [
+        (false, super::SYN_ACK),
+        (true, super::SYN_ACK),
+        (false, super::SYN),
+        (true, super::SYN),
+    ] {
+        let mut memory = world::memory();
+        let genuine = super::ends(ifindex::POD_A, pod(2, v6), pod(3, v6));
+        let answer = super::ends(ifindex::POD_B, pod(3, v6), pod(2, v6));
+        let answer = Ends {
+            src_port: genuine.dst_port,
+            dst_port: genuine.src_port,
+            ..answer
+        };
+        for (ends, flags) in [(genuine, super::SYN), (answer, super::SYN_ACK), (genuine, 16)] {
+            let mut frame = world::frame(
+                ends.tcp(flags, b""),
+                if ends.src == genuine.src {
+                    ifindex::POD_A
+                } else {
+                    ifindex::POD_B
+                },
+            );
+            assert!(super::pass(&mut memory, Hook::FromPod, &mut frame).0.is_ok());
+        }
+        let before = traces(&memory);
+        let mut frame = world::frame(genuine.tcp(flags, b""), ifindex::POD_STACK);
+        assert_eq!(
+            super::pass(&mut memory, Hook::FromPod, &mut frame).0,
+            Err(Reason::SourceAddress)
+        );
+        assert_eq!(traces(&memory), before, "flags {flags}, IPv6 {v6}");
     }
 }
