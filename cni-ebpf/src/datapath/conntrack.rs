@@ -148,21 +148,47 @@ pub(super) fn by_key<'t, T: Tables>(tables: &'t T, key: &FlowKey, now: u64) -> O
 }
 
 /// Finds the flow of `work.tuple`: by its own key, then by an alias. Sets `work.key`, `work.reply` and `work.aliased`.
+/// Nothing is changed: whose packet it is, and whether it may pass, is not known yet.
 #[inline(always)]
 pub(super) fn find<'t, T: Tables>(tables: &'t T, work: &mut Work) -> Option<Found<'t>> {
     let from_a = key_of(&work.tuple, &mut work.key);
     work.aliased = 0;
+    work.past = 0;
     if let Some(found) = by_key(tables, &work.key, work.now) {
         let origin_a = found.flow.flags.get() & flow_flags::ORIGIN_A != 0;
         work.reply = u8::from(origin_a != from_a);
-        if !gives_way(work, found.flow) {
+        if !is_over(found.flow) {
             return usable(work, found);
         }
-        // What takes its place may be entered under other addresses, those of a backend: later packets would find this one.
-        tables.remove_flow(found.table, &work.key);
+        work.past = found.flow.created;
     }
-    let alias = by_alias(tables, &work.tuple)?;
-    behind(tables, work, alias)
+    // Behind a translation another may have begun since, with the same ends on one side of it.
+    if let Some(alias) = by_alias(tables, &work.tuple)
+        && (work.past == 0 || succeeds(tables, work, alias))
+    {
+        return behind(tables, work, alias);
+    }
+    if work.past == 0 || begins(work) {
+        return None;
+    }
+    let found = by_key(tables, &work.key, work.now)?;
+    usable(work, found)
+}
+
+/// Whether the flow behind the alias is younger than the one that may be over.
+#[inline(always)]
+fn succeeds<T: Tables>(tables: &T, work: &Work, alias: &Alias) -> bool {
+    by_key(tables, &alias.flow, work.now)
+        .is_some_and(|found| found.flow.created >= work.past && nat::leads_to(alias, found.flow, &work.tuple))
+}
+
+/// Whether another connection may have taken the flow's place without taking its key: a side has ended it, or the stack
+/// was to carry it and nobody has answered. What the stack does not know its way to any more, a Service whose proxy is
+/// gone, may be ours by now. What is translated here keeps its translation when it is sent again.
+#[inline(always)]
+fn is_over(flow: &Flow) -> bool {
+    let settled = flow_flags::REPLIED | flow_flags::DNAT | flow_flags::SNAT;
+    ended(flow) || flow.via_forward == via::STACK && flow.flags.get() & settled == 0
 }
 
 /// The flow to which an alias of `work.tuple` leads. Sets `work.key`, `work.reply` and `work.aliased`.
@@ -192,13 +218,6 @@ pub(super) fn begins(work: &Work) -> bool {
     work.tuple.proto == proto::TCP && flags & tcp::SYN != 0 && flags & tcp::ACK == 0
 }
 
-/// The answer to the first packet of a TCP connection.
-#[inline(always)]
-fn answers_first(work: &Work) -> bool {
-    let both = tcp::SYN | tcp::ACK;
-    work.tuple.proto == proto::TCP && work.headers.tcp_flags & both == both
-}
-
 /// Whether a side has ended the flow. One that this node knows by its last packets only is new, and over all the same.
 #[inline(always)]
 pub(super) fn ended(flow: &Flow) -> bool {
@@ -218,25 +237,6 @@ fn usable<'t>(work: &Work, found: Found<'t>) -> Option<Found<'t>> {
         return None;
     }
     Some(found)
-}
-
-/// Whether the packet shows that the flow with its addresses is over: it begins another connection, or answers the first
-/// packet of one that has begun since behind a translation. So does an answer in a flow that an answer began: that of the
-/// other side's packets alone, which passed the stack and were translated there.
-#[inline(always)]
-fn gives_way(work: &Work, flow: &Flow) -> bool {
-    if begins(work) {
-        return ended(flow) || left_unanswered(flow);
-    }
-    answers_first(work) && (work.reply == 0 || ended(flow))
-}
-
-/// Whether the stack was to carry the connection, and nobody has answered. What it does not know its way to any more, a
-/// Service whose proxy is gone, may be ours by now. What is translated here keeps its translation when it is sent again.
-#[inline(always)]
-fn left_unanswered(flow: &Flow) -> bool {
-    let settled = flow_flags::REPLIED | flow_flags::DNAT | flow_flags::SNAT;
-    flow.via_forward == via::STACK && flow.flags.get() & settled == 0
 }
 
 /// Notes the packet on its flow: time, counters, state.

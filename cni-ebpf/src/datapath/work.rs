@@ -133,6 +133,8 @@ pub struct Work {
     pub reason: u8,
     pub pad3: [u8; 2],
     pub now: u64,
+    /// When the flow that the packet's own addresses lead to began, if it may be over; 0 otherwise.
+    pub past: u64,
     pub reply: u8,
     /// An [`event_kind`] to tell about a packet that passes; 0: none.
     pub tell: u8,
