@@ -13,7 +13,7 @@ use super::netfilter::{
     nftables::{self, Chain, Family, Hook, Jump, Table},
     or_absent,
 };
-pub use process::running;
+pub use process::{OURS, running};
 
 /// Of the mode nftables.
 const TABLE: &str = "kube-proxy";

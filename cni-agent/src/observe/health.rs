@@ -12,14 +12,14 @@ use http_body_util::Full;
 use hyper::{
     Request, Response, StatusCode,
     body::{Bytes, Incoming},
-    header::{CONTENT_TYPE, HeaderValue},
+    header::{CONTENT_TYPE, HeaderValue, SERVER},
 };
 use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 use super::{http::serve_each, ports::Ports};
-use crate::model::NamespacedName;
+use crate::{kernel::kube_proxy::OURS, model::NamespacedName};
 
 /// Connections at one time and port.
 const CONNECTIONS: usize = 16;
@@ -192,6 +192,8 @@ fn page(status: StatusCode, body: &serde_json::Value) -> Response<Full<Bytes>> {
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    // Or we would take ourselves for the proxy whose questions these are.
+    headers.insert(SERVER, HeaderValue::from_static(OURS));
     response
 }
 

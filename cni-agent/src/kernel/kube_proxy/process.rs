@@ -10,16 +10,18 @@ const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6A
 const METRICS: u16 = 10249;
 const HEALTH: u16 = 10256;
 const PATIENCE: Duration = Duration::from_millis(300);
+/// What Millrace, which answers on the same ports in the same words, calls itself in the header `Server`.
+pub const OURS: &str = "millrace";
 /// As much of an answer as is looked at.
 const LONGEST: u64 = 4096;
 
 /// How one that runs on this node tells the kernel (`nftables`, `iptables`, `ipvs`); empty if it does not say.
 pub fn running() -> Option<String> {
     LOOPBACK.into_iter().find_map(mode).or_else(|| {
-        // Metrics may be switched off. Millrace's own health has no such member.
-        let healthy = |ip| {
-            get(SocketAddr::new(ip, HEALTH), "/healthz").is_ok_and(|page| page.contains("\"lastUpdated\""))
-        };
+        // Metrics may be switched off.
+        let ours = format!("server: {OURS}");
+        let is_one = |page: String| page.contains("\"lastUpdated\"") && !page.to_lowercase().contains(&ours);
+        let healthy = |ip| get(SocketAddr::new(ip, HEALTH), "/healthz").is_ok_and(is_one);
         LOOPBACK.into_iter().any(healthy).then(String::new)
     })
 }
