@@ -383,8 +383,9 @@ fn arriving<T: Tables, P: Packet>(
             flags.set(flags.get() | flow_flags::OUTSIDE);
         }
         advance_known(tables, packet, work, &known)?;
-        // It came by a device, whatever way the connection's first packet took.
-        work.stack_reply = 0;
+        // An answer came by a device, whatever way the connection's first packet took. What began here through the stack goes
+        // on through it, also when its endpoint is no longer one that the stack serves.
+        work.stack_reply = u8::from(work.reply == 0 && work.straight == 0);
         return deliver(tables, packet, work, receiver);
     }
     conntrack::may_begin(work)?;

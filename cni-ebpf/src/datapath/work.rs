@@ -114,7 +114,7 @@ pub struct Work {
     pub limit_waits: u32,
     /// When the packet may leave, 0: at once.
     pub departure: u64,
-    /// The flow at hand returns through the stack.
+    /// The flow at hand returns through the stack, or began through it by a device.
     pub stack_reply: u8,
     /// The flow at hand leaves through the stack and has no translated source: `to_netdev` gives it one, if it needs one.
     pub unmasked: u8,
