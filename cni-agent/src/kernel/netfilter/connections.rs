@@ -8,6 +8,8 @@ use super::{Netfilter, big_endian, find};
 const GET: u16 = 1 << 8 | 1;
 /// `IPS_DST_NAT`
 const TRANSLATED: u32 = 1 << 5;
+/// After `SYN_SENT`, which nobody has answered: its first packet is sent again, and begins a connection of ours.
+const TCP_SYN_RECV: u8 = 2;
 /// From this state on (`TIME_WAIT`, `CLOSE`) nobody sends anything that matters.
 const TCP_TIME_WAIT: u8 = 7;
 
@@ -26,7 +28,7 @@ fn is_translated(bytes: &[u8]) -> bool {
     // CTA_STATUS; CTA_PROTOINFO, in it CTA_PROTOINFO_TCP and CTA_PROTOINFO_TCP_STATE
     let status = find(bytes, 3).and_then(big_endian).unwrap_or(0);
     let state = find(bytes, 4).and_then(|info| find(find(info, 1)?, 1)?.first().copied());
-    status & TRANSLATED != 0 && state.is_none_or(|state| state < TCP_TIME_WAIT)
+    status & TRANSLATED != 0 && state.is_none_or(|state| (TCP_SYN_RECV..TCP_TIME_WAIT).contains(&state))
 }
 
 #[cfg(test)]
@@ -34,13 +36,14 @@ mod tests {
     use super::{super::*, *};
 
     #[test]
-    fn what_has_ended_or_goes_where_it_was_sent_does_not_count() {
+    fn what_has_ended_or_not_begun_or_goes_where_it_was_sent_does_not_count() {
         let connection = |status: u32, state: u8| {
             let tcp = nested(4, &[nested(1, &[attribute(1, &[state])])]);
             [attribute(3, &status.to_be_bytes()), tcp].concat()
         };
         assert!(is_translated(&connection(TRANSLATED | 1, 3)));
         assert!(!is_translated(&connection(TRANSLATED | 1, 7)));
+        assert!(!is_translated(&connection(TRANSLATED | 1, 1)));
         assert!(!is_translated(&connection(1, 3)));
         assert!(
             is_translated(&attribute(3, &TRANSLATED.to_be_bytes())),
