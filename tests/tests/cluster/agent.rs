@@ -91,14 +91,6 @@ impl Load {
         }
     }
 
-    /// In a pod's network.
-    pub(crate) fn serve(pod: &Pod, port: u16) -> Vec<Echo> {
-        let inside = network(pod);
-        addresses(pod)
-            .flat_map(|address| echoes(&inside, address, port))
-            .collect()
-    }
-
     pub(crate) fn go_on(&self) {
         self.steady.values().for_each(|one| one.wait_for(SOME));
     }

@@ -7,7 +7,6 @@
 )]
 
 mod agent;
-mod kube_proxy;
 mod kubernetes;
 mod leftovers;
 mod plans;
