@@ -13,7 +13,7 @@ use cni_tests::{
 };
 use serde_json::{Value, json};
 
-use super::kubernetes::{Kubernetes, Pod, eventually, web, workload};
+use super::kubernetes::{Kubernetes, Pod, eventually, said, web, workload};
 
 const SYSTEM: &str = "--namespace=kube-system";
 /// Exchanges that show that traffic goes on.
@@ -29,7 +29,7 @@ fn sleepers(app: &str) -> Value {
 }
 
 /// The network of a pod, by one of its processes: their cgroup has its name.
-pub(crate) fn network(pod: &Pod) -> Namespace {
+fn network(pod: &Pod) -> Namespace {
     let is_in = |process: u32| {
         let groups = fs::read_to_string(format!("/proc/{process}/cgroup")).unwrap_or_default();
         groups.contains(&format!("pod{}", pod.uid))
@@ -46,64 +46,51 @@ fn addresses(pod: &Pod) -> impl Iterator<Item = IpAddr> {
     pod.addresses.iter().map(|address| address.parse().unwrap())
 }
 
-fn echoes(inside: &Namespace, address: IpAddr, port: u16) -> [Echo; 2] {
-    let tcp = Echo::tcp(inside, address, port).unwrap();
-    [tcp, Echo::udp(inside, address, port).unwrap()]
-}
-
 type Begin = fn(&Namespace, SocketAddr) -> anyhow::Result<Steady>;
 
 /// Everything that goes on between two networks.
-pub(crate) struct Load {
+struct Load {
     steady: BTreeMap<String, Steady>,
     _servers: Vec<Echo>,
 }
 
 impl Load {
-    /// To servers of its own in the other network.
     fn begin(from: &Namespace, to: &Namespace, addresses: impl Iterator<Item = IpAddr>) -> Self {
-        let servers = addresses
-            .flat_map(|address| echoes(to, address, 0))
-            .collect::<Vec<_>>();
-        let pairs = servers.chunks(2).map(|pair| (pair[0].address, pair[1].address));
-        let mut load = Self::of(from, pairs);
-        load._servers = servers;
-        load
-    }
-
-    /// To servers that there are, of TCP and of UDP.
-    pub(crate) fn of(from: &Namespace, to: impl Iterator<Item = (SocketAddr, SocketAddr)>) -> Self {
         let mut steady = BTreeMap::new();
-        for (tcp, udp) in to {
+        let mut servers = Vec::new();
+        for address in addresses {
+            let tcp = Echo::tcp(to, address, 0).unwrap();
+            let udp = Echo::udp(to, address, 0).unwrap();
             let kinds: [(_, Begin, _); 3] = [
-                ("a connection", Steady::tcp, tcp),
-                ("new connections", Steady::connections, tcp),
-                ("datagrams", Steady::udp, udp),
+                ("a connection", Steady::tcp, tcp.address),
+                ("new connections", Steady::connections, tcp.address),
+                ("datagrams", Steady::udp, udp.address),
             ];
             for (kind, begin, server) in kinds {
                 let name = format!("{kind} from {} to {server}", from.name());
                 steady.insert(name, begin(from, server).unwrap());
             }
+            servers.extend([tcp, udp]);
         }
         Self {
             steady,
-            _servers: Vec::new(),
+            _servers: servers,
         }
     }
 
-    pub(crate) fn go_on(&self) {
+    fn go_on(&self) {
         self.steady.values().for_each(|one| one.wait_for(SOME));
     }
 
     #[track_caller]
-    pub(crate) fn end(self) {
+    fn end(self) {
         for (name, one) in self.steady {
             assert_eq!(one.stop().failures, Vec::<String>::new(), "{name}");
         }
     }
 }
 
-pub(crate) fn agents(cluster: &Kubernetes<impl Sized>) -> Vec<Pod> {
+fn agents(cluster: &Kubernetes<impl Sized>) -> Vec<Pod> {
     cluster.pods_in("kube-system", "app.kubernetes.io/name=millrace")
 }
 
@@ -115,11 +102,8 @@ fn command(cluster: &Kubernetes<impl Sized>, node: &str, words: &[&str]) -> Comm
     cluster.kubectl_command([&exec, words, &["--json"]].concat())
 }
 
-/// What it says there.
-pub(crate) fn millrace(cluster: &Kubernetes<impl Sized>, node: &str, words: &[&str]) -> Value {
-    // Warnings are an exit status too.
-    let output = command(cluster, node, words).output().unwrap();
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{words:?}: {output:?}"))
+fn millrace(cluster: &Kubernetes<impl Sized>, node: &str, words: &[&str]) -> Value {
+    serde_json::from_str(&said(&mut command(cluster, node, words))).unwrap()
 }
 
 #[test]
