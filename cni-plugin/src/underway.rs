@@ -34,12 +34,26 @@ fn path(state_dir: &Path, attachment: &Attachment) -> PathBuf {
     folder(state_dir).join(attachment.host_ifname())
 }
 
-/// The file of one ADD, locked. Dropped without [`Underway::end`], the ADD counts as cut short.
+/// The file of one ADD, locked.
 #[derive(Debug)]
-pub struct Underway {
+struct Held {
     path: PathBuf,
     _file: Flock<File>,
 }
+
+impl Held {
+    /// The file goes before the lock.
+    fn remove(self) -> io::Result<()> {
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// An ADD that goes on. Dropped without [`Underway::end`], it counts as cut short.
+#[derive(Debug)]
+pub struct Underway(Held);
 
 impl Underway {
     /// Begins an ADD. What an earlier one of the same attachment has left is taken over.
@@ -60,7 +74,7 @@ impl Underway {
                 .mode(0o600)
                 .open(&path)?;
             match lock(file) {
-                Ok(file) if is_at(&file, &path)? => return Ok(Self { path, _file: file }),
+                Ok(file) if is_at(&file, &path)? => return Ok(Self(Held { path, _file: file })),
                 // Whoever had it locked has removed it.
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -75,21 +89,18 @@ impl Underway {
 
     /// The runtime has its result, or nothing is left that an agent would have to take back.
     pub fn end(self) -> io::Result<()> {
-        remove(&self.path)
+        self.0.remove()
     }
 }
 
 /// An ADD whose plugin died. Nobody can begin another one of the same attachment while this lives.
 #[derive(Debug)]
-pub struct CutShort {
-    path: PathBuf,
-    _file: Flock<File>,
-}
+pub struct CutShort(Held);
 
 impl CutShort {
     /// It has been taken back.
     pub fn forget(self) -> io::Result<()> {
-        remove(&self.path)
+        self.0.remove()
     }
 }
 
@@ -133,10 +144,10 @@ fn look(path: &Path) -> io::Result<Option<Progress>> {
     };
     match lock(file) {
         // Otherwise it has ended since the file was opened: the file goes before the lock.
-        Ok(file) if is_at(&file, path)? => Ok(Some(Progress::CutShort(CutShort {
+        Ok(file) if is_at(&file, path)? => Ok(Some(Progress::CutShort(CutShort(Held {
             path: path.to_owned(),
             _file: file,
-        }))),
+        })))),
         Ok(_) => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Some(Progress::GoesOn)),
         Err(error) => Err(error),
@@ -156,13 +167,6 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
-    }
-}
-
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
     }
 }
 

@@ -3,19 +3,10 @@
 use crate::{
     node::{Namespace, Node},
     not_run::cannot_run,
+    steps,
 };
 use cni_plugin::{code, queue};
 use serde_json::json;
-
-const ADD_STEPS: [&str; 7] = [
-    "connected",
-    "ipam",
-    "allocated",
-    "link",
-    "pod",
-    "programmed",
-    "up",
-];
 
 /// Fault injection is compiled into debug builds only.
 fn can_inject() -> bool {
@@ -27,7 +18,7 @@ fn can_inject() -> bool {
 
 #[test]
 fn an_add_that_fails_at_any_step_leaves_nothing() {
-    for step in ADD_STEPS {
+    for step in steps::WIRING {
         let Some(node) = can_inject().then(Node::new).flatten() else {
             return;
         };
@@ -42,7 +33,7 @@ fn an_add_that_fails_at_any_step_leaves_nothing() {
 
 #[test]
 fn cni_08_an_add_killed_at_any_step_is_undone_by_del() {
-    for step in ADD_STEPS.into_iter().chain(["printed"]) {
+    for step in steps::all() {
         let Some(node) = can_inject().then(Node::new).flatten() else {
             return;
         };
@@ -58,7 +49,7 @@ fn cni_08_an_add_killed_at_any_step_is_undone_by_del() {
 
 #[test]
 fn cni_08_an_add_killed_at_any_step_is_made_anew_by_the_next() {
-    for step in ADD_STEPS.into_iter().chain(["printed"]) {
+    for step in steps::all() {
         let Some(node) = can_inject().then(Node::new).flatten() else {
             return;
         };
@@ -77,7 +68,7 @@ fn cni_08_an_add_killed_at_any_step_is_made_anew_by_the_next() {
 
 #[test]
 fn cni_08_a_killed_add_leaves_the_agent_nothing_that_it_did_not_confirm() {
-    for step in ADD_STEPS.into_iter().chain(["printed"]) {
+    for step in steps::all() {
         let Some(node) = can_inject().then(Node::new).flatten() else {
             return;
         };

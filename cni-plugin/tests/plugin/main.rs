@@ -10,4 +10,5 @@ mod node;
 #[path = "../../../tests/src/not_run.rs"]
 mod not_run;
 mod reference;
+mod steps;
 mod verbs;

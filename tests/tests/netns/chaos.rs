@@ -15,21 +15,10 @@ use cni_tests::{
 };
 use serde_json::{Value, json};
 
-use crate::{eventually, needs_root};
+use crate::{eventually, needs_root, steps};
 
-/// Where the plugin can be ended in the middle of an ADD.
-const ADD_STEPS: [&str; 8] = [
-    "connected",
-    "ipam",
-    "allocated",
-    "link",
-    "pod",
-    "programmed",
-    "up",
-    "printed",
-];
 /// Those at which it needs the agent no more.
-const PROGRAMMED: [&str; 3] = ["programmed", "up", "printed"];
+const PROGRAMMED: [&str; 3] = ["programmed", "up", steps::PRINTED];
 const DEL_STEPS: [&str; 2] = ["del-link", "del-release"];
 
 /// A connection that is always full in both directions.
@@ -58,6 +47,13 @@ fn attach(node: &Node, container: &str, netns: &Namespace) -> bool {
         node.cni("DEL", container, &netns.path(), &json!({})).unwrap();
     }
     done
+}
+
+/// A node, and the network of a container on it.
+fn one_node() -> (Lab, Namespace) {
+    let lab = Lab::start(Plan::new(Routing::Direct, Families::Dual).nodes(1)).unwrap();
+    let guest = Namespace::create(&format!("{}-guest", lab.name())).unwrap();
+    (lab, guest)
 }
 
 #[test]
@@ -132,10 +128,9 @@ fn rel_28_agent_killed_before_any_change_under_bulk() {
 #[test]
 fn cni_08_plugin_killed_at_any_step_leaves_the_real_agent_nothing() {
     needs_root!();
-    let lab = Lab::start(Plan::new(Routing::Direct, Families::Dual).nodes(1)).unwrap();
+    let (lab, guest) = one_node();
     let node = &lab.nodes[0];
     let before = node.intent().unwrap();
-    let guest = Namespace::create(&format!("{}-guest", lab.name())).unwrap();
     let pool = |node: &Node| node.ask(["status"]).unwrap()["agent"]["pools"].to_string();
     let container = lab.name();
     let empty = |step: &str| {
@@ -143,7 +138,7 @@ fn cni_08_plugin_killed_at_any_step_leaves_the_real_agent_nothing() {
         assert!(pool(node).contains("\"used\":0"), "{step}: {}", pool(node));
         assert_eq!(guest.devices().unwrap(), ["lo"], "{step}");
     };
-    for step in ADD_STEPS {
+    for step in steps::all() {
         // The agent hears of it, whatever the runtime does.
         node.cni_killed(step, "ADD", container, &guest.path()).unwrap();
         eventually(|| {
@@ -171,10 +166,9 @@ fn cni_08_plugin_killed_at_any_step_leaves_the_real_agent_nothing() {
 #[test]
 fn cni_08_plugin_killed_at_any_step_after_its_agent_leaves_the_next_agent_nothing() {
     needs_root!();
-    let lab = Lab::start(Plan::new(Routing::Direct, Families::Dual).nodes(1)).unwrap();
+    let (lab, guest) = one_node();
     let node = &lab.nodes[0];
     let before = node.intent().unwrap();
-    let guest = Namespace::create(&format!("{}-guest", lab.name())).unwrap();
     let container = lab.name();
     let killed = |step: &str, verb: &str| {
         let plugin = node.cni_stopped(step, verb, container, &guest.path()).unwrap();
@@ -197,7 +191,7 @@ fn cni_08_plugin_killed_at_any_step_after_its_agent_leaves_the_next_agent_nothin
         let pools = node.ask(["status"]).unwrap()["agent"]["pools"].to_string();
         assert!(pools.contains("\"used\":0"), "{verb}, {step}: {pools}");
     };
-    for step in ADD_STEPS {
+    for step in steps::all() {
         killed(step, "ADD");
     }
     for step in DEL_STEPS {
@@ -209,13 +203,12 @@ fn cni_08_plugin_killed_at_any_step_after_its_agent_leaves_the_next_agent_nothin
 #[test]
 fn rel_28_an_add_outlives_its_agent_or_is_refused_and_tried_again() {
     needs_root!();
-    let lab = Lab::start(Plan::new(Routing::Direct, Families::Dual).nodes(1)).unwrap();
+    let (lab, guest) = one_node();
     let node = &lab.nodes[0];
     let before = node.intent().unwrap();
-    let guest = Namespace::create(&format!("{}-guest", lab.name())).unwrap();
     let container = lab.name();
     let run = |verb: &str, config: Value| node.cni(verb, container, &guest.path(), &config);
-    for step in ADD_STEPS {
+    for step in steps::all() {
         let plugin = node.cni_stopped(step, "ADD", container, &guest.path()).unwrap();
         node.end_agent(Signal::SIGKILL).unwrap();
         node.start_agent().unwrap();

@@ -26,6 +26,8 @@ mod sctp;
 mod services;
 mod settings;
 mod sizes;
+#[path = "../../../cni-plugin/tests/plugin/steps.rs"]
+mod steps;
 mod uninstall;
 mod upgrade;
 
