@@ -3,6 +3,7 @@
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
+    future::ready,
     io::{self, Write},
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
@@ -17,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use crate::{
     config::{CniConfig, Config, OnExit, Paths},
     model::{Event, Source},
+    source::inspect,
     status::Status,
 };
 
@@ -50,25 +52,7 @@ impl Conflist {
         if !self.install || status.wait_for(|status| status.ready).await.is_err() {
             return;
         }
-        let mut told = Vec::new();
-        loop {
-            let problems = self.put();
-            if problems != told {
-                problems.iter().for_each(|problem| tracing::warn!("{problem}"));
-                told.clone_from(&problems);
-                if events
-                    .send(Event::Problems(Source::Runtime, problems))
-                    .await
-                    .is_err()
-                {
-                    return;
-                }
-            }
-            tokio::select! {
-                () = tokio::time::sleep(LOOK) => {}
-                () = events.closed() => return,
-            }
-        }
+        inspect(Source::Runtime, LOOK, events, || ready(self.put())).await;
     }
 
     /// Puts it there; what is wrong, if something is.

@@ -20,6 +20,7 @@ use crate::{
     memory,
     model::{Event, Source},
     observe::{admin, health, http, ports::Ports, ring::Ring, tables::Cache},
+    source::inspect,
 };
 
 #[derive(Debug, Args)]
@@ -211,27 +212,15 @@ async fn watch_links(events: mpsc::Sender<Event>) {
 async fn watch_kube_proxy(config: Config, events: mpsc::Sender<Event>) {
     const LOOK: Duration = Duration::from_secs(60);
     let config = Arc::new(config);
-    let mut last = Vec::new();
-    loop {
-        let asked = Arc::clone(&config);
-        let check = tokio::task::spawn_blocking(move || kube_proxy::check(&asked)).await;
-        let trouble = check.ok().flatten().filter(|check| check.state != State::Ok);
-        let problems: Vec<String> = trouble.iter().map(Check::problem).collect();
-        if problems != last {
-            problems.iter().for_each(|problem| tracing::warn!("{problem}"));
-            let said = events
-                .send(Event::Problems(Source::KubeProxy, problems.clone()))
-                .await;
-            if said.is_err() {
-                return;
-            }
-            last = problems;
+    let look = || {
+        let config = Arc::clone(&config);
+        async move {
+            let check = tokio::task::spawn_blocking(move || kube_proxy::check(&config)).await;
+            let trouble = check.ok().flatten().filter(|check| check.state != State::Ok);
+            trouble.iter().map(Check::problem).collect()
         }
-        tokio::select! {
-            () = tokio::time::sleep(LOOK) => {}
-            () = events.closed() => return,
-        }
-    }
+    };
+    inspect(Source::KubeProxy, LOOK, events, look).await;
 }
 
 async fn ended() {
