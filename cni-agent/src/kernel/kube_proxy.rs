@@ -138,10 +138,18 @@ fn hold_table(family: Family) -> Table {
     }
 }
 
+fn is_hold(table: &Table) -> bool {
+    Family::BOTH.contains(&table.family) && table.name == HOLD
+}
+
 /// Removes the tables that let connections live on. True if there were any.
 pub fn let_go() -> io::Result<bool> {
-    let found = Leftovers::find()?;
-    let changes: Vec<Change> = found.holds.iter().map(nftables::delete_table).collect();
+    let tables = or_absent(Netfilter::open().and_then(|mut netfilter| nftables::tables(&mut netfilter)))?;
+    let changes: Vec<Change> = tables
+        .iter()
+        .filter(|table| is_hold(table))
+        .map(nftables::delete_table)
+        .collect();
     if changes.is_empty() {
         return Ok(false);
     }
@@ -152,13 +160,10 @@ pub fn let_go() -> io::Result<bool> {
 fn of_nftables(netfilter: &mut Netfilter) -> io::Result<Leftovers> {
     let mut found = Leftovers::default();
     for table in nftables::tables(netfilter)? {
-        if !Family::BOTH.contains(&table.family) {
-            continue;
-        }
-        match table.name.as_str() {
-            TABLE => found.tables.push(table),
-            HOLD => found.holds.push(table),
-            _ => {}
+        if is_hold(&table) {
+            found.holds.push(table);
+        } else if Family::BOTH.contains(&table.family) && table.name == TABLE {
+            found.tables.push(table);
         }
     }
     let chains = nftables::chains(netfilter)?;

@@ -14,10 +14,11 @@ const SOME: usize = 4;
 
 /// Nothing if Services are the stack's business.
 pub fn check(config: &Config) -> Option<Check> {
-    (config.services.proxy == Proxy::Millrace).then(|| judge(running().as_deref(), Leftovers::find()))
+    (config.services.proxy == Proxy::Millrace).then(|| judge(running().as_deref(), Leftovers::find))
 }
 
-fn judge(running: Option<&str>, leftovers: io::Result<Leftovers>) -> Check {
+/// What one that runs has made is not asked for: it may be tens of thousands of rules.
+fn judge(running: Option<&str>, leftovers: impl FnOnce() -> io::Result<Leftovers>) -> Check {
     let warning = |detail: String, remedy: &str| Check::new(NAME, State::Warning, detail, remedy);
     if let Some(mode) = running {
         let mode = if mode.is_empty() { "an unknown" } else { mode };
@@ -27,7 +28,7 @@ fn judge(running: Option<&str>, leftovers: io::Result<Leftovers>) -> Check {
              `millrace kube-proxy cleanup` on each node",
         );
     }
-    let found = match leftovers {
+    let found = match leftovers() {
         Ok(found) => found,
         Err(error) => {
             return warning(
@@ -73,12 +74,12 @@ mod tests {
 
     #[test]
     fn one_that_runs_is_said_before_what_it_has_made() {
-        let check = judge(Some("nftables"), Ok(Leftovers::default()));
+        let check = judge(Some("nftables"), || Ok(Leftovers::default()));
         assert_eq!(check.state, State::Warning);
         assert!(check.detail.contains("mode nftables"), "{check:?}");
         assert!(check.remedy.contains("delete daemonset kube-proxy"), "{check:?}");
-        assert_eq!(judge(None, Ok(Leftovers::default())).state, State::Ok);
-        let error = judge(None, Err(io::Error::other("no")));
+        assert_eq!(judge(None, || Ok(Leftovers::default())).state, State::Ok);
+        let error = judge(None, || Err(io::Error::other("no")));
         assert_eq!(error.state, State::Warning);
     }
 }
