@@ -134,7 +134,7 @@ impl<'a> Topology<'a> {
 
     /// Whether a node has this address, or a range of pods that is just this address.
     pub fn is_of_a_node(&self, ip: IpAddr) -> bool {
-        self.nodes.take(ip) || self.own_addresses.contains(&ip)
+        self.nodes.have(ip) || self.own_addresses.contains(&ip)
     }
 
     pub fn tunnelled(&self) -> bool {
@@ -147,7 +147,7 @@ impl<'a> Topology<'a> {
             return None;
         }
         // IPv4 where both have it: its header is the shorter one.
-        let [v4, v6] = [true, false].map(|v4| node.addresses.iter().copied().find(|ip| ip.is_ipv4() == v4));
+        let [v4, v6] = node.first_addresses();
         let [by_v4, by_v6] = self.outer_families;
         Some(Other {
             node,
@@ -157,8 +157,7 @@ impl<'a> Topology<'a> {
 
     /// The address that would lead to `node`, if it leads to this one.
     fn own_address_of(&self, node: &Node) -> Option<IpAddr> {
-        let first = |v4| node.addresses.iter().copied().find(|ip| ip.is_ipv4() == v4);
-        let mut firsts = [true, false].into_iter().filter_map(first);
+        let mut firsts = node.first_addresses().into_iter().flatten();
         firsts.find(|ip| self.own_addresses.contains(ip))
     }
 

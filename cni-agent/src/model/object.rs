@@ -21,6 +21,13 @@ pub struct Node {
     pub leaving: bool,
 }
 
+impl Node {
+    /// The address of each family that leads to it: IPv4, IPv6.
+    pub fn first_addresses(&self) -> [Option<IpAddr>; 2] {
+        [true, false].map(|v4| self.addresses.iter().copied().find(|ip| ip.is_ipv4() == v4))
+    }
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Namespace {
     pub name: String,

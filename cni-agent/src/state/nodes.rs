@@ -73,7 +73,7 @@ impl Nodes {
     }
 
     /// Whether a node has this address, or a range of pods that is just this address.
-    pub fn take(&self, ip: IpAddr) -> bool {
+    pub fn have(&self, ip: IpAddr) -> bool {
         self.taken.contains_key(&ip)
     }
 
@@ -90,7 +90,7 @@ fn taken(node: &Node) -> impl Iterator<Item = IpAddr> {
 }
 
 fn has_only_v6(node: &Node) -> bool {
-    !node.addresses.is_empty() && node.addresses.iter().all(IpAddr::is_ipv6)
+    matches!(node.first_addresses(), [None, Some(_)])
 }
 
 #[cfg(test)]
@@ -109,7 +109,7 @@ mod tests {
     #[test]
     fn an_address_is_taken_until_the_last_that_has_it_goes() {
         let mut nodes = Nodes::default();
-        let takes = |nodes: &Nodes, ip: &str| nodes.take(ip.parse().unwrap());
+        let takes = |nodes: &Nodes, ip: &str| nodes.have(ip.parse().unwrap());
         assert!(nodes.set(node("a", &["192.0.2.1"], &["10.1.0.0/24", "10.9.0.1/32"])));
         assert!(!nodes.set(node("a", &["192.0.2.1"], &["10.1.0.0/24", "10.9.0.1/32"])));
         assert!(nodes.set(node("b", &["192.0.2.1", "192.0.2.2"], &[])));
