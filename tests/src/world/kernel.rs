@@ -444,8 +444,9 @@ fn devices() -> Result<()> {
         ip_command(&format!(
             "link add d{index} index {index} type veth peer name p{index}"
         ))?;
-        // It says nothing by itself: an attached program would run, and write over what the last run left.
-        ip_command(&format!("link set p{index} addrgenmode none"))?;
+        // It says nothing by itself, not even that it listens to a multicast group (RFC 3590): an attached program would run,
+        // and write over what the last run left.
+        std::fs::write(format!("/proc/sys/net/ipv6/conf/p{index}/disable_ipv6"), "1")?;
         ip_command(&format!("link set p{index} up"))?;
         ip_command(&format!("link set d{index} up"))?;
     }
