@@ -259,6 +259,9 @@ pub fn to_pod<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work)
     start(work, hook::TO_POD, direction::INGRESS);
     let config = tables.config();
     if packet.mark() & config.own_mark_mask() == config.own_mark() {
+        if config.has_services() == 0 {
+            stack::answered(tables, packet, work);
+        }
         return work.pass();
     }
     open(tables, packet, work)?;

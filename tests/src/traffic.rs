@@ -1,6 +1,7 @@
 //! Talk over real sockets, with bounded patience and without second tries.
 
 mod echo;
+mod load;
 mod pour;
 mod sctp;
 mod steady;
@@ -16,6 +17,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{netns::Namespace, patience};
 pub use echo::Echo;
+pub use load::{Load, Targets};
 pub use pour::pour;
 pub use sctp::sctp;
 pub use steady::{Steady, Tally};

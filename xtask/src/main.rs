@@ -10,6 +10,7 @@ mod build;
 mod cluster;
 mod crds;
 mod demo;
+mod go;
 mod image;
 mod libraries;
 mod licence;

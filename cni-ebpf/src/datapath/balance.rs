@@ -137,7 +137,9 @@ pub(super) fn moves<T: Tables, P: Packet>(
         return false;
     }
     if flow.flags.get() & flow_flags::DNAT == 0 {
-        tables.remove_flow(Table::New, &work.key);
+        for table in [Table::New, Table::Established] {
+            tables.remove_flow(table, &work.key);
+        }
     }
     true
 }

@@ -8,7 +8,7 @@ use super::headers::proto;
 use super::{Tables, Work, conntrack, lot, maglev};
 use crate::abi::{
     Addr, Affinity, AffinityKey, Flow, Port, Racy, Reason, Service, ServiceKey, SlotKey, SourceRange, Tuple,
-    flow_flags, service_flags, service_scope, tcp_state,
+    flow_flags, service_flags, service_scope, tcp_state, via,
 };
 
 /// What a new connection dialled, and the backend that was chosen for it.
@@ -181,8 +181,11 @@ pub(super) fn lives<T: Tables>(tables: &T, choice: &mut Choice, addr: &Addr) -> 
     tables.service(&choice.key).is_some()
 }
 
+/// How long the stack remembers where it sends datagrams that are answered (`nf_conntrack_udp_timeout_stream`).
+const STACK_REMEMBERS: u64 = 120 * SECOND;
+
 /// Whether a datagram of a known flow may have to go elsewhere: the flow's backend serves no longer, or there was no
-/// Service when it began and nobody has answered. Streams stay where they are.
+/// Service when it began, and nobody has answered or the stack has forgotten it. Streams stay where they are.
 #[inline(always)]
 pub(super) fn may_move<T: Tables>(tables: &T, work: &mut Work, flow: &Flow) -> bool {
     let flags = flow.flags.get();
@@ -193,7 +196,8 @@ pub(super) fn may_move<T: Tables>(tables: &T, work: &mut Work, flow: &Flow) -> b
         return false;
     }
     if flags & flow_flags::DNAT == 0 {
-        return flow.state.get() == tcp_state::NEW;
+        let silent = work.now.saturating_sub(flow.seen.get()) >= STACK_REMEMBERS;
+        return flow.state.get() == tcp_state::NEW || silent && flow.via_forward == via::STACK;
     }
     // Another node chose.
     if flow.backend == 0 {

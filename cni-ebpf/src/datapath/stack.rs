@@ -6,7 +6,8 @@
 
 use super::headers::{ICMP_ANSWERER, proto};
 use super::stage::{self, Stage};
-use super::{Outcome, Packet, Tables, Work, conntrack, enter, known, nat, route, translate};
+use super::work::fragment;
+use super::{Outcome, Packet, Tables, Work, conntrack, enter, known, nat, open, route, translate};
 use crate::abi::{Addr, Reason, flow_flags, route_action, route_flags, via};
 
 /// Gives `work.flow` the address of device `ifindex` as its source, with a port that nobody uses.
@@ -48,6 +49,34 @@ pub(super) fn to_host<T: Tables, P: Packet>(
     }
     translate(tables, packet, work)?;
     work.pass()
+}
+
+/// An answer that was judged before the stack got it, and that the stack translates: only here, where it reaches the pod, does
+/// it bear the address that the pod dialled. Whose connection would not be known as answered otherwise is: so its
+/// datagrams stay where the stack sends them when Services become ours.
+#[inline(always)]
+pub(super) fn answered<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) {
+    if open(tables, packet, work).is_err()
+        || work.headers.fragment != fragment::WHOLE
+        || work.headers.icmp_error != 0
+    {
+        return;
+    }
+    let Some(found) = conntrack::find(tables, work) else {
+        return;
+    };
+    let flow = found.flow;
+    let news =
+        flow.flags.get() & flow_flags::REPLIED == 0 || work.headers.tcp_flags & !flow.tcp_reply.get() != 0;
+    if work.reply == 0 || work.aliased != 0 || flow.via_forward != via::STACK || !news {
+        return;
+    }
+    conntrack::advance(packet, work, flow);
+    work.tell = 0;
+    if conntrack::ripe(work, found.table) {
+        // Translated by the stack alone, it has no tuple but its own.
+        let _ = stage::call(Stage::Promote, tables, packet, work);
+    }
 }
 
 /// The alias stands and the flow is gone: it is built again, under the policy of this moment.

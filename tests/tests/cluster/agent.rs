@@ -1,25 +1,21 @@
 //! Millrace as its users have it: a DaemonSet that is updated, drained away and taken off.
 
 use std::{
-    collections::BTreeMap,
     fs,
     net::{IpAddr, SocketAddr},
     process::Command,
 };
 
-use cni_tests::{
-    netns::Namespace,
-    traffic::{Echo, Steady},
-};
+use cni_tests::{netns::Namespace, traffic::Load};
 use serde_json::{Value, json};
 
-use super::kubernetes::{Kubernetes, Pod, eventually, said, web, workload};
+use super::kubernetes::{Kubernetes, Pod, eventually, web, workload};
 
-const SYSTEM: &str = "--namespace=kube-system";
+pub(crate) const SYSTEM: &str = "--namespace=kube-system";
 /// Exchanges that show that traffic goes on.
-const SOME: u64 = 50;
+pub(crate) const SOME: u64 = 50;
 
-fn sleepers(app: &str) -> Value {
+pub(crate) fn sleepers(app: &str) -> Value {
     workload(
         "DaemonSet",
         app,
@@ -29,7 +25,7 @@ fn sleepers(app: &str) -> Value {
 }
 
 /// The network of a pod, by one of its processes: their cgroup has its name.
-fn network(pod: &Pod) -> Namespace {
+pub(crate) fn network(pod: &Pod) -> Namespace {
     let is_in = |process: u32| {
         let groups = fs::read_to_string(format!("/proc/{process}/cgroup")).unwrap_or_default();
         groups.contains(&format!("pod{}", pod.uid))
@@ -42,55 +38,24 @@ fn network(pod: &Pod) -> Namespace {
     Namespace::of_process(&pod.name, process).unwrap()
 }
 
-fn addresses(pod: &Pod) -> impl Iterator<Item = IpAddr> {
+pub(crate) fn addresses(pod: &Pod) -> impl Iterator<Item = IpAddr> {
     pod.addresses.iter().map(|address| address.parse().unwrap())
 }
 
-type Begin = fn(&Namespace, SocketAddr) -> anyhow::Result<Steady>;
-
-/// Everything that goes on between two networks.
-struct Load {
-    steady: BTreeMap<String, Steady>,
-    _servers: Vec<Echo>,
+/// What is outside of the cluster.
+pub(crate) fn outside(cluster: &Kubernetes<impl Sized>) -> Namespace {
+    let about: Value = serde_json::from_str(&cluster.cluster(["status", "--json"])).unwrap();
+    Namespace::open(about["fabric"]["namespace"].as_str().unwrap()).unwrap()
 }
 
-impl Load {
-    fn begin(from: &Namespace, to: &Namespace, addresses: impl Iterator<Item = IpAddr>) -> Self {
-        let mut steady = BTreeMap::new();
-        let mut servers = Vec::new();
-        for address in addresses {
-            let tcp = Echo::tcp(to, address, 0).unwrap();
-            let udp = Echo::udp(to, address, 0).unwrap();
-            let kinds: [(_, Begin, _); 3] = [
-                ("a connection", Steady::tcp, tcp.address),
-                ("new connections", Steady::connections, tcp.address),
-                ("datagrams", Steady::udp, udp.address),
-            ];
-            for (kind, begin, server) in kinds {
-                let name = format!("{kind} from {} to {server}", from.name());
-                steady.insert(name, begin(from, server).unwrap());
-            }
-            servers.extend([tcp, udp]);
-        }
-        Self {
-            steady,
-            _servers: servers,
-        }
-    }
-
-    fn go_on(&self) {
-        self.steady.values().for_each(|one| one.wait_for(SOME));
-    }
-
-    #[track_caller]
-    fn end(self) {
-        for (name, one) in self.steady {
-            assert_eq!(one.stop().failures, Vec::<String>::new(), "{name}");
-        }
-    }
+/// New agents, one node after the other.
+pub(crate) fn replace(cluster: &Kubernetes<impl Sized>) {
+    let agents = "daemonset/millrace";
+    cluster.kubectl(["rollout", "restart", SYSTEM, agents]);
+    cluster.kubectl(["rollout", "status", SYSTEM, agents, "--timeout=120s"]);
 }
 
-fn agents(cluster: &Kubernetes<impl Sized>) -> Vec<Pod> {
+pub(crate) fn agents(cluster: &Kubernetes<impl Sized>) -> Vec<Pod> {
     cluster.pods_in("kube-system", "app.kubernetes.io/name=millrace")
 }
 
@@ -102,8 +67,11 @@ fn command(cluster: &Kubernetes<impl Sized>, node: &str, words: &[&str]) -> Comm
     cluster.kubectl_command([&exec, words, &["--json"]].concat())
 }
 
-fn millrace(cluster: &Kubernetes<impl Sized>, node: &str, words: &[&str]) -> Value {
-    serde_json::from_str(&said(&mut command(cluster, node, words))).unwrap()
+/// What it says there.
+pub(crate) fn millrace(cluster: &Kubernetes<impl Sized>, node: &str, words: &[&str]) -> Value {
+    // Warnings are an exit status too.
+    let output = command(cluster, node, words).output().unwrap();
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{words:?}: {output:?}"))
 }
 
 #[test]
@@ -128,26 +96,18 @@ fn a_rolling_update_of_the_agents_loses_no_packet() {
     cluster.rolled_out("daemonset/end");
     let [first, second] = <[Pod; 2]>::try_from(cluster.pods("end")).unwrap();
     let (near, far) = (network(&first), network(&second));
-    let about: Value = serde_json::from_str(&cluster.cluster(["status", "--json"])).unwrap();
-    let outside = Namespace::open(about["fabric"]["namespace"].as_str().unwrap()).unwrap();
-    let gateways = ["192.168.77.1", "fd00:77::1"].map(|address| address.parse().unwrap());
-    let loads = [
-        Load::begin(&near, &far, addresses(&second)),
-        Load::begin(&far, &near, addresses(&first)),
-        // Masqueraded.
-        Load::begin(&near, &outside, gateways.into_iter()),
-    ];
-    loads.iter().for_each(Load::go_on);
+    let mut load = Load::default();
+    for (from, there, ips) in [(&near, &far, &second), (&far, &near, &first)] {
+        addresses(ips).for_each(|ip| load.between(from, there, ip));
+    }
+    // Masqueraded.
+    for gateway in ["192.168.77.1", "fd00:77::1"] {
+        load.between(&near, &outside(&cluster), gateway.parse().unwrap());
+    }
+    load.goes_on(SOME);
     let before = agents(&cluster);
-    cluster.kubectl(["rollout", "restart", SYSTEM, "daemonset/millrace"]);
-    cluster.kubectl([
-        "rollout",
-        "status",
-        SYSTEM,
-        "daemonset/millrace",
-        "--timeout=120s",
-    ]);
-    loads.iter().for_each(Load::go_on);
+    replace(&cluster);
+    load.goes_on(SOME);
     let after = agents(&cluster);
     assert_eq!(after.len(), before.len());
     assert!(
@@ -155,7 +115,7 @@ fn a_rolling_update_of_the_agents_loses_no_packet() {
             .iter()
             .all(|new| before.iter().all(|old| old.name != new.name))
     );
-    loads.into_iter().for_each(Load::end);
+    assert_eq!(load.end(), Vec::<String>::new());
     for node in cluster.nodes() {
         let drops = millrace(&cluster, &node, &["drops"]);
         eprintln!("{node}: {drops}");

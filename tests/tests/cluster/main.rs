@@ -7,6 +7,7 @@
 )]
 
 mod agent;
+mod kube_proxy;
 mod kubernetes;
 mod leftovers;
 mod plans;

@@ -8,50 +8,53 @@ use cni_tests::{
         kube_proxy::{self, KubeProxy, Mode},
     },
     netns::Namespace,
-    traffic::{self, Echo, Steady},
+    traffic::{self, Echo, Load, Targets},
 };
 use serde_json::{Value, json};
 
 use crate::{eventually, needs_control_plane};
 
-/// Of the server, of the Service and of the node, and those of the server that are dialled directly: for new connections, and for
-/// one that lasts. They are two so that no port that the stack has masqueraded one with is chosen for another: neither knows
-/// what the other has chosen.
-const TARGETS: [u16; 2] = [8080, 8081];
-const PORTS: [u16; 2] = [80, 81];
-const NODE_PORTS: [u16; 2] = [30080, 30081];
-const DIRECT: [u16; 2] = [8082, 8083];
+/// One port for each kind of traffic, counted from the first: neither proxy knows which ports the other has masqueraded with.
+const KINDS: [(u16, &str); 3] = [(0, "TCP"), (1, "TCP"), (2, "UDP")];
+/// Of the Service and of the node, of the servers behind it, and of those that are dialled directly.
+const PORT: u16 = 80;
+const NODE_PORT: u16 = 30080;
+const TARGET: u16 = 8080;
+const DIRECT: u16 = 8090;
 const VIPS: [&str; 2] = ["10.96.0.77", "fd00:10:96::77"];
 const PODS: &str = "10.77.0.0/16,fd00:10:77::/48";
 /// Exchanges that show that traffic goes on.
 const SOME: u64 = 50;
 
-fn objects(server: &Pod) -> Vec<Value> {
-    let port = |number: usize| {
-        let (name, port, node_port) = (format!("p{number}"), PORTS[number], NODE_PORTS[number]);
-        json!({ "name": name, "port": port, "nodePort": node_port })
-    };
-    let target = |number: usize| {
-        let (name, port) = (format!("p{number}"), TARGETS[number]);
-        json!({ "name": name, "port": port, "protocol": "TCP" })
-    };
+fn objects(servers: &[&Pod]) -> Vec<Value> {
+    let ports = KINDS.map(|(kind, protocol)| {
+        json!({
+            "name": format!("p{kind}"), "protocol": protocol, "port": PORT + kind, "nodePort": NODE_PORT + kind,
+        })
+    });
+    let targets = KINDS.map(
+        |(kind, protocol)| json!({ "name": format!("p{kind}"), "protocol": protocol, "port": TARGET + kind }),
+    );
     let mut objects = vec![json!({
         "apiVersion": "v1", "kind": "Service", "metadata": { "name": "web", "namespace": "default" },
         "spec": {
             "type": "NodePort", "clusterIPs": VIPS, "clusterIP": VIPS[0], "ipFamilyPolicy": "RequireDualStack",
-            "ipFamilies": ["IPv4", "IPv6"], "ports": ([0, 1].map(port)),
+            "ipFamilies": ["IPv4", "IPv6"], "ports": ports,
         },
     })];
     objects.extend([true, false].map(|v4| {
         let kind = if v4 { "IPv4" } else { "IPv6" };
+        let endpoint =
+            |server: &&Pod| json!({ "addresses": [server.ip(v4)], "conditions": { "ready": true } });
+        let endpoints: Vec<_> = servers.iter().map(endpoint).collect();
         json!({
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": kind,
             "metadata": {
                 "name": format!("web-{}", kind.to_lowercase()), "namespace": "default",
                 "labels": { "kubernetes.io/service-name": "web" },
             },
-            "ports": ([0, 1].map(target)),
-            "endpoints": [{ "addresses": [server.ip(v4)], "conditions": { "ready": true } }],
+            "ports": targets,
+            "endpoints": endpoints,
         })
     }));
     objects
@@ -87,6 +90,12 @@ fn furnish(node: &Node) {
     }
     let rule = "-w -A KUBE-FIREWALL ! -s 127.0.0.0/8 -d 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP";
     run(node, "iptables", rule);
+    // Two minutes otherwise, until what is kept for them goes.
+    run(
+        node,
+        "sysctl",
+        "-w net.netfilter.nf_conntrack_udp_timeout_stream=5",
+    );
     run(node, "nft", "add table inet firewall");
     run(
         node,
@@ -125,52 +134,44 @@ fn cleanup<const N: usize>(node: &Node, options: [&str; N]) -> Output {
         .unwrap()
 }
 
-struct Load(Vec<(String, Steady)>);
+fn load(client: &Namespace, outside: &Namespace, node: &Node, server: &Pod) -> Load {
+    let mut load = Load::default();
+    for v4 in [true, false] {
+        let vip = VIPS[usize::from(!v4)].parse().unwrap();
+        for (from, ip, first) in [
+            (client, vip, PORT),
+            // Once more: of two sockets each server is likely to have one.
+            (client, vip, PORT),
+            (outside, node.address(v4), NODE_PORT),
+            (client, server.ip(v4), DIRECT),
+        ] {
+            let [new, lasting, datagrams] = KINDS.map(|(kind, _)| SocketAddr::new(ip, first + kind));
+            eventually(|| traffic::tcp(from, new, 8).err().map(|error| format!("{error:#}")));
+            load.towards(
+                from,
+                Targets {
+                    lasting,
+                    new,
+                    datagrams,
+                },
+            );
+        }
+    }
+    load
+}
 
-impl Load {
-    fn begin(client: &Namespace, outside: &Namespace, node: &Node, server: &Pod) -> Self {
-        let mut all = Vec::new();
-        for v4 in [true, false] {
-            let vip = VIPS[usize::from(!v4)].parse().unwrap();
-            for (from, ip, ports) in [
-                (client, vip, PORTS),
-                (outside, node.address(v4), NODE_PORTS),
-                (client, server.ip(v4), DIRECT),
-            ] {
-                let [new, lasting] = ports.map(|port| SocketAddr::new(ip, port));
-                for to in [new, lasting] {
-                    eventually(|| traffic::tcp(from, to, 8).err().map(|error| format!("{error:#}")));
-                }
-                let name = format!("from {} to {ip}", from.name());
-                let connections = Steady::connections(from, new).unwrap();
-                all.push((format!("new connections {name}"), connections));
-                let connection = Steady::tcp(from, lasting).unwrap();
-                all.push((format!("a connection {name}"), connection));
+/// At all ports, for the life of the value.
+fn serve(server: &Pod) -> Vec<Echo> {
+    let mut echoes = Vec::new();
+    for ip in [true, false].map(|v4| server.ip(v4)) {
+        for (kind, protocol) in KINDS {
+            let serve = if protocol == "UDP" { Echo::udp } else { Echo::tcp };
+            for first in [TARGET, DIRECT] {
+                echoes.push(serve(&server.namespace, ip, first + kind).unwrap());
             }
         }
-        Self(all)
     }
-
-    #[track_caller]
-    fn goes_on(&self, when: &str) {
-        for (name, one) in &self.0 {
-            let before = one.exchanges();
-            one.wait_for(SOME);
-            assert!(one.exchanges() >= before + SOME, "{name}: ended {when}");
-        }
-    }
-
-    fn end(self) -> Vec<String> {
-        let ends = self.0.into_iter().map(|(name, one)| (name, one.stop()));
-        let failures = ends.flat_map(|(name, tally)| {
-            eprintln!("{name}: {} exchanges", tally.exchanges);
-            tally
-                .failures
-                .into_iter()
-                .map(move |failure| format!("{name}: {failure}"))
-        });
-        failures.collect()
-    }
+    echoes
 }
 
 fn begins(mode: Mode) -> (ControlPlane, Lab, Vec<KubeProxy>) {
@@ -221,24 +222,20 @@ fn migrates(mode: Mode, by_configuration: bool) {
         node.add_pod_with("client", &via_stack).unwrap(),
         far.add_pod_with("server", &via_stack).unwrap(),
     );
-    let _echoes = [true, false].map(|v4| {
-        [TARGETS, DIRECT]
-            .concat()
-            .into_iter()
-            .map(|port| Echo::tcp(&server.namespace, server.ip(v4), port).unwrap())
-            .collect::<Vec<_>>()
-    });
-    control.apply(&objects(&server)).unwrap();
+    let near = node.add_pod_with("near", &via_stack).unwrap();
+    let servers = [&server, &near];
+    let _echoes = servers.map(serve);
+    control.apply(&objects(&servers)).unwrap();
     let refused = cleanup(node, []);
     assert!(
         !refused.status.success() && said(&refused).contains("a kube-proxy runs"),
         "{refused:?}"
     );
-    let load = Load::begin(&client.namespace, &lab.outside, node, &server);
-    load.goes_on("before");
+    let load = load(&client.namespace, &lab.outside, node, &server);
+    load.goes_on(SOME);
 
     switch(&lab);
-    load.goes_on("after the switch");
+    load.goes_on(SOME);
     let both = check(node);
     assert_eq!(both["state"], "warning");
     assert!(both["detail"].as_str().unwrap().contains(mode.word()), "{both}");
@@ -249,7 +246,7 @@ fn migrates(mode: Mode, by_configuration: bool) {
     );
 
     drop(proxies);
-    load.goes_on("after kube-proxy's end");
+    load.goes_on(SOME);
     let left = check(node);
     assert_eq!(left["state"], "warning");
     assert_eq!(left["remedy"], "`millrace kube-proxy cleanup`", "{left}");
@@ -266,7 +263,7 @@ fn migrates(mode: Mode, by_configuration: bool) {
 
     let done = cleanup(node, []);
     assert!(done.status.success(), "{}", said(&done));
-    load.goes_on("after the cleanup");
+    load.goes_on(SOME);
     let after = ruleset(node);
     assert!(
         after.contains("millrace-connections") && after.contains("KUBE-FIREWALL"),

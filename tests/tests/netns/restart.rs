@@ -2,59 +2,20 @@
 
 use cni_tests::{
     lab::{Drops, Families, Lab, Plan, Pod, Routing, Signal},
-    netns::Namespace,
-    traffic::{Echo, Steady, Tally},
+    traffic::Load,
 };
 
 use crate::needs_root;
 
-/// Traffic of every kind from one pod, and its servers.
-pub(crate) struct Load {
-    _servers: Vec<Echo>,
-    flows: Vec<(String, Steady)>,
-}
-
-impl Load {
-    pub(crate) fn begin(lab: &Lab, from: &Pod, near: &Pod, far: &Pod) -> Self {
-        let mut load = Self {
-            _servers: Vec::new(),
-            flows: Vec::new(),
-        };
-        for v4 in lab.plan.families.each() {
-            load.towards(&from.namespace, "same node", &near.namespace, near.ip(v4));
-            load.towards(&from.namespace, "other node", &far.namespace, far.ip(v4));
-            load.towards(&from.namespace, "outside", &lab.outside, lab.outside_address(v4));
-        }
-        load
+/// Traffic of every kind from one pod to its node, to the other, and outside.
+pub(crate) fn load(lab: &Lab, from: &Pod, near: &Pod, far: &Pod) -> Load {
+    let mut load = Load::default();
+    for v4 in lab.plan.families.each() {
+        load.between(&from.namespace, &near.namespace, near.ip(v4));
+        load.between(&from.namespace, &far.namespace, far.ip(v4));
+        load.between(&from.namespace, &lab.outside, lab.outside_address(v4));
     }
-
-    fn towards(&mut self, from: &Namespace, name: &str, there: &Namespace, to: std::net::IpAddr) {
-        let tcp = Echo::tcp(there, to, 0).unwrap();
-        let udp = Echo::udp(there, to, 0).unwrap();
-        let mut add = |kind: &str, flow: anyhow::Result<Steady>| {
-            self.flows.push((format!("{kind}, {name}, {to}"), flow.unwrap()));
-        };
-        add("established TCP", Steady::tcp(from, tcp.address));
-        add("UDP", Steady::udp(from, udp.address));
-        add("new connections", Steady::connections(from, tcp.address));
-        self._servers.extend([tcp, udp]);
-    }
-
-    /// Until every flow has had so many more exchanges.
-    pub(crate) fn go_on(&self, exchanges: u64) {
-        self.flows.iter().for_each(|(_, flow)| flow.wait_for(exchanges));
-    }
-
-    #[track_caller]
-    pub(crate) fn end(self, dropped: &[Drops]) {
-        let lost: Vec<(String, Tally)> = self
-            .flows
-            .into_iter()
-            .map(|(name, flow)| (name, flow.stop()))
-            .filter(|(_, tally)| !tally.failures.is_empty())
-            .collect();
-        assert!(lost.is_empty(), "{dropped:?} {lost:#?}");
-    }
+    load
 }
 
 /// Ends the agent by `signal`, lets the traffic go on without it, and starts it again; twice.
@@ -64,21 +25,21 @@ fn end_and_return(plan: Plan, signal: Signal) {
     let node = &lab.nodes[0];
     let (a, b) = (node.add_pod("a").unwrap(), node.add_pod("b").unwrap());
     let c = lab.nodes[1].add_pod("c").unwrap();
-    let load = Load::begin(&lab, &a, &b, &c);
-    load.go_on(20);
+    let load = load(&lab, &a, &b, &c);
+    load.goes_on(20);
     let before = node.intent().unwrap();
     for _ in 0..2 {
         node.end_agent(signal).unwrap();
-        load.go_on(50);
+        load.goes_on(50);
         assert_eq!(node.intent().unwrap(), before, "after the agent's end");
         node.start_agent().unwrap();
-        load.go_on(20);
+        load.goes_on(20);
         node.wait_until_ready().unwrap();
-        load.go_on(20);
+        load.goes_on(20);
         assert_eq!(node.intent().unwrap(), before, "after the agent's return");
     }
     let dropped = [node, &lab.nodes[1]].map(|node| node.drops().unwrap());
-    load.end(&dropped);
+    assert_eq!(load.end(), Vec::<String>::new(), "{dropped:?}");
     assert_eq!(dropped, [Drops::new(), Drops::new()]);
 }
 

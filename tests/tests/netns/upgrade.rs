@@ -9,7 +9,7 @@ use cni_tests::{
 };
 use serde_json::{Value, json};
 
-use crate::{eventually, needs_root, next_release, restart::Load};
+use crate::{eventually, needs_root, next_release, restart};
 
 /// The pinned tables of connections.
 fn tables(node: &Node) -> Vec<String> {
@@ -32,28 +32,28 @@ fn replaced_and_back(plan: Plan) {
     let node = &lab.nodes[0];
     let (a, b) = (node.add_pod("a").unwrap(), node.add_pod("b").unwrap());
     let c = lab.nodes[1].add_pod("c").unwrap();
-    let load = Load::begin(&lab, &a, &b, &c);
-    load.go_on(20);
+    let load = restart::load(&lab, &a, &b, &c);
+    load.goes_on(20);
     let before = node.intent().unwrap();
     let ours = binary("MILLRACE_BIN", "millrace");
     for _ in 0..2 {
         for (millrace, version) in [(&next, "v2"), (&ours, "v1")] {
             node.end_agent(Signal::SIGTERM).unwrap();
-            load.go_on(10);
+            load.goes_on(10);
             node.start_agent_of(millrace).unwrap();
-            load.go_on(20);
+            load.goes_on(20);
             node.wait_until_ready().unwrap();
             let wanted = ["conntrack_new", "conntrack"].map(|name| format!("{name}_{version}"));
             eventually(|| {
                 let now = tables(node);
                 (now != wanted).then(|| format!("{now:?} instead of {wanted:?}"))
             });
-            load.go_on(30);
+            load.goes_on(30);
             assert_eq!(node.intent().unwrap(), before, "with layout {version}");
         }
     }
     let dropped = [node, &lab.nodes[1]].map(|node| node.drops().unwrap());
-    load.end(&dropped);
+    assert_eq!(load.end(), Vec::<String>::new(), "{dropped:?}");
     assert_eq!(dropped, [Drops::new(), Drops::new()]);
 }
 

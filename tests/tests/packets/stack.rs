@@ -1,6 +1,7 @@
 //! What is left to the host's stack, and what comes back from it.
 
-use cni_ebpf::abi::{Addr, Prefix, Route, flow_flags, route_action};
+use cni_ebpf::abi::{Addr, Config, Prefix, Route, flow_flags, route_action};
+use cni_ebpf::datapath::conntrack::SECOND;
 use cni_ebpf::datapath::{Verdict, Work};
 use cni_tests::frames::{self, Ends};
 use cni_tests::memory::Memory;
@@ -8,6 +9,7 @@ use cni_tests::world::{self, Hook, ifindex, ip, mac, pod, port};
 
 use crate::fixtures::{ACK, SYN, SYN_ACK, TO_A, TO_B, families, from_a, from_b, gateway, outside};
 use crate::services::{dial, vip};
+use crate::{privileged, with_pair};
 
 fn node(v6: bool) -> std::net::IpAddr {
     ip(if v6 { "2001:db8::1" } else { "192.0.2.1" })
@@ -63,6 +65,51 @@ fn where_plugins_act_in_the_stack_both_directions_pass_it() {
         };
         let (verdict, _) = pair.run(Hook::FromPod, &back.tcp(SYN_ACK, b""), ifindex::POD_STACK);
         assert_eq!(verdict, Ok(Verdict::Handled));
+    });
+}
+
+/// It dials a Service of the stack's, and the answer bears that address behind the stack only, where it was judged already.
+#[test]
+fn svc_53_datagrams_that_the_stack_serves_stay_its_until_it_forgets_them() {
+    cni_tests::require!(privileged(), "running programs needs root");
+    let stacks = Config {
+        services: 0,
+        ..world::CONFIG
+    };
+    with_pair(stacks, move |pair| {
+        for v6 in [false, true] {
+            let dialled = Ends {
+                src_mac: mac(ifindex::POD_STACK),
+                src: pod(4, v6),
+                ..dial(v6, port::TO_B)
+            };
+            let sent = dialled.udp(b"x");
+            let by_stack = pair.run(Hook::FromPod, &sent, ifindex::POD_STACK);
+            assert_eq!(by_stack, (Ok(Verdict::Pass), sent.clone()));
+            let answer = Ends {
+                dst_mac: mac(ifindex::POD_STACK),
+                ..dialled.reversed()
+            };
+            let mut judged = world::frame(answer.udp(b"y"), ifindex::POD_STACK);
+            judged.mark = stacks.mark;
+            assert_eq!(pair.run_frame(Hook::ToPod, &judged).0, Ok(Verdict::Pass));
+            assert_eq!(pair.kernel.flows("conntrack").unwrap(), 1);
+            assert_eq!(pair.memory.flows.each_ref().map(|table| table.len()), [1, 0]);
+            // Again, and nothing is counted twice.
+            assert_eq!(pair.run_frame(Hook::ToPod, &judged).0, Ok(Verdict::Pass));
+            assert_eq!(pair.memory.flows[0].entries()[0].1.packets_reply.get(), 1);
+            // Services are ours from here on, and the programs do not change on that: the host build's turn.
+            pair.memory.config.services = 1;
+            let frame = world::frame(sent, ifindex::POD_STACK);
+            assert_eq!(pair.host(Hook::FromPod, &frame).0, Ok(Verdict::Pass));
+            let later = pair.memory.clock.get() + 120 * SECOND;
+            pair.memory.clock.set(later);
+            assert_eq!(pair.host(Hook::FromPod, &frame).0, TO_B);
+            pair.memory.clock.set(later + SECOND);
+            assert_eq!(pair.host(Hook::FromPod, &frame).0, TO_B, "and stays ours");
+            pair.memory.config.services = 0;
+            pair.forget();
+        }
     });
 }
 

@@ -1,18 +1,15 @@
 //! Kubernetes' programs, compiled from Go modules by name and kept by version.
-//!
-//! The recipe is the module `tests/kubernetes`: its `go.mod` names the versions, and its folders hold those programs that
-//! are put together here.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest, Sha256};
 
+use crate::go::{go, recipe};
 use crate::oci::hex;
-use crate::process::{command, find, output, run, step};
+use crate::process::{output, run, step};
 use crate::workspace;
 
 /// A set of programs that are compiled in one go, so that what they share is compiled once.
@@ -60,10 +57,6 @@ pub(crate) fn program(name: &str) -> PathBuf {
 
 pub(super) fn folder() -> PathBuf {
     workspace::target().join("kubernetes").join(version())
-}
-
-fn recipe() -> PathBuf {
-    workspace::root().join("tests/kubernetes")
 }
 
 /// Kubernetes' version, as the recipe has it.
@@ -163,20 +156,6 @@ fn link_flags(version: &str) -> String {
         numbers.next().unwrap_or_default(),
     );
     format!("-s -w -X {at}.gitVersion=v{version} -X {at}.gitMajor={major} -X {at}.gitMinor={minor}")
-}
-
-/// `go` in the recipe's folder, with its caches in this tree.
-fn go() -> Result<Command> {
-    let mut go = command(find("go").context("go is not installed; run `cargo xtask setup cluster`")?);
-    let caches = workspace::tools().join("go");
-    go.current_dir(recipe())
-        .env("GOPATH", &caches)
-        .env("GOCACHE", caches.join("cache"));
-    // The module cache is read-only by default, and `cargo clean` would fail on it.
-    go.env("GOFLAGS", "-modcacherw -mod=readonly -trimpath -buildvcs=false");
-    // Static programs, so that they run in any image; the compiler that the recipe asks for, if Debian's is older.
-    go.env("CGO_ENABLED", "0").env("GOTOOLCHAIN", "auto");
-    Ok(go)
 }
 
 /// A digest of the recipe's files.

@@ -5,6 +5,7 @@ use std::fmt;
 use anyhow::{Context, Result};
 
 use super::Group;
+use crate::go::go;
 use crate::process::{cargo, command, find, run, step};
 use crate::toolchain::Origin;
 use crate::workspace;
@@ -37,10 +38,10 @@ pub(super) fn bpf_linker() -> Result<()> {
     run(&mut install)
 }
 
-/// A program that is a Go module.
+/// A program that the recipe of Go programs has.
 pub(super) struct GoTool {
     name: &'static str,
-    module: &'static str,
+    package: &'static str,
     pub(super) group: Group,
     why: &'static str,
 }
@@ -48,13 +49,13 @@ pub(super) struct GoTool {
 pub(super) const GO_TOOLS: [GoTool; 2] = [
     GoTool {
         name: "cnitool",
-        module: "github.com/containernetworking/cni/cnitool@v1.3.0",
+        package: "github.com/containernetworking/cni/cnitool",
         group: Group::Test,
         why: "calls plugins as a container runtime does",
     },
     GoTool {
         name: "helm",
-        module: "helm.sh/helm/v4/cmd/helm@v4.3.1",
+        package: "helm.sh/helm/v4/cmd/helm",
         group: Group::Deploy,
         why: "renders and checks the chart",
     },
@@ -67,20 +68,12 @@ impl GoTool {
 
     pub(super) fn install(&self) -> Result<()> {
         step(format_args!("missing: {self}"));
-        let go = find("go").context("go is not installed")?;
-        let tools = workspace::tools();
-        let mut install = command(go);
-        install.args(["install", self.module]);
-        install
-            .env("GOBIN", tools.join("bin"))
-            .env("GOPATH", tools.join("go"));
-        // Debian's Go may be older than what a module asks for, and then fetches that.
-        install.env("GOTOOLCHAIN", "auto");
-        // Go's cache is read-only by default, and `cargo clean` would fail on it.
-        install
-            .env("GOCACHE", tools.join("go/cache"))
-            .env("GOFLAGS", "-modcacherw");
-        run(&mut install)
+        let bin = workspace::tools().join("bin");
+        std::fs::create_dir_all(&bin).with_context(|| format!("creating {}", bin.display()))?;
+        run(go()?
+            .args(["build", "-ldflags", "-s -w", "-o"])
+            .arg(bin.join(self.name))
+            .arg(self.package))
     }
 }
 
