@@ -269,6 +269,7 @@ impl Wiring<'_> {
         })?;
         fault::at("programmed")?;
         host::bring_up(&mut self.host, host_ifindex, endpoint)?;
+        self.pod.wait_until_it_sends(ifname)?;
         fault::at("up")
     }
 }

@@ -23,6 +23,15 @@ pub(crate) fn is_up(link: &LinkMessage) -> bool {
     link.header.flags.contains(LinkFlags::Up)
 }
 
+/// Whether what is sent through the link goes anywhere: one that is not active yet has the queue that drops.
+pub(crate) fn has_queue(link: &LinkMessage) -> bool {
+    let queue = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Qdisc(name) => Some(name.as_str()),
+        _ => None,
+    });
+    queue.is_some_and(|name| name != "noop")
+}
+
 /// The addresses of a link.
 pub(crate) fn addresses(netlink: &mut Netlink, ifindex: u32) -> Result<Vec<IpAddr>, CniError> {
     let dump = netlink
