@@ -30,7 +30,7 @@ use crate::{
 
 /// Even if nobody says anything: others change the kernel too.
 const AUDIT: Duration = Duration::from_secs(60);
-/// From a change until sockets are looked through, which many changes have in common. Behind the removal of rows.
+/// From a change until sockets are looked through, which many changes have in common.
 const RELEASE: Duration = Duration::from_millis(100);
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
@@ -199,6 +199,10 @@ impl<K: Kernel> Agent<K> {
         let due = self.services.pending.take_due(now);
         if !due.is_empty() {
             self.remove_rows(&due).await;
+            // Not before: up to here each seemed to serve.
+            if !due.backends.is_empty() {
+                self.services.release.get_or_insert(now + RELEASE);
+            }
         }
         if self.services.release.take_if(|at| *at <= now).is_some() {
             self.release_sockets().await;
@@ -278,7 +282,7 @@ impl<K: Kernel> Agent<K> {
         }
         let now = Instant::now();
         // One that comes back first may be where a socket can go.
-        if !(put.slots.is_empty() && gone.backends.is_empty()) {
+        if !put.slots.is_empty() {
             self.services.release.get_or_insert(now + RELEASE);
         }
         self.services.pending.add(gone, now);

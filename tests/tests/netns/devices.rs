@@ -28,6 +28,12 @@ fn second_cable(lab: &Lab, node: &Node) {
              address add 192.168.99.11/24 dev net1
              address add fd99::11/64 dev net1 nodad")
         .unwrap();
+    // The end that came up first sends nothing until the kernel has noticed the other (`linkwatch`).
+    eventually(|| {
+        let show = lab.fabric.command("ip").args(["link", "show", "second"]).output();
+        let said = String::from_utf8_lossy(&show.unwrap().stdout).into_owned();
+        said.contains(" qdisc noop ").then_some(said)
+    });
 }
 
 /// Has a node reach the outside by the second cable only.

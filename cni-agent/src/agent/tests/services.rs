@@ -107,6 +107,43 @@ async fn svc_21_a_service_gets_its_rows_and_only_those_change() {
     machine.stop().await;
 }
 
+/// Until its row is gone a backend seems to serve, and whoever is connected to it would be left there.
+#[tokio::test(flavor = "multi_thread")]
+async fn svc_55_sockets_are_looked_through_behind_the_removal_of_a_backend_however_late_that_is() {
+    let mut machine = serving();
+    write(&machine, &["10.2.0.5", "10.2.0.6"]);
+    let handle = machine.start().await;
+    becomes(&machine, &["10.2.0.5", "10.2.0.6"]).await;
+    machine.kernel.lock().log.clear();
+    write(&machine, &["10.2.0.5"]);
+    becomes(&machine, &["10.2.0.5"]).await;
+    // What is superfluous is found anew each time, and goes a moment later.
+    for _ in 0..8 {
+        handle.events.send(Event::Disturbed).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    settles(&machine, 1).await;
+    let is_behind = || {
+        let log = &machine.kernel.lock().log;
+        let last = |wanted: fn(&Change) -> bool| log.iter().rposition(wanted);
+        let removal = last(|change| {
+            let Change::DeleteAll { table, .. } = change else {
+                return false;
+            };
+            table.name() == "backends"
+        });
+        assert!(removal.is_some(), "{log:?}");
+        last(|change| matches!(change, Change::ReleaseSockets)) > removal
+    };
+    for _ in 0..200 {
+        if is_behind() {
+            return machine.stop().await;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{:#?}", machine.kernel.lock().log);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn svc_08_old_state_keeps_forwarding_until_everything_has_been_heard() {
     let mut machine = serving();

@@ -52,6 +52,8 @@ struct Known {
 #[derive(Clone)]
 struct Server {
     url: Uri,
+    /// The cluster named it; nobody configured it.
+    learned: bool,
     client: Client,
 }
 
@@ -92,6 +94,7 @@ impl Servers {
                 Some(server) => server.clone(),
                 None => Server {
                     url: url.clone(),
+                    learned,
                     client: connect(&self.access.to(url, learned))?,
                 },
             });
@@ -124,6 +127,21 @@ impl Servers {
         }
     }
 
+    /// Our credentials are not accepted: those in the files may be others by now. A client looks there once a minute only, and
+    /// whoever was refused pauses for as long before he tries again.
+    fn read_credentials_again(&self, refused: &Server) {
+        match connect(&self.access.to(&refused.url, refused.learned)) {
+            Ok(client) => {
+                let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut servers = known.servers.iter_mut();
+                if let Some(server) = servers.find(|server| server.url == refused.url) {
+                    server.client = client;
+                }
+            }
+            Err(error) => tracing::debug!(server = %refused.url, %error, "no new credentials"),
+        }
+    }
+
     /// Asks one server after the other until one answers.
     async fn ask(&self, request: Request<Body>) -> Result<Response<Body>, BoxError> {
         let (head, body) = request.into_parts();
@@ -137,6 +155,9 @@ impl Servers {
             let answer = tokio::time::timeout(ANSWER, server.client.send(request)).await;
             match answer {
                 Ok(Ok(response)) if place == last || !is_out_of_service(response.status()) => {
+                    if response.status() == StatusCode::UNAUTHORIZED {
+                        self.read_credentials_again(&server);
+                    }
                     self.answered(&server.url);
                     return Ok(response);
                 }
