@@ -147,6 +147,8 @@ fn load(client: &Namespace, outside: &Namespace, node: &Node, server: &Pod) -> L
         ] {
             let [new, lasting, datagrams] = KINDS.map(|(kind, _)| SocketAddr::new(ip, first + kind));
             eventually(|| traffic::tcp(from, new, 8).err().map(|error| format!("{error:#}")));
+            // From outside one that is under way at the change may be lost.
+            let datagrams = (first != NODE_PORT).then_some(datagrams);
             load.towards(
                 from,
                 Targets {
@@ -236,6 +238,10 @@ fn migrates(mode: Mode, by_configuration: bool) {
 
     switch(&lab);
     load.goes_on(SOME);
+    for v4 in [true, false] {
+        let datagrams = SocketAddr::new(node.address(v4), NODE_PORT + 2);
+        traffic::udp(&lab.outside, datagrams, 8).unwrap();
+    }
     let both = check(node);
     assert_eq!(both["state"], "warning");
     assert!(both["detail"].as_str().unwrap().contains(mode.word()), "{both}");
