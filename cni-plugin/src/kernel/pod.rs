@@ -119,7 +119,7 @@ mod tests {
     use nix::sched::{CloneFlags, unshare};
     use std::{fs, net::UdpSocket, sync::mpsc};
 
-    /// Enough for a kernel that takes its time to be seen: it does for one pair in ten or so.
+    /// Enough for a kernel that takes its time to be seen: without the wait it did for 28 of them.
     const PAIRS: u8 = 100;
 
     fn endpoint(number: u8) -> Allocated {

@@ -9,7 +9,7 @@ use std::{
 use cni_tests::{netns::Namespace, traffic::Load};
 use serde_json::{Value, json};
 
-use super::kubernetes::{Kubernetes, Pod, eventually, web, workload};
+use super::kubernetes::{Kubernetes, Pod, eventually, said, web, workload};
 
 pub(crate) const SYSTEM: &str = "--namespace=kube-system";
 /// Exchanges that show that traffic goes on.
@@ -60,7 +60,7 @@ pub(crate) fn agents(cluster: &Kubernetes<impl Sized>) -> Vec<Pod> {
 }
 
 /// `millrace` on a node, in the agent's pod.
-fn command(cluster: &Kubernetes<impl Sized>, node: &str, words: &[&str]) -> Command {
+pub(crate) fn command(cluster: &Kubernetes<impl Sized>, node: &str, words: &[&str]) -> Command {
     let agents = agents(cluster);
     let agent = agents.iter().find(|agent| agent.node == node).unwrap();
     let exec = ["exec", SYSTEM, agent.name.as_str(), "--", "millrace"];
@@ -69,9 +69,7 @@ fn command(cluster: &Kubernetes<impl Sized>, node: &str, words: &[&str]) -> Comm
 
 /// What it says there.
 pub(crate) fn millrace(cluster: &Kubernetes<impl Sized>, node: &str, words: &[&str]) -> Value {
-    // Warnings are an exit status too.
-    let output = command(cluster, node, words).output().unwrap();
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{words:?}: {output:?}"))
+    serde_json::from_str(&said(&mut command(cluster, node, words))).unwrap()
 }
 
 #[test]
@@ -101,8 +99,9 @@ fn a_rolling_update_of_the_agents_loses_no_packet() {
         addresses(ips).for_each(|ip| load.between(from, there, ip));
     }
     // Masqueraded.
+    let outside = outside(&cluster);
     for gateway in ["192.168.77.1", "fd00:77::1"] {
-        load.between(&near, &outside(&cluster), gateway.parse().unwrap());
+        load.between(&near, &outside, gateway.parse().unwrap());
     }
     load.goes_on(SOME);
     let before = agents(&cluster);
