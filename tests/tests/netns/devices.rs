@@ -53,9 +53,18 @@ fn has_programs(node: &Node, device: &str) -> bool {
         .all(|program| links.contains(&format!("netdev/{device}/{program}")))
 }
 
+/// Waits for the programs of the second cable, and for its addresses in their table: the agent may have seen the device
+/// before it had any, and then packets leave by it with the node's.
 #[track_caller]
-fn wait_for_programs(node: &Node, device: &str) {
-    eventually(|| (!has_programs(node, device)).then(|| format!("{device}: {:?}", node.links().unwrap())));
+fn wait_for_the_second(node: &Node) {
+    eventually(|| {
+        let devices = node.dump("devices").unwrap().join("\n");
+        let known = ["192.168.99.11", "fd99::11"]
+            .iter()
+            .all(|address| devices.contains(address));
+        let done = known && has_programs(node, "net1");
+        (!done).then(|| format!("{devices}; {:?}", node.links().unwrap()))
+    });
 }
 
 /// Whom the outside sees when a pod asks.
@@ -87,10 +96,9 @@ fn a_device_that_comes_later_carries_pods_and_costs_no_connection() {
     flows.iter().for_each(|flow| flow.wait_for(10));
     second_cable(&lab, node);
     leave_by_the_second(node);
-    wait_for_programs(node, "net1");
+    wait_for_the_second(node);
     for v4 in [true, false] {
         let here: IpAddr = if v4 { "192.168.99.11" } else { "fd99::11" }.parse().unwrap();
-        // The device's address is in the programs' table as soon as they are on it.
         assert_eq!(seen_outside(&lab, &a.namespace, v4), here);
         // What came by a device is one of the node's addresses, for pods too.
         let server = Echo::tcp(&node.namespace, here, 0).unwrap();
@@ -215,7 +223,7 @@ fn the_setting_says_which_devices_are_the_nodes() {
         "{status}"
     );
     second_cable(&lab, node);
-    wait_for_programs(node, "net1");
+    wait_for_the_second(node);
     assert!(!has_programs(node, "eth0"));
     leave_by_the_second(node);
     let pod = node.add_pod("a").unwrap();
