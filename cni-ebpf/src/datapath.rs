@@ -106,9 +106,29 @@ fn remember_arrival(work: &mut Work) {
 /// What a pod sends: its egress, a local destination's ingress, and the way there, in one run.
 #[inline(always)]
 pub fn from_pod<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
-    sent_by_pod(tables, packet, work)?;
+    let outcome = sent_by_pod(tables, packet, work);
+    refused(tables, packet, work, outcome, false)?;
     remember_arrival(work);
     Ok(())
+}
+
+/// Whoever sends to an address of this node's range that no pod has, because the pod is gone, is told at once: nobody is
+/// left to end its connection.
+#[inline(always)]
+fn refused<T: Tables, P: Packet>(
+    tables: &T,
+    packet: &mut P,
+    work: &mut Work,
+    outcome: Outcome,
+    tunnel: bool,
+) -> Outcome {
+    // A reset is never about a reset. Behind the tunnel the address that was dialled is that node's.
+    let silent = work.tuple.proto == headers::proto::TCP && work.headers.tcp_flags & headers::tcp::RST != 0
+        || work.direct == work::direct::CAME;
+    if outcome != Err(Reason::NoEndpoint) || silent {
+        return outcome;
+    }
+    balance::answered(tables, packet, work, answer::REFUSE, Reason::NoEndpoint, tunnel)
 }
 
 #[inline(always)]
@@ -308,14 +328,14 @@ pub fn from_netdev<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut 
     if !tunnel && headers::ethertype(packet) != Ethertype::Ip {
         return work.pass();
     }
-    arrived(tables, packet, work)?;
+    let outcome = arrived(tables, packet, work, tunnel);
+    refused(tables, packet, work, outcome, tunnel)?;
     remember_arrival(work);
     Ok(())
 }
 
 #[inline(always)]
-fn arrived<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
-    let tunnel = packet.ifindex() == tables.config().tunnel_device();
+fn arrived<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunnel: bool) -> Outcome {
     match open(tables, packet, work) {
         Ok(()) => {}
         // What cannot be read is no pod's business here: the stack judges what is its own, and `to_pod` stands before

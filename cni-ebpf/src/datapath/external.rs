@@ -8,7 +8,9 @@ use super::{
     Outcome, Packet, Tables, Work, balance, conntrack, deliver, nat, origin, policy, refuse, route, service,
     way,
 };
-use crate::abi::{Reason, flow_flags, route_action, route_flags, service_flags, service_scope, via};
+use crate::abi::{
+    Reason, Settings, flow_flags, route_action, route_flags, service_flags, service_scope, via,
+};
 
 /// Who comes from another node is outside, a pod behind the tunnel too: clients of this node alone are spared the external
 /// policy.
@@ -100,6 +102,9 @@ fn begin<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunn
     let protocol = work.tuple.proto;
     let middle = protocol == super::headers::proto::TCP && !conntrack::begins(work);
     let asks = service::serves(protocol) || refuse::is_echo(work);
+    if middle && !tunnel && vacated(tables, work) {
+        return Err(Reason::NoEndpoint);
+    }
     if tables.config().has_services() == 0 || !asks {
         return work.pass();
     }
@@ -152,6 +157,18 @@ fn begin<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunn
     balance::show_source(work);
     work.stack_reply = 0;
     deliver(tables, packet, work, receiver)
+}
+
+/// Whether the packet in the middle of a stream is for a pod of this node that is gone: the stack would answer with an error
+/// that ends no connection.
+#[inline(always)]
+fn vacated<T: Tables>(tables: &T, work: &mut Work) -> bool {
+    let destination = work.tuple.dst;
+    // Most are the host's own.
+    let is_node = |settings: &Settings| destination == settings.node_v4 || destination == settings.node_v6;
+    !tables.settings().is_some_and(is_node)
+        && route::lookup(tables, work, &destination)
+            .is_ok_and(|found| found.action == route_action::ENDPOINTS)
 }
 
 /// Whether the packet in the middle of a stream is one that another node led to its backend until now, and that finds it from

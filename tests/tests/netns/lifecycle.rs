@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    io::{ErrorKind, Read, Write},
     net::IpAddr,
     process::{Command, Stdio},
     thread,
@@ -10,7 +11,7 @@ use std::{
 use cni_tests::{
     lab::{Families, Lab, Plan, Pod, Routing, leftovers},
     netns::Namespace,
-    traffic,
+    traffic::{self, Echo},
 };
 use serde_json::{Value, json};
 
@@ -77,6 +78,46 @@ fn rel_43_what_the_runtime_does_not_list_is_collected_and_nothing_else() {
 }
 
 /// Runtimes attach the networks of one container at the same time.
+/// Who is connected to it would wait for a quarter of an hour otherwise.
+fn pod_goes(routing: Routing) {
+    needs_root!();
+    let lab = Lab::start(Plan::new(routing, Families::Dual)).unwrap();
+    let [node, far] = lab.pair();
+    let (a, b) = (node.add_pod("a").unwrap(), node.add_pod("b").unwrap());
+    let c = far.add_pod("c").unwrap();
+    let servers = [true, false].map(|v4| Echo::tcp(&b.namespace, b.ip(v4), 0).unwrap());
+    let mut clients = Vec::new();
+    for (from, server) in [&a, &c]
+        .into_iter()
+        .flat_map(|pod| servers.iter().map(move |server| (pod, server)))
+    {
+        let mut client = traffic::connect(&from.namespace, server.address).unwrap();
+        client.write_all(b"x").unwrap();
+        client.read_exact(&mut [0]).unwrap();
+        clients.push((format!("{} to {}", from.name, server.address), client));
+    }
+    // Its processes never say that they end: their network has gone before.
+    node.delete_pod(b).unwrap();
+    for (name, client) in &mut clients {
+        client.write_all(b"y").unwrap();
+        let error = client.read_exact(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{name}");
+    }
+    let error = traffic::connect(&a.namespace, servers[0].address).unwrap_err();
+    let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    assert_eq!(kind, Some(ErrorKind::ConnectionRefused));
+}
+
+#[test]
+fn rel_38_connections_to_a_pod_that_is_deleted_end_at_once_direct() {
+    pod_goes(Routing::Direct);
+}
+
+#[test]
+fn rel_38_connections_to_a_pod_that_is_deleted_end_at_once_vxlan() {
+    pod_goes(Routing::Vxlan);
+}
+
 #[test]
 fn interfaces_of_one_container_come_and_go_at_once() {
     needs_root!();
