@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::tally::{Skip, Tally};
+use super::tally::{Failure, Skip, Tally};
 
 #[derive(Default)]
 pub(crate) struct Report {
@@ -49,8 +49,9 @@ impl fmt::Display for Report {
             let by = if *left { " (layer `vm` runs it)" } else { "" };
             writeln!(f, "skipped: {name}: {reason}{by}")?;
         }
-        for failure in self.rows.iter().flat_map(|(_, tally, _)| &tally.failures) {
-            writeln!(f, "failed: {failure}")?;
+        for Failure { name, why } in self.rows.iter().flat_map(|(_, tally, _)| &tally.failures) {
+            writeln!(f, "failed: {name}")?;
+            why.iter().try_for_each(|line| writeln!(f, "    {line}"))?;
         }
         let width = self
             .rows

@@ -15,8 +15,8 @@ pub(crate) struct Tally {
     pub(crate) passed: u64,
     pub(crate) failed: u64,
     pub(crate) skipped: u64,
-    /// What failed, by name, to be repeated where a reader looks first: at the end.
-    pub(super) failures: Vec<String>,
+    /// What failed, to be repeated where a reader looks first: at the end.
+    pub(super) failures: Vec<Failure>,
     /// What was skipped, and why.
     pub(super) skips: Vec<Skip>,
     /// Tests that passed, by name.
@@ -25,6 +25,21 @@ pub(crate) struct Tally {
     pub(crate) verified: Vec<String>,
     /// Tests that said since the last summary that they did not run: it has them among those that passed.
     pub(super) unsummed: u64,
+    /// The failed test whose output is being read.
+    pub(super) telling: Option<usize>,
+    /// The lines that are read are a panic's message.
+    pub(super) panics: bool,
+}
+
+/// Of a message more than this is too much for a summary.
+const LINES: usize = 8;
+const CHARACTERS: usize = 500;
+
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Failure {
+    pub(super) name: String,
+    /// With what words it panicked.
+    pub(super) why: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +48,21 @@ pub(super) struct Skip {
     pub(super) reason: String,
     /// Layer `vm` is to run it.
     pub(super) left: bool,
+}
+
+impl Failure {
+    pub(super) fn of(what: impl Into<String>) -> Self {
+        Self {
+            name: what.into(),
+            why: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, line: &str) {
+        if self.why.len() < LINES {
+            self.why.push(line.chars().take(CHARACTERS).collect());
+        }
+    }
 }
 
 impl Skip {
@@ -75,7 +105,7 @@ impl Tally {
     pub(crate) fn failure(what: impl Into<String>) -> Self {
         Self {
             failed: 1,
-            failures: vec![what.into()],
+            failures: vec![Failure::of(what)],
             ..Self::default()
         }
     }
@@ -84,7 +114,7 @@ impl Tally {
     pub(crate) fn on(mut self, place: &impl fmt::Display) -> Self {
         self.failures
             .iter_mut()
-            .for_each(|failure| *failure = format!("{failure} ({place})"));
+            .for_each(|failure| failure.name += &format!(" ({place})"));
         self
     }
 
@@ -107,9 +137,35 @@ impl Tally {
         {
             match outcome {
                 "ok" => drop(self.ran.insert(name.to_owned())),
-                "FAILED" => self.failures.push(name.to_owned()),
+                "FAILED" => self.failures.push(Failure::of(name)),
                 _ => {}
             }
+        } else {
+            self.listen(line);
+        }
+    }
+
+    /// For the panics in what a failed test printed, which comes behind the list of all outcomes.
+    fn listen(&mut self, line: &str) {
+        let name = line.strip_prefix("---- ");
+        if let Some(name) = name.and_then(|rest| rest.strip_suffix(" stdout ----")) {
+            self.telling = self.failures.iter().rposition(|failure| failure.name == name);
+            self.panics = false;
+            return;
+        }
+        if line == "failures:" {
+            self.telling = None;
+        }
+        let Some(failure) = self.telling.and_then(|at| self.failures.get_mut(at)) else {
+            return;
+        };
+        if line.starts_with("thread '") {
+            self.panics = true;
+        } else if line.starts_with("stack backtrace:") || line.starts_with("note: ") {
+            self.panics = false;
+        }
+        if self.panics && !line.is_empty() {
+            failure.add(line);
         }
     }
 }
@@ -159,12 +215,50 @@ mod tests {
             passed: 15,
             failed: 1,
             skipped: 1,
-            failures: vec!["a::b".into()],
+            failures: vec![Failure::of("a::b")],
             ran: BTreeSet::from(["a::c".into()]),
             verified: vec!["6.1 bare from_pod 9".into()],
             ..Tally::default()
         };
         assert_eq!(tally, expected);
+    }
+
+    #[test]
+    fn a_failure_is_told_with_the_words_of_its_panics() {
+        let mut tally = Tally::default();
+        let lines = "\
+test a::b ... ok
+test a::c ... FAILED
+
+failures:
+
+---- a::c stdout ----
+a line of the test's own
+thread '<unnamed>' (7) panicked at a.rs:84:13:
+assertion failed
+  left: 1
+stack backtrace:
+   0: begin_unwind
+thread 'a::c' (6) panicked at a.rs:1:1:
+called `Result::unwrap()`
+note: run with `RUST_BACKTRACE=1`
+
+failures:
+    a::c
+";
+        lines.lines().for_each(|line| tally.read(line));
+        let why = [
+            "thread '<unnamed>' (7) panicked at a.rs:84:13:",
+            "assertion failed",
+            "  left: 1",
+            "thread 'a::c' (6) panicked at a.rs:1:1:",
+            "called `Result::unwrap()`",
+        ];
+        let expected = Failure {
+            name: "a::c".into(),
+            why: why.map(String::from).into(),
+        };
+        assert_eq!(tally.failures, [expected]);
     }
 
     #[test]
