@@ -49,6 +49,7 @@ use cut_short::GoingOn;
 use orphans::Orphans;
 use pods::PodWork;
 use recollection::Recollection;
+use report::Reports;
 use round::Rounds;
 use services::ServiceWork;
 
@@ -92,6 +93,7 @@ pub struct Agent<K> {
     orphans: Orphans,
     going_on: GoingOn,
     recollection: Recollection,
+    reports: Reports,
     spare: Spare,
     /// The number given last.
     last_id: u32,
@@ -168,6 +170,7 @@ impl<K: Kernel> Agent<K> {
             orphans: Orphans::default(),
             going_on: GoingOn::default(),
             recollection,
+            reports: Reports::default(),
             spare: Spare::default(),
             last_id: restored.last_id,
             waiting: Vec::new(),
@@ -206,7 +209,7 @@ impl<K: Kernel> Agent<K> {
         }
         self.state.handle(Event::Synced(Source::Endpoints));
         tokio::pin!(shutdown);
-        self.publish();
+        self.publish_if_due(true);
         loop {
             let mut batch = Vec::new();
             let mut quiet = false;
@@ -223,6 +226,7 @@ impl<K: Kernel> Agent<K> {
             if quiet && batch.is_empty() && self.next_wake(Instant::now()) > Instant::now() {
                 continue;
             }
+            let asked = !batch.is_empty();
             self.answer(batch).await;
             self.look_again_if_due().await;
             self.recall_if_due();
@@ -232,7 +236,7 @@ impl<K: Kernel> Agent<K> {
             self.serve_waiting();
             self.wake_addresses();
             self.spare.return_if_due();
-            self.publish();
+            self.publish_if_due(asked);
         }
         tasks.shutdown().await;
         // Whoever tries now finds nobody, and queues.
@@ -310,6 +314,7 @@ impl<K: Kernel> Agent<K> {
             .chain(self.services.next())
             .chain(self.pods_due())
             .chain(self.spare.due())
+            .chain(self.reports.due())
             .min()
             .unwrap_or(now + round::AUDIT)
     }

@@ -1,6 +1,10 @@
 //! What the agent says of itself.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::Agent;
 use crate::{
@@ -9,13 +13,46 @@ use crate::{
     status::{ReconcileStatus, SourceStatus, Status},
 };
 
+/// Between descriptions that nobody waits for: each walks over everything on this node.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// When the agent described itself last.
+#[derive(Debug, Default)]
+pub(super) struct Reports {
+    last: Option<Instant>,
+    rounds: u64,
+    /// Something has happened since.
+    behind: bool,
+}
+
+impl Reports {
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.last.filter(|_| self.behind).map(|last| last + PAUSE)
+    }
+}
+
 impl<K: Kernel> Agent<K> {
     pub(super) fn is_ready(&self) -> bool {
         self.state.is_usable() && self.rounds.loaded
     }
 
+    /// At once after a round, and if somebody `asked` for something that may be read here next.
+    pub(super) fn publish_if_due(&mut self, asked: bool) {
+        let now = Instant::now();
+        let round = self.reports.rounds != self.rounds.count;
+        self.reports.behind = true;
+        if asked || round || self.reports.due().is_none_or(|due| due <= now) {
+            self.publish();
+            self.reports = Reports {
+                last: Some(now),
+                rounds: self.rounds.count,
+                behind: false,
+            };
+        }
+    }
+
     /// Wakes the readers only if something is different.
-    pub(super) fn publish(&self) {
+    fn publish(&self) {
         let own = self.own_problems();
         let status = self.describe(&own);
         self.status.send_if_modified(|last| {
