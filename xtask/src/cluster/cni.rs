@@ -1,6 +1,7 @@
 //! Who gives pods their network, and the routes to pods from where no plugin is.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -13,6 +14,7 @@ use super::place::{Place, write};
 use super::plan::{Cni, Node, Plan};
 use super::{millrace, namespace};
 use crate::process::output;
+use crate::workspace;
 
 /// The ranges that the controller-manager gave to one node.
 #[derive(Debug)]
@@ -34,8 +36,21 @@ struct NodeSpec {
     pod_cidrs: Vec<String>,
 }
 
-/// Installs the network of pods, once every node has its ranges.
-pub(crate) fn install(place: &Place, plan: &Plan) -> Result<()> {
+/// The archive whose images nodes need for it.
+pub(crate) fn image(plan: &Plan) -> Option<PathBuf> {
+    (plan.cni == Cni::Millrace).then(workspace::image_archive)
+}
+
+/// Tells the API server what nodes are to run for it. Does not wait: they are ready once they do.
+pub(crate) fn deploy(place: &Place, plan: &Plan) -> Result<()> {
+    if plan.cni == Cni::Millrace {
+        millrace::deploy(place, plan)?;
+    }
+    Ok(())
+}
+
+/// Does what is left to be done for the network of pods once every node has its ranges.
+pub(crate) fn connect(place: &Place, plan: &Plan) -> Result<()> {
     let ranges = wait_for_ranges(place, plan)?;
     // The API server calls pods, and is no node.
     namespace::ip(&place.fabric(), &routes(plan, &ranges, None))?;
@@ -54,8 +69,7 @@ pub(crate) fn install(place: &Place, plan: &Plan) -> Result<()> {
             plan.nodes()
                 .try_for_each(|node| restore_routes(place, plan, node))
         }
-        Cni::Millrace => millrace::install(place, plan),
-        Cni::None => Ok(()),
+        Cni::Millrace | Cni::None => Ok(()),
     }
 }
 

@@ -11,7 +11,6 @@ use super::keys::server;
 use super::node::CGROUP;
 use super::place::{Place, write};
 use super::plan::{Plan, Proxy, Routing};
-use super::up::load;
 use crate::image::Image;
 use crate::process::output;
 use crate::workspace;
@@ -23,9 +22,7 @@ pub(crate) fn build() -> Result<()> {
     Image::default().run()
 }
 
-/// Does not wait: nodes are ready once their agents are.
-pub(crate) fn install(place: &Place, plan: &Plan) -> Result<()> {
-    load(place, plan, &workspace::image_archive())?;
+pub(crate) fn deploy(place: &Place, plan: &Plan) -> Result<()> {
     let folder = place.folder().join("millrace");
     write(&folder.join("kustomization.yaml"), overlay(&folder)?.to_string())?;
     write(&folder.join("config.yaml"), settings(plan).to_string())?;

@@ -106,19 +106,27 @@ fn clear(place: &Place) -> Result<()> {
 fn up(place: &Place, plan: &Plan, archive: &Path) -> Result<()> {
     step("control plane, nodes");
     let mut api = fabric::up(place, plan)?;
-    on_all(place, plan, |machine| {
-        machine.install()?;
-        machine.power_on()?;
-        load_on(machine, archive)
-    })?;
-    control::ready(place, &mut api)?;
-    control::start_controller_manager(place, plan)?;
-    control::start_scheduler(place)?;
+    // What the nodes are told to run waits for them.
+    let control = || {
+        control::ready(place, &mut api)?;
+        control::start_controller_manager(place, plan)?;
+        control::start_scheduler(place)?;
+        dns::deploy(place, plan)?;
+        cni::deploy(place, plan)?;
+        balancer::start(place, plan)
+    };
+    let nodes = || {
+        on_all(place, plan, |machine| {
+            machine.install()?;
+            machine.power_on()?;
+            load_on(machine, archive)?;
+            cni::image(plan).map_or(Ok(()), |image| load_on(machine, &image))
+        })
+    };
+    both(control, nodes)?;
+    step("kubelets, pods' network");
     on_all(place, plan, |machine| machine.start_kubelet())?;
-    step("pods' network, DNS");
-    balancer::start(place, plan)?;
-    dns::deploy(place, plan)?;
-    cni::install(place, plan)?;
+    cni::connect(place, plan)?;
     on_all(place, plan, |machine| machine.start_proxy())?;
     until("the default ServiceAccount", || {
         exists(place, "serviceaccount/default")
@@ -142,6 +150,17 @@ fn up(place: &Place, plan: &Plan, archive: &Path) -> Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// Does two things at a time.
+fn both(one: impl FnOnce() -> Result<()> + Send, other: impl FnOnce() -> Result<()>) -> Result<()> {
+    thread::scope(|scope| {
+        let one = scope.spawn(one);
+        let other = other();
+        one.join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        other
+    })
 }
 
 /// Does something on every node at a time.
