@@ -6,7 +6,7 @@
 use cni_ebpf::abi::{self, Route, route_action};
 
 use super::Change;
-use crate::desired::{Desired, Observed, SocketPrograms, Table, Veth};
+use crate::desired::{Desired, Observed, Program, SocketPrograms, Table, Veth};
 
 /// Whether anything may be deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +86,11 @@ fn add_entries(desired: &Desired, observed: &Observed, table: Table, turn: Turn,
 
 fn add_links(desired: &Desired, observed: &Observed, changes: &mut Vec<Change>) {
     let reload = desired.config != observed.config;
-    for (key, ifindex) in &desired.links {
+    let mut links: Vec<_> = desired.links.iter().collect();
+    // An answer that the stack carries bears the Service's address by `to_netdev` alone: where Services become ours it is
+    // there before anybody leads a packet to an endpoint.
+    links.sort_by_key(|(key, _)| key.program != Program::ToNetdev);
+    for (key, ifindex) in links {
         let good = observed
             .links
             .get(key)

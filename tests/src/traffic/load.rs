@@ -12,8 +12,8 @@ pub struct Targets {
     pub lasting: SocketAddr,
     /// TCP connections one after the other.
     pub new: SocketAddr,
-    /// A UDP socket that lasts; `None`: a datagram may be lost.
-    pub datagrams: Option<SocketAddr>,
+    /// A UDP socket that lasts.
+    pub datagrams: SocketAddr,
 }
 
 /// Everything that goes on between some networks, by name.
@@ -27,12 +27,11 @@ impl Load {
     /// Adds each kind of traffic to servers that are there.
     #[track_caller]
     pub fn towards(&mut self, from: &Namespace, to: Targets) {
-        let streams = [
+        for (kind, to, begun) in [
             ("a connection", to.lasting, Steady::tcp(from, to.lasting)),
             ("new connections", to.new, Steady::connections(from, to.new)),
-        ];
-        let datagrams = to.datagrams.map(|to| ("datagrams", to, Steady::udp(from, to)));
-        for (kind, to, begun) in streams.into_iter().chain(datagrams) {
+            ("datagrams", to.datagrams, Steady::udp(from, to.datagrams)),
+        ] {
             let name = format!("{kind} from {} to {to}", from.name());
             match begun {
                 Ok(steady) => self.flows.push((name, steady)),
@@ -50,7 +49,7 @@ impl Load {
         let targets = Targets {
             lasting: tcp.address,
             new: tcp.address,
-            datagrams: Some(udp.address),
+            datagrams: udp.address,
         };
         self.servers.extend([tcp, udp]);
         self.towards(from, targets);

@@ -58,8 +58,7 @@ fn dial(load: &mut Load, from: &Namespace, ip: IpAddr, first: u16) {
     let targets = Targets {
         new: to(NEW),
         lasting: to(LASTING),
-        // From outside one that is under way at the change may be lost.
-        datagrams: (first != NODE_PORT).then(|| to(DATAGRAMS)),
+        datagrams: to(DATAGRAMS),
     };
     load.towards(from, targets);
 }

@@ -8,6 +8,7 @@
 
 mod bonds;
 mod chaos;
+mod clock;
 mod demo;
 mod devices;
 mod events;

@@ -141,6 +141,29 @@ fn a_second_round_has_nothing_to_do_and_a_restart_only_exchanges_programs() {
 }
 
 #[test]
+fn svc_53_the_program_that_answers_need_is_exchanged_before_those_that_lead_to_endpoints() {
+    let kernel = FakeKernel::default();
+    let mut full = desired(0b1011);
+    for program in [Program::FromNetdev, Program::ToNetdev] {
+        let owner = LinkOwner::Netdev("eth0".to_owned());
+        full.links.insert(LinkKey { owner, program }, 2);
+    }
+    with_veths(&kernel, &full);
+    run(whole(
+        &mut Reconciler::new(kernel.clone()),
+        &full,
+        Removals::Allowed,
+    ));
+    let log = kernel.lock().log.clone();
+    let attached = log.iter().filter_map(|change| match change {
+        Change::Attach { link, .. } => Some(link.program),
+        _ => None,
+    });
+    let attached: Vec<_> = attached.collect();
+    assert_eq!((attached[0], attached.len()), (Program::ToNetdev, 5));
+}
+
+#[test]
 fn a_way_through_the_tunnel_is_there_only_while_programs_know_it() {
     let routed = |action| {
         let mut desired = desired(0b1);
