@@ -107,7 +107,7 @@ fn remember_arrival(work: &mut Work) {
 #[inline(always)]
 pub fn from_pod<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
     let outcome = sent_by_pod(tables, packet, work);
-    refused(tables, packet, work, outcome, false)?;
+    refused(tables, packet, work, outcome)?;
     remember_arrival(work);
     Ok(())
 }
@@ -115,20 +115,11 @@ pub fn from_pod<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Wor
 /// Whoever sends to an address of this node's range that no pod has, because the pod is gone, is told at once: nobody is
 /// left to end its connection.
 #[inline(always)]
-fn refused<T: Tables, P: Packet>(
-    tables: &T,
-    packet: &mut P,
-    work: &mut Work,
-    outcome: Outcome,
-    tunnel: bool,
-) -> Outcome {
-    // A reset is never about a reset. Behind the tunnel the address that was dialled is that node's.
-    let silent = work.tuple.proto == headers::proto::TCP && work.headers.tcp_flags & headers::tcp::RST != 0
-        || work.direct == work::direct::CAME;
-    if outcome != Err(Reason::NoEndpoint) || silent {
+fn refused<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, outcome: Outcome) -> Outcome {
+    if outcome != Err(Reason::NoEndpoint) {
         return outcome;
     }
-    balance::answered(tables, packet, work, answer::REFUSE, Reason::NoEndpoint, tunnel)
+    balance::answered(tables, packet, work, answer::REFUSE, Reason::NoEndpoint)
 }
 
 #[inline(always)]
@@ -183,7 +174,7 @@ fn connection_from_pod<T: Tables, P: Packet>(
     conntrack::may_begin(work)?;
     // A Service is looked for on a miss only: an established connection outlives its Service.
     work.out = work.tuple;
-    balance::ask(tables, packet, work, service_scope::CLUSTER, false)?;
+    balance::ask(tables, packet, work, service_scope::CLUSTER)?;
     let served = work.choice.found != 0;
     if served {
         work.out.dst = work.choice.addr;
@@ -194,7 +185,7 @@ fn connection_from_pod<T: Tables, P: Packet>(
     if !served && receiver.is_none() && tables.config().has_services() != 0 {
         let destination = work.tuple.dst;
         if route::lookup(tables, work, &destination)?.action == route_action::SERVICE {
-            return balance::vacant(tables, packet, work, false);
+            return balance::vacant(tables, packet, work);
         }
     }
     conntrack::begin(packet, work);
@@ -329,7 +320,7 @@ pub fn from_netdev<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut 
         return work.pass();
     }
     let outcome = arrived(tables, packet, work, tunnel);
-    refused(tables, packet, work, outcome, tunnel)?;
+    refused(tables, packet, work, outcome)?;
     remember_arrival(work);
     Ok(())
 }

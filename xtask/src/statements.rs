@@ -123,17 +123,24 @@ fn tests<'a>(prefix: &str, sources: &'a [(String, String)]) -> BTreeMap<u32, Vec
                 .find(|c: char| !c.is_ascii_alphanumeric() && c != '_')
                 .unwrap_or(rest.len());
             let name = &rest[..end];
-            let number = name
-                .strip_prefix(prefix)
-                .and_then(|rest| rest.strip_prefix('_'))
-                .and_then(|rest| rest.split_once('_'))
-                .and_then(|(number, _)| number.parse().ok());
-            if let Some(number) = number {
+            for number in numbers(prefix, name) {
                 found.entry(number).or_default().push((name, file));
             }
         }
     }
     found
+}
+
+/// The statements of a list with which a name begins, among those of others.
+fn numbers(prefix: &str, name: &str) -> Vec<u32> {
+    let mut words = name.split('_');
+    let mut numbers = Vec::new();
+    while let (Some(list), Some(Ok(number))) = (words.next(), words.next().map(str::parse)) {
+        if list == prefix {
+            numbers.push(number);
+        }
+    }
+    numbers
 }
 
 /// Sources below a folder, in the order of their names, with their paths in the tree.
@@ -166,12 +173,14 @@ mod tests {
             title: "T",
             count: 3,
         };
-        let text = "#[test]\nfn abc_01_first() {}\n    async fn abc_03_third() {}\nfn abcd_02_other() {}\nabc_02_call();\n";
+        let text = "#[test]\nfn abc_01_first() {}\n    async fn abc_03_third() {}\nfn abcd_02_other() {}\nabc_02_call();\nfn xy_02_abc_01_both() {}\nfn abc_03_of_abc_02() {}\n";
         let sources = [("a.rs".to_owned(), text.to_owned())];
         let section = section(&list, &sources);
         assert!(section.contains("1 of 3: 2.\n"), "{section}");
         assert!(
-            section.contains("| 1 | `abc_01_first` | a.rs |") && section.contains("| 3 | `abc_03_third`")
+            section.contains("| 1 | `abc_01_first` | a.rs |")
+                && section.contains("| 3 | `abc_03_third`")
+                && section.contains("| 1 | `xy_02_abc_01_both`")
         );
     }
 }

@@ -115,7 +115,7 @@ fn links_outlive_the_agent_and_are_exchanged_in_place() {
 }
 
 #[test]
-fn rel_01_a_device_is_never_without_a_program_while_programs_are_exchanged() {
+fn rel_01_rel_30_a_device_is_never_without_a_program_while_programs_are_exchanged() {
     on_host(|host| {
         cable("eth0");
         let eth0 = ifindex("eth0");

@@ -53,6 +53,7 @@ calls! {
     LookAfter => stage_look_after;
     Limit => stage_limit;
     Choose => stage_choose;
+    Settled => stage_settled;
     Dial => stage_dial;
     Answer => stage_answer;
     Promote => stage_promote;

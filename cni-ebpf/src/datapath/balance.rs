@@ -9,26 +9,15 @@ use crate::abi::{Addr, Flow, Reason, client_kind, flow_flags, put, service_flags
 /// Asks whether `work.tuple` dials a Service, and which backend it is given: `work.choice`. A Service that nobody serves
 /// refuses at once.
 #[inline(always)]
-pub(super) fn ask<T: Tables, P: Packet>(
-    tables: &T,
-    packet: &mut P,
-    work: &mut Work,
-    scope: u8,
-    tunnel: bool,
-) -> Outcome {
+pub(super) fn ask<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, scope: u8) -> Outcome {
     put(&mut work.choice.found, 0);
     if tables.config().has_services() == 0 || !service::serves(work.tuple.proto) {
         return Ok(());
     }
     match asked(tables, packet, work, scope) {
-        Err(Reason::ServiceNoBackend) => answered(
-            tables,
-            packet,
-            work,
-            answer::REFUSE,
-            Reason::ServiceNoBackend,
-            tunnel,
-        ),
+        Err(Reason::ServiceNoBackend) => {
+            answered(tables, packet, work, answer::REFUSE, Reason::ServiceNoBackend)
+        }
         outcome => outcome,
     }
 }
@@ -50,11 +39,8 @@ pub(super) fn answered<T: Tables, P: Packet>(
     work: &mut Work,
     kind: u8,
     reason: Reason,
-    tunnel: bool,
 ) -> Outcome {
     work.answer_kind = kind;
-    // Before the packet is another one.
-    refuse::way_back(packet, work, tunnel);
     stage::call(Stage::Answer, tables, packet, work)?;
     Err(reason)
 }
@@ -62,7 +48,7 @@ pub(super) fn answered<T: Tables, P: Packet>(
 /// Tells the packet's sender the largest that its way carries, as the stack would have: no refusal.
 #[inline(always)]
 pub(super) fn told_size<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
-    let outcome = answered(tables, packet, work, answer::TOO_BIG, Reason::TooBig, false);
+    let outcome = answered(tables, packet, work, answer::TOO_BIG, Reason::TooBig);
     if work.answered == 0 {
         return outcome.map_err(|_| Reason::TooBig);
     }
@@ -73,12 +59,7 @@ pub(super) fn told_size<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: 
 /// A packet that only the stack could have told its sender about, and that the stack must not see: to it the packet is
 /// addressed otherwise than to its receiver.
 #[inline(always)]
-pub(super) fn undeliverable<T: Tables, P: Packet>(
-    tables: &T,
-    packet: &mut P,
-    work: &mut Work,
-    tunnel: bool,
-) -> Outcome {
+pub(super) fn undeliverable<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
     if work.direct == direct::CAME {
         // The answer would be in the name of an address that the node behind the tunnel has itself.
         return Err(if work.headers.ttl <= 1 {
@@ -88,36 +69,30 @@ pub(super) fn undeliverable<T: Tables, P: Packet>(
         });
     }
     if work.headers.ttl <= 1 {
-        return answered(tables, packet, work, answer::EXPIRED, Reason::TtlExceeded, tunnel);
+        return answered(tables, packet, work, answer::EXPIRED, Reason::TtlExceeded);
     }
     if work.answer_mtu != 0 {
-        return answered(tables, packet, work, answer::TOO_BIG, Reason::TooBig, tunnel);
+        return answered(tables, packet, work, answer::TOO_BIG, Reason::TooBig);
     }
     Err(Reason::NoRoute)
 }
 
 /// A packet for an address of the Service range that is no frontend.
 #[inline(always)]
-pub(super) fn vacant<T: Tables, P: Packet>(
-    tables: &T,
-    packet: &mut P,
-    work: &mut Work,
-    tunnel: bool,
-) -> Outcome {
+pub(super) fn vacant<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
     let Work { choice, tuple, .. } = work;
     if !service::lives(tables, choice, &tuple.dst) {
         return Err(Reason::ServiceUnknown);
     }
     if refuse::is_echo(work) {
         work.answer_kind = answer::ECHO;
-        refuse::way_back(packet, work, tunnel);
         stage::call(Stage::Answer, tables, packet, work)?;
         // An answer like any other, not a refusal.
         work.answered = 0;
         return Ok(());
     }
     let reason = Reason::ServiceNoBackend;
-    answered(tables, packet, work, answer::REFUSE, reason, tunnel)
+    answered(tables, packet, work, answer::REFUSE, reason)
 }
 
 /// Whether the datagram leaves its flow for a backend that serves: then it begins a new one.

@@ -62,9 +62,8 @@ pub(super) fn deliver<T: Tables, P: Packet>(
     if stack_answers && !seems_the_nodes {
         // To a Service's address the stack is no router.
         if work.tuple.dst != work.out.dst {
-            let tunnel = packet.ifindex() == tables.config().tunnel_device();
             work.answer_mtu = receiver.mtu;
-            return balance::undeliverable(tables, packet, work, tunnel);
+            return balance::undeliverable(tables, packet, work);
         }
         return work.pass();
     }
@@ -108,7 +107,7 @@ pub(super) fn send<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut 
     } else if work.way == way::LOCAL && work.tuple.src == work.out.src {
         translate(tables, packet, work)?;
     } else if work.way == way::PASS && work.reply == 0 && work.tuple.dst != work.out.dst {
-        return balance::undeliverable(tables, packet, work, false);
+        return balance::undeliverable(tables, packet, work);
     }
     Ok(())
 }

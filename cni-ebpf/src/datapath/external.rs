@@ -33,7 +33,7 @@ pub(super) fn arriving<T: Tables, P: Packet>(
     let answers = alias.reply != 0;
     if let Some(mut known) = known(tables, packet, work, None, true) {
         if !balance::moves(tables, packet, work, known.found.flow, SCOPE) {
-            return onward(tables, packet, work, &mut known, tunnel);
+            return onward(tables, packet, work, &mut known);
         }
     } else if answers {
         return super::stack::rebuilt(tables, packet, work);
@@ -48,7 +48,6 @@ fn onward<'t, T: Tables, P: Packet>(
     packet: &mut P,
     work: &mut Work,
     known: &mut super::connection::Known<'t>,
-    tunnel: bool,
 ) -> Outcome {
     let flow = known.found.flow;
     if flow.flags.get() & flow_flags::HOST != 0 {
@@ -77,12 +76,12 @@ fn onward<'t, T: Tables, P: Packet>(
         return deliver(tables, packet, work, receiver);
     }
     super::direct::follow(work, flow);
-    send_on(tables, packet, work, tunnel)
+    send_on(tables, packet, work)
 }
 
 /// To `work.out.dst`, which is no pod of this node.
 #[inline(always)]
-fn send_on<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunnel: bool) -> Outcome {
+fn send_on<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
     let destination = work.out.dst;
     let route = route::lookup(tables, work, &destination)?;
     if route.action == route_action::HOST {
@@ -91,7 +90,7 @@ fn send_on<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tu
     }
     route::leave(tables, packet, work, route)?;
     if work.way != way::NEIGHBOUR && work.way != way::TUNNEL {
-        return balance::undeliverable(tables, packet, work, tunnel);
+        return balance::undeliverable(tables, packet, work);
     }
     super::send(tables, packet, work)
 }
@@ -102,14 +101,14 @@ fn begin<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunn
     let protocol = work.tuple.proto;
     let middle = protocol == super::headers::proto::TCP && !conntrack::begins(work);
     let asks = service::serves(protocol) || refuse::is_echo(work);
-    if middle && !tunnel && vacated(tables, work) {
-        return Err(Reason::NoEndpoint);
+    if middle && !tunnel {
+        stage::call(Stage::Settled, tables, packet, work)?;
     }
     if tables.config().has_services() == 0 || !asks {
         return work.pass();
     }
     if !middle {
-        balance::ask(tables, packet, work, SCOPE, tunnel)?;
+        balance::ask(tables, packet, work, SCOPE)?;
     } else if tunnel || !came_from_another_node(tables, packet, work) {
         // There is nothing to choose; the stack refuses what is not its own.
         return work.pass();
@@ -121,11 +120,11 @@ fn begin<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunn
             return work.pass();
         }
         if !tunnel {
-            balance::ask(tables, packet, work, service_scope::CLUSTER, tunnel)?;
+            balance::ask(tables, packet, work, service_scope::CLUSTER)?;
             work.choice.flags |= service_flags::MASQUERADE;
         }
         if work.choice.found == 0 {
-            return balance::vacant(tables, packet, work, tunnel);
+            return balance::vacant(tables, packet, work);
         }
     }
     if !tunnel {
@@ -140,7 +139,7 @@ fn begin<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunn
     policy::admit(tables, packet, work, None, receiver, false)?;
     work.flow.via_reply = if tunnel { via::TUNNEL } else { via::DEVICE };
     let Some(receiver) = receiver else {
-        return begin_remote(tables, packet, work, tunnel);
+        return begin_remote(tables, packet, work);
     };
     work.endpoint = receiver.id;
     work.flow.via_forward = route::via_to(work, receiver);
@@ -159,16 +158,20 @@ fn begin<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunn
     deliver(tables, packet, work, receiver)
 }
 
-/// Whether the packet in the middle of a stream is for a pod of this node that is gone: the stack would answer with an error
-/// that ends no connection.
+/// That the packet in the middle of a stream is for no pod of this node that is gone: the stack would answer with an error that
+/// ends no connection.
 #[inline(always)]
-fn vacated<T: Tables>(tables: &T, work: &mut Work) -> bool {
+pub(super) fn settled<T: Tables>(tables: &T, work: &mut Work) -> Outcome {
     let destination = work.tuple.dst;
     // Most are the host's own.
     let is_node = |settings: &Settings| destination == settings.node_v4 || destination == settings.node_v6;
-    !tables.settings().is_some_and(is_node)
-        && route::lookup(tables, work, &destination)
-            .is_ok_and(|found| found.action == route_action::ENDPOINTS)
+    if tables.settings().is_some_and(is_node) {
+        return Ok(());
+    }
+    match route::lookup(tables, work, &destination) {
+        Ok(found) if found.action == route_action::ENDPOINTS => Err(Reason::NoEndpoint),
+        _ => Ok(()),
+    }
 }
 
 /// Whether the packet in the middle of a stream is one that another node led to its backend until now, and that finds it from
@@ -204,7 +207,7 @@ pub(super) fn chosen(work: &mut Work) {
 /// A new connection to a backend that is the node itself, or another node's. From there the answer comes back here only
 /// if the source is this node.
 #[inline(always)]
-fn begin_remote<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunnel: bool) -> Outcome {
+fn begin_remote<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
     let destination = work.out.dst;
     let route = route::lookup(tables, work, &destination)?;
     if route.action == route_action::HOST {
@@ -220,7 +223,7 @@ fn begin_remote<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Wor
     }
     route::leave(tables, packet, work, route)?;
     if work.way != way::NEIGHBOUR && work.way != way::TUNNEL {
-        return balance::undeliverable(tables, packet, work, tunnel);
+        return balance::undeliverable(tables, packet, work);
     }
     pass_through(tables, packet, work)
 }

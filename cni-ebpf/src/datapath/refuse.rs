@@ -8,7 +8,7 @@
 use super::checksum::Sum;
 use super::headers::{ICMP_ANSWERER, L3, icmp, icmpv6, proto, tcp};
 use super::rewrite::correct16;
-use super::work::fragment;
+use super::work::{direct, fragment};
 use super::{NotRewritten, Packet, Tables, Work};
 use crate::abi::{Reason, hook};
 
@@ -29,9 +29,13 @@ pub(super) fn stage<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut
     let kind = work.answer_kind;
     // Of a datagram in parts one answer is enough, and an error is never about an error.
     let later = work.headers.fragment == fragment::LATER && kind != answer::ECHO;
-    if later || work.headers.icmp_error != 0 {
+    // A reset is never about a reset. Behind the tunnel the address that was dialled is that node's own.
+    let resets =
+        kind == answer::REFUSE && work.tuple.proto == proto::TCP && work.headers.tcp_flags & tcp::RST != 0;
+    if later || resets || work.headers.icmp_error != 0 || work.direct == direct::CAME {
         return Ok(());
     }
+    way_back(tables, packet, work);
     if kind == answer::ECHO {
         echo(packet, work)?;
     } else if kind == answer::REFUSE && work.tuple.proto == proto::TCP {
@@ -235,8 +239,9 @@ fn error<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &Work) -> Resul
 
 /// Where an answer goes: back to the pod that asked, or out by the device on which the packet arrived.
 #[inline(always)]
-pub(super) fn way_back<P: Packet>(packet: &P, work: &mut Work, tunnel: bool) {
+fn way_back<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut Work) {
     work.to_ifindex = packet.ifindex();
+    let tunnel = work.to_ifindex == tables.config().tunnel_device();
     if work.hook == hook::FROM_POD {
         work.way = super::way::PEER;
     } else if tunnel {

@@ -5,8 +5,8 @@
 //! so only what is rare, or has to be done anyway (parsing), is a stage.
 
 use super::{
-    Outcome, Packet, Tables, Work, balance, headers, limit, nat, policy, refuse, related, rewrite, route,
-    service,
+    Outcome, Packet, Tables, Work, balance, external, headers, limit, nat, policy, refuse, related, rewrite,
+    route, service,
 };
 use crate::abi::Reason;
 
@@ -31,6 +31,8 @@ pub enum Stage {
     Limit,
     /// The backend for `work.tuple` into `work.choice`.
     Choose,
+    /// Whether a stream's packet for `work.tuple.dst` may be the stack's.
+    Settled,
     /// What was dialled, into `work.flow` and its alias.
     Dial,
     /// The packet into its own answer, `work.answer_kind`.
@@ -56,6 +58,7 @@ pub fn run<T: Tables, P: Packet>(stage: Stage, tables: &T, packet: &mut P, work:
         Stage::LookAfter => nat::look_after(tables, work),
         Stage::Limit => limit::take(tables, packet, work),
         Stage::Choose => service::stage(tables, work),
+        Stage::Settled => external::settled(tables, work),
         Stage::Dial => balance::dial(tables, work),
         Stage::Answer => refuse::stage(tables, packet, work),
         Stage::Promote => nat::promote(tables, work),

@@ -270,7 +270,10 @@ fn every_reason_has_its_packet_and_is_counted_once() {
             let mut work = Work::default();
             let outcome = world::run(&memory, hook, &mut frame, &mut work);
             assert_eq!(outcome, Err(*reason), "IPv6 {v6}");
-            let answered = matches!(reason, Reason::ServiceNoBackend | Reason::TtlExceeded);
+            let answered = matches!(
+                reason,
+                Reason::ServiceNoBackend | Reason::NoEndpoint | Reason::TtlExceeded
+            );
             assert_eq!(work.answered != 0, answered, "{reason:?}");
             assert_eq!(
                 frame.bytes != sent,

@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn every_address_of_the_node_leads_to_the_pod_and_loopback_only_for_the_node() {
+    fn rel_26_every_address_of_the_node_leads_to_the_pod_and_loopback_only_for_the_node() {
         assert_eq!(
             fronts_of(&pod(None)),
             [

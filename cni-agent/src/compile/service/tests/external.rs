@@ -56,7 +56,7 @@ fn svc_41_a_node_in_one_of_the_ranges_reaches_its_own_load_balancer() {
 }
 
 #[test]
-fn svc_42_external_ips_are_served_if_they_are_nobodys_and_somebody_wants_it() {
+fn svc_42_rel_24_external_ips_are_served_if_they_are_nobodys_and_somebody_wants_it() {
     let object = |ip: &str| service(json!({ "externalIPs": [ip] }));
     let at = |place: &Place, ip: &str| {
         let compiled = compiled_at(place, &[object(ip), slice("s-1", endpoints(&["10.1.0.1"]))]);

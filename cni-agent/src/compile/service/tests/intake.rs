@@ -213,7 +213,7 @@ fn svc_10_a_family_without_a_cluster_ip_has_no_node_port_either() {
 }
 
 #[test]
-fn addresses_that_mean_something_else_everywhere_and_the_service_itself_are_left_out() {
+fn rel_25_addresses_that_mean_something_else_everywhere_and_the_service_itself_are_left_out() {
     let lines = [
         "127.0.0.1",
         "169.254.1.1",
