@@ -10,6 +10,8 @@
 mod admission;
 #[path = "packets/clock.rs"]
 mod clock;
+#[path = "packets/departure.rs"]
+mod departure;
 #[path = "packets/direct.rs"]
 mod direct;
 #[path = "packets/external.rs"]
