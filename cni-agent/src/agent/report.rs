@@ -20,7 +20,6 @@ const PAUSE: Duration = Duration::from_millis(250);
 #[derive(Debug, Default)]
 pub(super) struct Reports {
     last: Option<Instant>,
-    rounds: u64,
     /// Something has happened since.
     behind: bool,
 }
@@ -39,15 +38,12 @@ impl<K: Kernel> Agent<K> {
     /// At once after a round, and if somebody `asked` for something that may be read here next.
     pub(super) fn publish_if_due(&mut self, asked: bool) {
         let now = Instant::now();
-        let round = self.reports.rounds != self.rounds.count;
-        self.reports.behind = true;
-        if asked || round || self.reports.due().is_none_or(|due| due <= now) {
+        let last = self.reports.last;
+        let due = asked || self.rounds.last() > last || last.is_none_or(|last| last + PAUSE <= now);
+        self.reports.behind = !due;
+        if due {
             self.publish();
-            self.reports = Reports {
-                last: Some(now),
-                rounds: self.rounds.count,
-                behind: false,
-            };
+            self.reports.last = Some(now);
         }
     }
 
