@@ -157,10 +157,16 @@ fn both(one: impl FnOnce() -> Result<()> + Send, other: impl FnOnce() -> Result<
     thread::scope(|scope| {
         let one = scope.spawn(one);
         let other = other();
-        one.join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        end(one)?;
         other
     })
+}
+
+/// What a thread came to; its panic is its parent's.
+fn end(thread: thread::ScopedJoinHandle<'_, Result<()>>) -> Result<()> {
+    thread
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Does something on every node at a time.
@@ -172,12 +178,9 @@ fn on_all(place: &Place, plan: &Plan, work: impl Fn(&Machine<'_>) -> Result<()> 
             scope.spawn(move || work(&machine).with_context(|| format!("node {node}")))
         });
         let threads: Vec<_> = nodes.collect();
-        let ended = threads.into_iter().map(|thread| thread.join());
-        ended
-            .filter_map(|ended| match ended {
-                Ok(done) => done.err(),
-                Err(panic) => std::panic::resume_unwind(panic),
-            })
+        threads
+            .into_iter()
+            .filter_map(|thread| end(thread).err())
             .collect()
     });
     failures.into_iter().next().map_or(Ok(()), Err)

@@ -35,7 +35,7 @@ pub(crate) struct Tally {
 const LINES: usize = 8;
 const CHARACTERS: usize = 500;
 
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Failure {
     pub(super) name: String,
     /// With what words it panicked.
