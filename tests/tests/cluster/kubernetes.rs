@@ -139,21 +139,29 @@ impl<Turn> Kubernetes<Turn> {
     /// Runs a command in a pod until it succeeds; gives what it said.
     #[track_caller]
     pub(crate) fn eventually_in(&self, pod: &str, command: &[&str]) -> String {
+        eventually(|| self.once_in(pod, command))
+    }
+
+    /// Runs a command in a pod; gives what it said, or why it failed.
+    fn once_in(&self, pod: &str, command: &[&str]) -> Result<String, String> {
         let arguments = [&["exec", pod, "--"], command].concat();
-        eventually(|| {
-            let output = self.kubectl_command(&arguments).output().unwrap();
-            if output.status.success() {
-                Ok(trimmed(&output.stdout))
-            } else {
-                Err(format!("{pod}: {command:?}: {}", trimmed(&output.stderr)))
-            }
-        })
+        let output = self.kubectl_command(&arguments).output().unwrap();
+        if output.status.success() {
+            Ok(trimmed(&output.stdout))
+        } else {
+            Err(format!("{pod}: {command:?}: {}", trimmed(&output.stderr)))
+        }
     }
 
     /// Fetches a page from a pod.
     #[track_caller]
     pub(crate) fn fetch(&self, pod: &str, url: &str) -> String {
-        self.eventually_in(pod, &["curl", "--silent", "--show-error", "--max-time", "4", url])
+        eventually(|| self.fetch_once(pod, url))
+    }
+
+    /// The same without a second try.
+    pub(crate) fn fetch_once(&self, pod: &str, url: &str) -> Result<String, String> {
+        self.once_in(pod, &["curl", "--silent", "--show-error", "--max-time", "4", url])
     }
 }
 

@@ -37,33 +37,17 @@ fn a_node_comes_back_from_a_power_cycle_with_its_disk_and_without_its_memory() {
     cluster.rolled_out("daemonset/client");
     cluster.rolled_out("deployment/web");
     // A rollout, and a pod's address, may be seen as they stood before the cut.
-    let fetches = |client: &str, url: &str| {
-        let curl = [
-            "exec",
-            client,
-            "--",
-            "curl",
-            "--silent",
-            "--show-error",
-            "--max-time",
-            "4",
-            url,
-        ];
-        let output = cluster.kubectl_command(curl).output().unwrap();
-        let said = [&output.stdout[..], &output.stderr].concat();
-        String::from_utf8_lossy(&said).trim().to_owned()
-    };
     eventually(|| {
         let [clients, servers] = ["client", "web"].map(|app| cluster.pods(app));
         for client in &clients {
             for server in &servers {
                 let address = server.addresses.first().ok_or("a pod without an address")?;
-                let page = fetches(&client.name, &format!("http://{address}/"));
+                let page = cluster.fetch_once(&client.name, &format!("http://{address}/"))?;
                 if page != server.name {
                     return Err(format!("{} to {}, {address}: {page}", client.name, server.name));
                 }
             }
-            let page = fetches(&client.name, "http://web/");
+            let page = cluster.fetch_once(&client.name, "http://web/")?;
             if !page.starts_with("web-") {
                 return Err(format!("{}: {page}", client.name));
             }

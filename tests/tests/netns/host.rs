@@ -9,7 +9,7 @@ use cni_tests::{
     wire::{Tap, holds},
 };
 
-use crate::needs_root;
+use crate::{kind_of, needs_root};
 use serde_json::json;
 
 fn small() -> Lab {
@@ -125,10 +125,7 @@ fn rel_50_the_host_side_of_pods_and_the_agents_sockets_are_out_of_reach() {
     // Health and metrics listen on the node's loopback alone, and the sockets are files of its own.
     for v4 in [true, false] {
         let refused = traffic::connect(&a.namespace, (node.address(v4), 9765).into()).unwrap_err();
-        assert_eq!(
-            refused.downcast_ref::<std::io::Error>().unwrap().kind(),
-            ErrorKind::ConnectionRefused
-        );
+        assert_eq!(kind_of(&refused), Some(ErrorKind::ConnectionRefused));
     }
     let listening = node.namespace.command("ss").args(["-Hlntu"]).output().unwrap();
     let listening = String::from_utf8(listening.stdout).unwrap();
@@ -229,7 +226,7 @@ fn an_address_that_no_pod_has_is_unreachable_and_never_loops() {
         let nobody: IpAddr = nobody.parse().unwrap();
         for from in [&lab.outside, &node.namespace] {
             let error = traffic::connect(from, (nobody, 4000).into()).unwrap_err();
-            let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+            let kind = kind_of(&error);
             // IPv6 tells "no route".
             let unreachable = [ErrorKind::HostUnreachable, ErrorKind::NetworkUnreachable];
             assert!(

@@ -15,7 +15,7 @@ use cni_tests::{
 };
 use serde_json::{Value, json};
 
-use crate::needs_root;
+use crate::{kind_of, needs_root};
 
 /// As many as a node has pods by default.
 const CROWD: usize = 110;
@@ -77,7 +77,6 @@ fn rel_43_what_the_runtime_does_not_list_is_collected_and_nothing_else() {
     traffic::ping(&node.namespace, a.ip(true), 56).unwrap();
 }
 
-/// Runtimes attach the networks of one container at the same time.
 /// Who is connected to it would wait for a quarter of an hour otherwise.
 fn pod_goes(routing: Routing) {
     needs_root!();
@@ -104,8 +103,7 @@ fn pod_goes(routing: Routing) {
         assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{name}");
     }
     let error = traffic::connect(&a.namespace, servers[0].address).unwrap_err();
-    let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
-    assert_eq!(kind, Some(ErrorKind::ConnectionRefused));
+    assert_eq!(kind_of(&error), Some(ErrorKind::ConnectionRefused));
 }
 
 #[test]
@@ -118,6 +116,7 @@ fn rel_38_connections_to_a_pod_that_is_deleted_end_at_once_vxlan() {
     pod_goes(Routing::Vxlan);
 }
 
+/// Runtimes attach the networks of one container at the same time.
 #[test]
 fn interfaces_of_one_container_come_and_go_at_once() {
     needs_root!();

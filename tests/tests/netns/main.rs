@@ -33,6 +33,7 @@ mod uninstall;
 mod upgrade;
 
 use std::{
+    io::ErrorKind,
     thread,
     time::{Duration, Instant},
 };
@@ -45,6 +46,11 @@ fn eventually(mut done: impl FnMut() -> Option<String>) {
         assert!(Instant::now() < deadline, "{words}");
         thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Why the kernel refused a connection.
+fn kind_of(error: &anyhow::Error) -> Option<ErrorKind> {
+    error.downcast_ref::<std::io::Error>().map(std::io::Error::kind)
 }
 
 /// Whether namespaces can be made; says so if not.

@@ -3,10 +3,10 @@
 use cni_ebpf::abi::{Addr, Endpoint, Reason};
 use cni_ebpf::datapath::{Tables, Verdict};
 use cni_tests::frames::{self, Ends};
-use cni_tests::world::{Hook, ifindex, ip, pod};
+use cni_tests::world::{Hook, ifindex, pod};
 
 use crate::Pair;
-use crate::fixtures::{ACK, RST, SYN, SYN_ACK, TO_A, TO_B, families, from_a, from_b, outside};
+use crate::fixtures::{ACK, RST, SYN, SYN_ACK, TO_A, TO_B, families, far, from_a, from_b, outside};
 
 /// The pod is gone.
 pub(crate) fn go(pair: &mut Pair, number: u8, v6: bool) -> Endpoint {
@@ -33,7 +33,7 @@ fn rel_38_who_talks_to_a_pod_that_is_gone_is_told_at_once() {
         let near = from_a(pod(3, v6));
         let far = Ends {
             dst: pod(3, v6),
-            ..outside(from_a(ip(if v6 { "2620:fe::9" } else { "9.9.9.9" })))
+            ..outside(from_a(far(v6)))
         };
         for flags in [SYN, ACK] {
             assert_eq!(

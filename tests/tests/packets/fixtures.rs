@@ -36,6 +36,11 @@ pub(crate) fn from_a(dst: IpAddr) -> Ends {
     }
 }
 
+/// An address outside of the cluster.
+pub(crate) fn far(v6: bool) -> IpAddr {
+    ip(if v6 { "2620:fe::9" } else { "9.9.9.9" })
+}
+
 pub(crate) fn from_b(ends: Ends) -> Ends {
     Ends {
         src_mac: mac(ifindex::POD_B),

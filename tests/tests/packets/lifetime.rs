@@ -7,16 +7,12 @@ use cni_tests::world::{self, Hook, ifindex, ip, pod};
 
 use crate::Pair;
 use crate::fixtures::{
-    ACK, FIN_ACK, RST, SYN, SYN_ACK, TO_A, TO_B, WHOLE_LIFE, drop_of, families, from_a, from_b, gateway,
+    ACK, FIN_ACK, RST, SYN, SYN_ACK, TO_A, TO_B, WHOLE_LIFE, drop_of, families, far, from_a, from_b, gateway,
     outside,
 };
 
 fn node(v6: bool) -> std::net::IpAddr {
     ip(if v6 { "2001:db8::1" } else { "192.0.2.1" })
-}
-
-fn far(v6: bool) -> std::net::IpAddr {
-    ip(if v6 { "2620:fe::9" } else { "9.9.9.9" })
 }
 
 /// The far side of a pod's masqueraded connection: the world has one port.

@@ -12,14 +12,10 @@ use cni_tests::world::{self, Hook, ifindex, ip};
 
 use socket2::{Domain, Socket, Type};
 
-use crate::fixtures::{ACK, SYN, families, from_a, gateway};
+use crate::fixtures::{ACK, SYN, families, far, from_a, gateway};
 
 fn node(v6: bool) -> IpAddr {
     ip(if v6 { "2001:db8::1" } else { "192.0.2.1" })
-}
-
-fn far(v6: bool) -> IpAddr {
-    ip(if v6 { "2620:fe::9" } else { "9.9.9.9" })
 }
 
 /// The port with which a datagram leaves.

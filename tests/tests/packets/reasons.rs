@@ -9,7 +9,7 @@ use cni_tests::frames::{self, Ends};
 use cni_tests::memory::{Frame, Memory, Room};
 use cni_tests::world::{self, Hook, ifindex, ip, pod, port};
 
-use crate::fixtures::{RST, SYN, from_a, outside};
+use crate::fixtures::{self, RST, SYN, from_a, outside};
 
 /// A program, the packet it gets, and the world it is in.
 struct Case {
@@ -65,7 +65,7 @@ fn b(v6: bool) -> Ends {
 }
 
 fn far(v6: bool) -> Ends {
-    from_a(ip(if v6 { "2620:fe::9" } else { "9.9.9.9" }))
+    from_a(fixtures::far(v6))
 }
 
 /// From outside to a port of the node, from where the ranges do not allow it.

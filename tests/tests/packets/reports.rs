@@ -3,14 +3,14 @@
 use cni_ebpf::abi::{Config, Reason, direction, event_kind};
 use cni_ebpf::datapath::Verdict;
 use cni_tests::frames::Ends;
-use cni_tests::world::{self, Hook, ifindex, ip, pod};
+use cni_tests::world::{self, Hook, ifindex, pod};
 
-use crate::fixtures::{ACK, FIN_ACK, RST, SYN, SYN_ACK, TO_B, families, from_a, from_b, gateway};
+use crate::fixtures::{ACK, FIN_ACK, RST, SYN, SYN_ACK, TO_B, families, far, from_a, from_b, gateway};
 
 #[test]
 fn a_packet_that_was_judged_is_told_once() {
     families(|pair, v6| {
-        let far = from_a(ip(if v6 { "2620:fe::9" } else { "9.9.9.9" }));
+        let far = from_a(far(v6));
         let (verdict, out) = pair.run(Hook::FromPod, &far.tcp(SYN, b""), ifindex::POD_A);
         assert_eq!(verdict, gateway(v6));
         assert_eq!(pair.events.len(), 1);

@@ -8,7 +8,7 @@ use cni_tests::frames::{self, Ends};
 use cni_tests::world::{self, Hook, backend, ifindex, ip, pod, port, service_id};
 
 use crate::Pair;
-use crate::fixtures::{ACK, SYN, SYN_ACK, TO_A, TO_B, families, from_a, from_b};
+use crate::fixtures::{ACK, SYN, SYN_ACK, TO_A, TO_B, families, far, from_a, from_b};
 
 pub(crate) fn vip(v6: bool) -> IpAddr {
     ip(if v6 { "fd00:96::1" } else { "10.96.0.1" })
@@ -362,7 +362,7 @@ fn svc_53_datagrams_leave_a_backend_that_serves_no_longer() {
 fn svc_54_datagrams_that_began_without_a_service_find_it() {
     families(|pair, v6| {
         // An address outside of the Service range: what is sent there leaves the cluster.
-        let external = ip(if v6 { "2620:fe::9" } else { "9.9.9.9" });
+        let external = far(v6);
         let own = Ends {
             dst_port: 53,
             ..from_a(external)

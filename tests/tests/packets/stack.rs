@@ -7,16 +7,12 @@ use cni_tests::frames::{self, Ends};
 use cni_tests::memory::Memory;
 use cni_tests::world::{self, Hook, ifindex, ip, mac, pod, port};
 
-use crate::fixtures::{ACK, SYN, SYN_ACK, TO_A, TO_B, families, from_a, from_b, gateway, outside};
+use crate::fixtures::{ACK, SYN, SYN_ACK, TO_A, TO_B, families, far, from_a, from_b, gateway, outside};
 use crate::services::{dial, vip};
 use crate::{privileged, with_pair};
 
 fn node(v6: bool) -> std::net::IpAddr {
     ip(if v6 { "2001:db8::1" } else { "192.0.2.1" })
-}
-
-fn far(v6: bool) -> std::net::IpAddr {
-    ip(if v6 { "2620:fe::9" } else { "9.9.9.9" })
 }
 
 /// Source address and port of a packet without options.

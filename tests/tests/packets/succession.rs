@@ -9,7 +9,7 @@ use cni_tests::world::{self, Hook, ifindex, ip, mac, pod, port};
 
 use crate::departure::{come, go};
 use crate::fixtures::{
-    ACK, FIN_ACK, SYN, SYN_ACK, TO_A, TO_B, drop_of, families, from_a, from_b, gateway, outside,
+    ACK, FIN_ACK, SYN, SYN_ACK, TO_A, TO_B, drop_of, families, far, from_a, from_b, gateway, outside,
 };
 use crate::services::{dial, ends, vip};
 use crate::{Pair, fixtures};
@@ -18,10 +18,6 @@ const MARK_OF_ARRIVAL: u32 = Config::DEFAULT.arrived_mark;
 
 fn node(v6: bool) -> IpAddr {
     ip(if v6 { "2001:db8::1" } else { "192.0.2.1" })
-}
-
-fn far(v6: bool) -> IpAddr {
-    ip(if v6 { "2620:fe::9" } else { "9.9.9.9" })
 }
 
 /// The answer to a masqueraded connection of pod A, by the port that it was given.

@@ -1,15 +1,13 @@
 //! How long a silent connection is known, and what an hour without anybody to clean up does. In memory, where the clock
 //! can be moved and a table be small.
 
-use std::net::IpAddr;
-
 use cni_ebpf::abi::{Reason, direction, tcp_state};
 use cni_ebpf::datapath::{Verdict, Work, conntrack};
 use cni_tests::frames::Ends;
 use cni_tests::memory::{Memory, Room};
 use cni_tests::world::{self, Hook, ifindex, ip, pod};
 
-use crate::fixtures::{ACK, WHOLE_LIFE, from_a, from_b, outside};
+use crate::fixtures::{ACK, WHOLE_LIFE, far, from_a, from_b, outside};
 
 const SECOND: u64 = conntrack::SECOND;
 
@@ -68,10 +66,6 @@ fn rel_38_a_silent_connection_is_over_when_its_state_says_and_not_before() {
             }
         }
     }
-}
-
-fn far(v6: bool) -> IpAddr {
-    ip(if v6 { "2620:fe::9" } else { "9.9.9.9" })
 }
 
 /// A connection between two pods from its first packet to its last.
