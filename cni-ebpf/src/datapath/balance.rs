@@ -60,14 +60,6 @@ pub(super) fn told_size<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: 
 /// addressed otherwise than to its receiver.
 #[inline(always)]
 pub(super) fn undeliverable<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
-    if work.direct == direct::CAME {
-        // The answer would be in the name of an address that the node behind the tunnel has itself.
-        return Err(if work.headers.ttl <= 1 {
-            Reason::TtlExceeded
-        } else {
-            Reason::TooBig
-        });
-    }
     if work.headers.ttl <= 1 {
         return answered(tables, packet, work, answer::EXPIRED, Reason::TtlExceeded);
     }

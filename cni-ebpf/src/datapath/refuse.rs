@@ -29,7 +29,8 @@ pub(super) fn stage<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut
     let kind = work.answer_kind;
     // Of a datagram in parts one answer is enough, and an error is never about an error.
     let later = work.headers.fragment == fragment::LATER && kind != answer::ECHO;
-    // A reset is never about a reset. Behind the tunnel the address that was dialled is that node's own.
+    // A reset is never about a reset. To what another node sent on an answer would be in the name of an address that this
+    // other node has itself.
     let resets =
         kind == answer::REFUSE && work.tuple.proto == proto::TCP && work.headers.tcp_flags & tcp::RST != 0;
     if later || resets || work.headers.icmp_error != 0 || work.direct == direct::CAME {
