@@ -307,7 +307,12 @@ pub fn to_pod<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work)
     policy::admit(tables, packet, work, None, Some(receiver), from_host)?;
     work.flow.via_forward = via::STACK;
     work.flow.via_reply = via::STACK;
+    if from_host {
+        stack::give_way(tables, packet, work)?;
+    }
     enter(tables, work)?;
+    balance::show_source(work);
+    translate(tables, packet, work)?;
     work.pass()
 }
 

@@ -14,6 +14,8 @@ mod clock;
 mod departure;
 #[path = "packets/direct.rs"]
 mod direct;
+#[path = "packets/dispute.rs"]
+mod dispute;
 #[path = "packets/external.rs"]
 mod external;
 #[path = "packets/fixtures.rs"]

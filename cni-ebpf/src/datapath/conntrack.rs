@@ -157,10 +157,11 @@ pub(super) fn find<'t, T: Tables>(tables: &'t T, work: &mut Work) -> Option<Foun
     if let Some(found) = by_key(tables, &work.key, work.now) {
         let origin_a = found.flow.flags.get() & flow_flags::ORIGIN_A != 0;
         work.reply = u8::from(origin_a != from_a);
-        if !is_over(found.flow) {
+        if is_over(found.flow) {
+            work.past = found.flow.created;
+        } else if !gave_way(work, found.flow) {
             return usable(work, found);
         }
-        work.past = found.flow.created;
     }
     // Behind a translation another may have begun since, with the same ends on one side of it.
     if let Some(alias) = by_alias(tables, &work.tuple)
@@ -175,6 +176,12 @@ pub(super) fn find<'t, T: Tables>(tables: &'t T, work: &mut Work) -> Option<Foun
     usable(work, found)
 }
 
+/// Whether the packet bears the port that a flow of the host has given up to somebody behind the node, who is answered by it.
+#[inline(always)]
+fn gave_way(work: &Work, flow: &Flow) -> bool {
+    work.reply != 0 && flow.flags.get() & flow_flags::HOST != 0 && work.tuple.dst_port != flow.snat_port
+}
+
 /// Whether the flow behind the alias is younger than the one that may be over.
 #[inline(always)]
 fn succeeds<T: Tables>(tables: &T, work: &Work, alias: &Alias) -> bool {
@@ -186,7 +193,7 @@ fn succeeds<T: Tables>(tables: &T, work: &Work, alias: &Alias) -> bool {
 /// was to carry it and nobody has answered. What the stack does not know its way to any more, a Service whose proxy is
 /// gone, may be ours by now. What is translated here keeps its translation when it is sent again.
 #[inline(always)]
-fn is_over(flow: &Flow) -> bool {
+pub(super) fn is_over(flow: &Flow) -> bool {
     let settled = flow_flags::REPLIED | flow_flags::DNAT | flow_flags::SNAT;
     ended(flow) || flow.via_forward == via::STACK && flow.flags.get() & settled == 0
 }

@@ -292,10 +292,13 @@ pub(super) fn leaving<T: Tables, P: Packet>(
     }
     let from_a = conntrack::key_of(&work.tuple, &mut work.key);
     let Some(found) = conntrack::by_key(tables, &work.key, work.now) else {
-        return Ok(false);
+        return super::stack::began_by_host(tables, packet, work);
     };
     let flags = found.flow.flags.get();
     let replies = (flags & flow_flags::ORIGIN_A != 0) != from_a;
+    if !replies && flags & flow_flags::HOST != 0 {
+        return super::stack::of_host(tables, packet, work, found.flow);
+    }
     if !replies || flags & flow_flags::DNAT == 0 {
         return Ok(false);
     }
