@@ -207,9 +207,10 @@ impl Client {
                     return Err(error);
                 }
                 // What comes after that belongs to nobody.
-                _ => {
+                got => {
                     tally.lost += 1;
-                    tally.say(format!("{}: a datagram without an answer", self.to));
+                    let (number, from) = (u64::from_be_bytes(number), socket.local_addr()?);
+                    tally.say(format!("{from} to {}: datagram {number} got {got:?}", self.to));
                     return Ok(());
                 }
             }
