@@ -6,8 +6,9 @@
 //! 1. the new map is made beside the old one and filled from it;
 //! 2. the programs are loaded on the new map and exchanged under their links one by one. What the old map gains meanwhile
 //!    is copied right before the first exchange, between exchanges that take long, and right after the last
-//!    ([`Loaded::catch_up`], [`Loaded::keep_up`]): a connection that began in between is unknown to the new programs, which
-//!    may lead it to another endpoint, or to the host, and have it reset;
+//!    ([`Loaded::catch_up`], [`Loaded::keep_up`]): a connection that began in between is unknown to the new programs. They
+//!    hold back what is in the midst of one ([`Settings::unsettled_until`]), because to lead it to another endpoint, or to
+//!    the host, is to have it reset;
 //! 3. when no link runs an old program any more, what the old map has gained to the last is copied too, and the new map
 //!    takes the old one's name ([`Loaded::settle`]).
 //!
@@ -28,7 +29,8 @@ use aya::{
     Ebpf, EbpfError, EbpfLoader,
     programs::{CgroupSockAddr, Program as Entry, ProgramError, ProgramFd, SchedClassifier, Xdp},
 };
-use cni_ebpf::abi::{Config, MAPS, MapSpec, as_bytes, socket_lb};
+use cni_ebpf::abi::{Config, MAPS, MapSpec, Settings, as_bytes, from_bytes, socket_lb};
+use nix::time::{ClockId, clock_gettime};
 
 use super::{
     KernelError, Pins,
@@ -48,6 +50,10 @@ pub const OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "
 
 /// Between two passes over maps that are being replaced, in passes, while links are exchanged.
 const PAUSE: u32 = 4;
+
+/// For how long programs that are being exchanged hold back what is in the midst of connections that they do not know. Once
+/// maps are settled the row is written anew, so this is for an agent that dies before.
+const HOLD: Duration = Duration::from_secs(1);
 
 /// The name of the read-only global in the object.
 const CONFIG: &str = "CONFIG";
@@ -146,10 +152,29 @@ impl Loaded {
     /// Copies what old programs have added to the maps that are being replaced.
     pub fn catch_up(&mut self) -> Result<(), KernelError> {
         self.refresh()?;
+        self.hold_back()?;
         let begin = Instant::now();
         self.each_unsettled(Unsettled::catch_up)?;
         self.caught_up = Some((Instant::now(), begin.elapsed()));
         Ok(())
+    }
+
+    /// Has programs drop what is in the midst of an unknown connection, for a moment: it is sent again when the connection
+    /// has been copied.
+    fn hold_back(&self) -> Result<(), KernelError> {
+        let Some(map) = self.maps.get("settings").filter(|_| !self.is_settled()) else {
+            return Ok(());
+        };
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)
+            .map_err(|error| KernelError::new("read the clock", error))?;
+        let until = Duration::from(now).saturating_add(HOLD).as_nanos();
+        let key = 0_u32.to_ne_bytes();
+        let found = map.get(&key)?.and_then(|value| from_bytes(&value));
+        let settings = Settings {
+            unsettled_until: u64::try_from(until).unwrap_or(u64::MAX),
+            ..found.unwrap_or_default()
+        };
+        map.put(&key, as_bytes(&settings))
     }
 
     /// From the last, as `settle` goes: a connection moves from the table of new ones to the one before it, and is seen in

@@ -218,7 +218,14 @@ fn rel_29_programs_are_exchanged_between_two_copies_of_what_old_ones_write() {
         // Another connection takes the place of one that was copied, and one more begins.
         old.put(&first, &after).unwrap();
         old.put(&second, &before).unwrap();
+        let holds_back = || {
+            let settings = maps::open_existing(&host.pins(), "settings").unwrap();
+            let row = settings.get(&0_u32.to_ne_bytes()).unwrap().unwrap();
+            abi::from_bytes::<abi::Settings>(&row).unwrap().unsettled_until != 0
+        };
+        assert!(!holds_back());
         block_on(linux.apply(&Change::CarryOver)).unwrap();
+        assert!(holds_back());
         assert_eq!(new.get(&first).unwrap().as_ref(), Some(&after));
         assert_eq!(new.get(&second).unwrap().as_ref(), Some(&before));
         block_on(linux.apply(&attach)).unwrap();
@@ -232,6 +239,11 @@ fn rel_29_programs_are_exchanged_between_two_copies_of_what_old_ones_write() {
         assert!(host.pins().next_map(spec).exists(), "copying alone ends nothing");
         block_on(linux.observe(&Desired::default(), Scope::Whole)).unwrap();
         assert!(!host.pins().next_map(spec).exists());
+        // Nothing is held back for maps that are what they should be.
+        let settings = maps::open_existing(&host.pins(), "settings").unwrap();
+        settings.put(&0_u32.to_ne_bytes(), &[0; 64]).unwrap();
+        block_on(linux.apply(&Change::CarryOver)).unwrap();
+        assert!(!holds_back());
     });
 }
 
