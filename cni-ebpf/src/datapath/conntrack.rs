@@ -329,12 +329,14 @@ pub(super) fn amidst(work: &Work) -> bool {
 }
 
 /// Whether connections may be unknown that programs of another layout have let through: who led such a packet to a new
-/// backend, or to the stack, would have its connection reset.
+/// backend, or to the stack, would have its connection reset. Where Services are not ours nobody does: what is translated by
+/// masquerade alone is found again by its alias, and what is not translated begins anew without a loss.
 #[inline(always)]
 pub(super) fn unsettled<T: Tables>(tables: &T, work: &Work) -> bool {
-    tables
-        .settings()
-        .is_some_and(|settings| settings.unsettled_until > work.now)
+    tables.config().has_services() != 0
+        && tables
+            .settings()
+            .is_some_and(|settings| settings.unsettled_until > work.now)
 }
 
 /// Enters `work.flow` as a new connection with the tuple `work.out` in the originator's direction.
