@@ -24,6 +24,8 @@ mod fixtures;
 mod forged;
 #[path = "packets/fragments.rs"]
 mod fragments;
+#[path = "packets/handover.rs"]
+mod handover;
 #[path = "packets/lifetime.rs"]
 mod lifetime;
 #[path = "packets/limit.rs"]

@@ -319,11 +319,31 @@ pub(super) fn ripe(work: &Work, table: Table) -> bool {
 
 /// Whether the packet may begin a connection: an answer or a reset is one to something that is not there.
 #[inline(always)]
-pub(super) fn may_begin(work: &Work) -> Result<(), Reason> {
+pub(super) fn may_begin<T: Tables>(tables: &T, work: &Work) -> Result<(), Reason> {
     if work.headers.icmp_reply != 0 || work.headers.tcp_flags & tcp::RST != 0 {
         return Err(Reason::InvalidState);
     }
+    if amidst(work) && unsettled(tables, work) {
+        return Err(Reason::Unsettled);
+    }
     Ok(())
+}
+
+/// A packet of TCP that does not begin a connection.
+#[inline(always)]
+pub(super) fn amidst(work: &Work) -> bool {
+    work.tuple.proto == proto::TCP && !begins(work)
+}
+
+/// Whether connections may be unknown that programs of another layout have let through: who led such a packet to a new
+/// backend, or to the stack, would have its connection reset. Where Services are not ours nobody does: what is translated by
+/// masquerade alone is found again by its alias, and what is not translated begins anew without a loss.
+#[inline(always)]
+pub(super) fn unsettled<T: Tables>(tables: &T, work: &Work) -> bool {
+    tables.config().has_services() != 0
+        && tables
+            .settings()
+            .is_some_and(|settings| settings.unsettled_until > work.now)
 }
 
 /// Enters `work.flow` as a new connection with the tuple `work.out` in the originator's direction.

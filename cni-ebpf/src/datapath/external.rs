@@ -36,6 +36,9 @@ pub(super) fn arriving<T: Tables, P: Packet>(
             return onward(tables, packet, work, &mut known);
         }
     } else if answers {
+        if conntrack::amidst(work) {
+            stage::call(Stage::Settled, tables, packet, work)?;
+        }
         return super::stack::rebuilt(tables, packet, work);
     }
     begin(tables, packet, work, tunnel)
@@ -99,7 +102,7 @@ fn send_on<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) ->
 #[inline(always)]
 fn begin<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunnel: bool) -> Outcome {
     let protocol = work.tuple.proto;
-    let middle = protocol == super::headers::proto::TCP && !conntrack::begins(work);
+    let middle = conntrack::amidst(work);
     let asks = service::serves(protocol) || refuse::is_echo(work);
     if middle && !tunnel {
         stage::call(Stage::Settled, tables, packet, work)?;
@@ -159,9 +162,12 @@ fn begin<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunn
 }
 
 /// That the packet in the middle of a stream is for no pod of this node that is gone: the stack would answer with an error that
-/// ends no connection.
+/// ends no connection. Nor for a connection that may become known in a moment: the stack would end that.
 #[inline(always)]
-pub(super) fn settled<T: Tables>(tables: &T, work: &mut Work) -> Outcome {
+pub(super) fn settled<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut Work) -> Outcome {
+    if conntrack::unsettled(tables, work) && !packet.socket(&work.tuple) {
+        return Err(Reason::Unsettled);
+    }
     let destination = work.tuple.dst;
     // Most are the host's own.
     let is_node = |settings: &Settings| destination == settings.node_v4 || destination == settings.node_v6;
