@@ -1,11 +1,11 @@
-//! Connections a second through a ClusterIP, against the address of the pod behind it, and against the real kube-proxy on
+//! Connections a second through a ClusterIP, and requests a second over one that stands, against the address of the pod behind it, and against the real kube-proxy on
 //! the same API server.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use cni_tests::bench::cluster::{Crowd, MILLRACE, Mode, Place};
-use cni_tests::bench::load::{Cpus, Ends, connect_by, connected_and_reset};
+use cni_tests::bench::load::{Cpus, Ends, connect_by, connected_and_reset, requests_by};
 use cni_tests::bench::series::{Samples, turns};
 use cni_tests::bench::{Command, Report};
 use serde_json::json;
@@ -39,9 +39,28 @@ fn contender(place: &str, dialled: Dialled) -> String {
 /// Who exchanges the ClusterIP for a pod's address: each socket when it connects, or each packet on its way.
 const SOCKET_LB: [&str; 2] = ["off", "all"];
 
-fn metric(services: u32, socket_lb: &str, cpus: Cpus) -> String {
+/// What is measured: new connections, and what goes over one that stands.
+#[derive(Clone, Copy, Debug)]
+enum Work {
+    Connects,
+    Requests,
+}
+
+impl Work {
+    const ALL: [Self; 2] = [Self::Connects, Self::Requests];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Connects => "connects",
+            Self::Requests => "requests",
+        }
+    }
+}
+
+fn metric(work: Work, services: u32, socket_lb: &str, cpus: Cpus) -> String {
     format!(
-        "connects, {services} Services, socketLb {socket_lb}, {}",
+        "{}, {services} Services, socketLb {socket_lb}, {}",
+        work.name(),
         cpus.name()
     )
 }
@@ -58,7 +77,7 @@ fn on_the_machine<T: Send>(
     }
 }
 
-fn connect(place: &Place, dialled: Dialled, cpus: Cpus, time: Duration) -> Result<f64> {
+fn measure(work: Work, place: &Place, dialled: Dialled, cpus: Cpus, time: Duration) -> Result<f64> {
     let server = place.servers.first().context("no server")?;
     let ends = Ends {
         client: place.client.duplicate()?,
@@ -69,7 +88,11 @@ fn connect(place: &Place, dialled: Dialled, cpus: Cpus, time: Duration) -> Resul
         Dialled::Pod => (server.ip, Place::port()).into(),
         Dialled::ClusterIp => place.dialled(),
     };
-    connect_by(&ends, Place::port(), to, cpus, time).with_context(|| place.name.to_owned())
+    let rate = match work {
+        Work::Connects => connect_by(&ends, Place::port(), to, cpus, time),
+        Work::Requests => requests_by(&ends, Place::port(), to, cpus, time),
+    };
+    rate.with_context(|| place.name.to_owned())
 }
 
 /// Waits until the ClusterIP leads to the pod.
@@ -106,12 +129,15 @@ fn wait_for(place: &Place) -> Result<()> {
     })
 }
 
+fn works() -> impl Iterator<Item = (Work, Cpus)> {
+    let with_each = |work: &'static Work| Cpus::possible().iter().map(move |cpus| (*work, *cpus));
+    Work::ALL.iter().flat_map(with_each)
+}
+
 /// What is compared directly stands side by side.
-fn each_way(round: usize) -> impl Iterator<Item = (Dialled, Cpus)> {
+fn each_way(round: usize) -> impl Iterator<Item = (Work, Dialled, Cpus)> {
     let dialled = move || turns(Dialled::ALL.len(), round).map(|turn| Dialled::ALL[turn]);
-    Cpus::possible()
-        .iter()
-        .flat_map(move |cpus| dialled().map(move |dialled| (dialled, *cpus)))
+    works().flat_map(move |(work, cpus)| dialled().map(move |dialled| (work, dialled, cpus)))
 }
 
 fn main() -> Result<()> {
@@ -136,10 +162,10 @@ fn main() -> Result<()> {
                 for turn in turns(places.len(), round) {
                     let place = &places[turn];
                     let _others = crowd.alone(place.name, &peers)?;
-                    for (dialled, cpus) in each_way(round) {
-                        let connect = || connect(place, dialled, cpus, TIME);
-                        let rate = on_the_machine(&crowd, place, connect)?;
-                        let metric = metric(*number, socket_lb, cpus);
+                    for (work, dialled, cpus) in each_way(round) {
+                        let measure = || measure(work, place, dialled, cpus, TIME);
+                        let rate = on_the_machine(&crowd, place, measure)?;
+                        let metric = metric(work, *number, socket_lb, cpus);
                         samples.add(&contender(place.name, dialled), &metric, "1/s", rate);
                     }
                 }
@@ -159,14 +185,17 @@ fn judge(services: &[u32], report: &mut Report, samples: &Samples) {
         .iter()
         .flat_map(|number| SOCKET_LB.map(|socket_lb| (number, socket_lb)));
     for (number, socket_lb) in all {
-        for cpus in Cpus::possible() {
-            let metric = metric(*number, socket_lb, *cpus);
+        for (work, cpus) in works() {
+            let metric = metric(work, *number, socket_lb, cpus);
             let mut ratio = |to: &str, goal| {
                 report.ratio(&metric, &ours, to, samples.ratio(&ours, to, &metric), goal);
             };
-            ratio(&contender(MILLRACE, Dialled::Pod), Some(GOAL));
+            let connects = matches!(work, Work::Connects);
+            // Where sockets are connected to the pod, nothing is done to a packet.
+            let the_same = connects || socket_lb == "all";
+            ratio(&contender(MILLRACE, Dialled::Pod), the_same.then_some(GOAL));
             for (mode, goal) in [(Mode::Nftables, 1.25), (Mode::Iptables, 1.5)] {
-                let goal = (*number >= 10_000).then_some(goal);
+                let goal = (connects && *number >= 10_000).then_some(goal);
                 ratio(&contender(mode.name(), Dialled::ClusterIp), goal);
             }
         }

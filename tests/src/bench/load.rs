@@ -11,7 +11,7 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
 use crate::netns::Namespace;
-pub use stream::{connect_by, connected_and_reset};
+pub use stream::{connect_by, connected_and_reset, requests_by};
 
 /// Longer than anything but a lost packet takes.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -30,6 +30,10 @@ fn listener_at(ends: &Ends, address: SocketAddr) -> Result<(TcpListener, SocketA
 /// Both ends of a connection.
 fn pair(ends: &Ends) -> Result<(TcpStream, TcpStream)> {
     let (listener, to) = listener(ends)?;
+    pair_by(ends, &listener, to)
+}
+
+fn pair_by(ends: &Ends, listener: &TcpListener, to: SocketAddr) -> Result<(TcpStream, TcpStream)> {
     let client = ends
         .client
         .run(|| TcpStream::connect_timeout(&to, PATIENCE))
@@ -45,6 +49,17 @@ fn pair(ends: &Ends) -> Result<(TcpStream, TcpStream)> {
 
 pub(super) fn request_response(ends: &Ends, cpus: Cpus, time: Duration) -> Result<f64> {
     let (client, server) = pair(ends)?;
+    requests(client, server, cpus, time)
+}
+
+/// Requests a second on one connection to an address that leads to the server's port.
+pub fn requests_by(ends: &Ends, port: u16, dialled: SocketAddr, cpus: Cpus, time: Duration) -> Result<f64> {
+    let (listener, _) = listener_at(ends, SocketAddr::new(ends.ip, port))?;
+    let (client, server) = pair_by(ends, &listener, dialled)?;
+    requests(client, server, cpus, time).with_context(|| format!("ask {dialled} on {}", cpus.name()))
+}
+
+fn requests(client: TcpStream, server: TcpStream, cpus: Cpus, time: Duration) -> Result<f64> {
     thread::scope(|scope| {
         let answering = scope.spawn(move || answer(server, cpus));
         let asking = scope.spawn(move || ask(client, cpus, time));
