@@ -10,7 +10,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use super::images::{AGNHOST, TOOLBOX};
+use super::images::{AGNHOST, INJECTOR, TOOLBOX};
 use super::namespace::inside;
 use super::node::{Machine, PAUSE};
 use super::place::Place;
@@ -233,6 +233,7 @@ fn stands_for(name: &str) -> Option<&'static str> {
     match path.rsplit('/').next()? {
         "agnhost" | "glibc-dns-testing" => Some(AGNHOST),
         "busybox" => Some(TOOLBOX),
+        "regression-issue-74839" => Some(INJECTOR),
         "pause" => Some(PAUSE),
         _ => None,
     }

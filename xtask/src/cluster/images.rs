@@ -17,6 +17,9 @@ use crate::process::{command, find, output, step};
 pub(crate) const TOOLBOX: &str = "localhost/toolbox:1";
 /// Upstream's test program, in the same file system as the toolbox.
 pub(crate) const AGNHOST: &str = "localhost/agnhost:1";
+/// Upstream's server that sends segments which fit into no connection, under the name of its program.
+pub(crate) const INJECTOR: &str = "localhost/regression-issue-74839:1";
+const INJECTORS_PROGRAM: &str = "regression-issue-74839";
 
 /// What upstream's specs call in their containers, beside busybox's applets: (program, where the image has it).
 // Not busybox's shell: it prefers its own applets to the programs of these names.
@@ -36,14 +39,20 @@ const GROUPS: &str = "root:x:0:\nnogroup:x:65534:\n";
 pub(crate) fn archive() -> Result<PathBuf> {
     let own = std::env::current_exe().context("finding this program")?;
     let agnhost = program("agnhost");
-    let parts = [program("pause"), program("coredns"), agnhost.clone(), own];
+    let parts = [
+        program("pause"),
+        program("coredns"),
+        program(INJECTORS_PROGRAM),
+        agnhost.clone(),
+        own,
+    ];
     let path = program("images.tar");
     if is_newer(&path, &parts) {
         return Ok(path);
     }
     step("images");
-    let [pause, coredns] = ["pause", "coredns"].map(single);
-    let (pause, coredns, toolbox) = (pause?, coredns?, toolbox(&agnhost)?);
+    let [pause, coredns, injector] = ["pause", "coredns", INJECTORS_PROGRAM].map(single);
+    let (pause, coredns, injector, toolbox) = (pause?, coredns?, injector?, toolbox(&agnhost)?);
     let image = |name, layer, entrypoint, arguments| Image {
         name,
         layer,
@@ -58,6 +67,7 @@ pub(crate) fn archive() -> Result<PathBuf> {
             image(dns::IMAGE, &coredns, &["/coredns"], &[]),
             image(TOOLBOX, &toolbox, &[], &["sh"]),
             image(AGNHOST, &toolbox, &["/agnhost"], &["pause"]),
+            image(INJECTOR, &injector, &["/regression-issue-74839"], &[]),
         ],
     )?;
     Ok(path)

@@ -38,6 +38,10 @@ pub(crate) const CLUSTER: Set = Set {
         ("coredns", "./coredns"),
         ("pause", "./pause"),
         ("agnhost", "k8s.io/kubernetes/test/images/agnhost"),
+        (
+            "regression-issue-74839",
+            "k8s.io/kubernetes/test/images/regression-issue-74839",
+        ),
     ],
     test: None,
     minutes: "six minutes",
