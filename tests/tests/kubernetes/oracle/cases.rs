@@ -152,7 +152,7 @@ pub(super) const CASES: &[Case] = cases! {
     "43: a process": NODE asks [LoadBalancer(43)] => "b sees node0";
     // Affinity.
     "49: a pod": CLIENT asks [Cluster(49), NodePort(0, 49), LoadBalancer(49)] => SAME;
-    "49: a pod, by packets": PACKETS asks [Cluster(49), NodePort(0, 49), LoadBalancer(49)] => SAME;
+    "49: one of its pods, by packets": ITSELF_BY_PACKETS asks [Cluster(49), NodePort(0, 49), LoadBalancer(49)] => SAME;
     "49: a process": NODE asks [Cluster(49), NodePort(0, 49), LoadBalancer(49)] => SAME;
     "49: who is outside": OUTSIDE asks [Cluster(49), NodePort(0, 49), LoadBalancer(49)] => SAME;
     "49: without affinity": CLIENT asks [Cluster(50), NodePort(0, 50), LoadBalancer(50)] => ANY;

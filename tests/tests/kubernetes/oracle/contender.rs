@@ -123,7 +123,7 @@ impl Contender {
             control,
             roles: HashMap::new(),
             settled: 200,
-            ports: AtomicU16::new(10_000),
+            ports: AtomicU16::new(20_000),
         };
         contender.start_proxies();
         contender.name_everybody();
@@ -190,10 +190,10 @@ impl Contender {
                     .unwrap();
             }
             for to in [To::Unallocated, To::AwayLoadBalancer] {
-                let (ip, length) = (self.address(to, v4).ip(), if v4 { 32 } else { 128 });
+                let (ip, rest) = (self.address(to, v4).ip(), if v4 { "/32" } else { "/128 nodad" });
                 self.lab
                     .fabric
-                    .ip(&format!("address add {ip}/{length} dev lo"))
+                    .ip(&format!("address add {ip}{rest} dev lo"))
                     .unwrap();
             }
         }
