@@ -171,7 +171,7 @@ fn connection_from_pod<T: Tables, P: Packet>(
         };
         return forward(tables, packet, work, sender, receiver);
     }
-    conntrack::may_begin(work)?;
+    conntrack::may_begin(tables, work)?;
     // A Service is looked for on a miss only: an established connection outlives its Service.
     work.out = work.tuple;
     balance::ask(tables, packet, work, service_scope::CLUSTER)?;
@@ -299,7 +299,7 @@ pub fn to_pod<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work)
         translate(tables, packet, work)?;
         return work.pass();
     }
-    conntrack::may_begin(work)?;
+    conntrack::may_begin(tables, work)?;
     work.out = work.tuple;
     conntrack::begin(packet, work);
     let arrived = packet.mark() & config.own_mark_mask() == config.mark_of_arrival();
@@ -307,7 +307,12 @@ pub fn to_pod<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work)
     policy::admit(tables, packet, work, None, Some(receiver), from_host)?;
     work.flow.via_forward = via::STACK;
     work.flow.via_reply = via::STACK;
+    if from_host {
+        stack::give_way(tables, packet, work)?;
+    }
     enter(tables, work)?;
+    balance::show_source(work);
+    translate(tables, packet, work)?;
     work.pass()
 }
 
@@ -402,7 +407,7 @@ fn arriving<T: Tables, P: Packet>(
         work.stack_reply = u8::from(work.reply == 0 && work.straight == 0);
         return deliver(tables, packet, work, receiver);
     }
-    conntrack::may_begin(work)?;
+    conntrack::may_begin(tables, work)?;
     if !tunnel {
         origin::outside(tables, work, false)?;
     }

@@ -14,6 +14,8 @@ mod clock;
 mod departure;
 #[path = "packets/direct.rs"]
 mod direct;
+#[path = "packets/dispute.rs"]
+mod dispute;
 #[path = "packets/external.rs"]
 mod external;
 #[path = "packets/fixtures.rs"]
@@ -22,6 +24,8 @@ mod fixtures;
 mod forged;
 #[path = "packets/fragments.rs"]
 mod fragments;
+#[path = "packets/handover.rs"]
+mod handover;
 #[path = "packets/lifetime.rs"]
 mod lifetime;
 #[path = "packets/limit.rs"]

@@ -257,7 +257,7 @@ impl FakeState {
             Change::AttachSockets if self.config.is_none() => return refuse("no program is loaded"),
             Change::AttachSockets => self.sockets = SocketPrograms::Current,
             Change::DetachSockets => self.sockets = SocketPrograms::Absent,
-            Change::ReleaseSockets => {}
+            Change::ReleaseSockets | Change::CarryOver => {}
             Change::RaiseVeth { name, ifindex } => match self.veths.get_mut(&name) {
                 Some(veth) if veth.ifindex == ifindex => veth.up = true,
                 _ => return refuse("no such device"),

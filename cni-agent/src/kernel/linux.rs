@@ -306,6 +306,13 @@ impl Linux {
         Ok(())
     }
 
+    /// What fails here fails again, and is told, when it is a change of its own.
+    fn keep_up(&mut self) {
+        if let Some(Err(error)) = self.loaded.as_mut().map(Loaded::keep_up) {
+            tracing::debug!(%error, "maps do not keep up with old programs");
+        }
+    }
+
     fn attach(&mut self, key: &LinkKey, ifindex: u32) -> Result<(), KernelError> {
         let tc = match self.attachment {
             Some(mode) => mode,
@@ -347,9 +354,16 @@ impl Linux {
             Change::Delete { table, key } => self.existing_map(*table)?.remove_all([key]).map(drop),
             Change::PutAll { table, keys, values } => self.existing_map(*table)?.put_packed(keys, values),
             Change::DeleteAll { table, keys } => self.existing_map(*table)?.remove_packed(keys),
-            Change::Attach { link, ifindex } => self.attach(link, *ifindex),
+            Change::Attach { link, ifindex } => {
+                self.keep_up();
+                self.attach(link, *ifindex)
+            }
+            Change::CarryOver => self.loaded.as_mut().map_or(Ok(()), Loaded::catch_up),
             Change::Detach(link) => links::detach(&self.pins, &mut self.netlink, link),
-            Change::AttachSockets => self.attach_sockets(),
+            Change::AttachSockets => {
+                self.keep_up();
+                self.attach_sockets()
+            }
             Change::DetachSockets => sockets::detach(&self.pins).map(drop).map_err(failed),
             Change::ReleaseSockets => self.release_sockets(),
             Change::RaiseVeth { name, ifindex } => devices::raise(&mut self.netlink, name, *ifindex),

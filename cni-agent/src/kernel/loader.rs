@@ -4,9 +4,12 @@
 //! at it. A map whose size or layout is not the wanted one is replaced while the old programs still run on it:
 //!
 //! 1. the new map is made beside the old one and filled from it;
-//! 2. the programs are loaded on the new map, what was added meanwhile is copied, and they are exchanged under their links
-//!    one by one;
-//! 3. when no link runs an old program any more, what the old map has gained meanwhile is copied too, and the new map
+//! 2. the programs are loaded on the new map and exchanged under their links one by one. What the old map gains meanwhile
+//!    is copied right before the first exchange, between exchanges that take long, and right after the last
+//!    ([`Loaded::catch_up`], [`Loaded::keep_up`]): a connection that began in between is unknown to the new programs. They
+//!    hold back what is in the midst of one ([`Settings::unsettled_until`]), because to lead it to another endpoint, or to
+//!    the host, is to have it reset;
+//! 3. when no link runs an old program any more, what the old map has gained to the last is copied too, and the new map
 //!    takes the old one's name ([`Loaded::settle`]).
 //!
 //! Dying at any of these points leaves either the old name or both; the next agent goes on from there.
@@ -15,13 +18,19 @@ mod layout;
 mod log;
 mod prepare;
 
-use std::{collections::BTreeMap, io, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    io,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     programs::{CgroupSockAddr, Program as Entry, ProgramError, ProgramFd, SchedClassifier, Xdp},
 };
-use cni_ebpf::abi::{Config, MAPS, MapSpec, as_bytes, socket_lb};
+use cni_ebpf::abi::{Config, MAPS, MapSpec, Settings, as_bytes, from_bytes, socket_lb};
+use nix::time::{ClockId, clock_gettime};
 
 use super::{
     KernelError, Pins,
@@ -39,6 +48,13 @@ pub use prepare::Unsettled;
 /// The object that was built with this binary.
 pub const OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/millrace.bpf.o"));
 
+/// Between two passes over maps that are being replaced, in passes, while links are exchanged.
+const PAUSE: u32 = 4;
+
+/// For how long programs that are being exchanged hold back what is in the midst of connections that they do not know. Once
+/// maps are settled the row is written anew, so this is for an agent that dies before.
+const HOLD: Duration = Duration::from_secs(1);
+
 /// The name of the read-only global in the object.
 const CONFIG: &str = "CONFIG";
 
@@ -50,6 +66,8 @@ pub struct Loaded {
     pub sockets: sockets::Programs,
     pub maps: BTreeMap<&'static str, Map>,
     unsettled: Vec<Unsettled>,
+    /// When [`Loaded::catch_up`] ended last, and how long it took.
+    caught_up: Option<(Instant, Duration)>,
     /// Of programs built to tell what they do.
     _messages: Option<log::Messages>,
 }
@@ -90,6 +108,7 @@ pub fn load(object: &[u8], pins: &Pins, config: Config, sizes: &MapSizes) -> Res
         sockets: sockets::Programs::new(),
         maps: BTreeMap::new(),
         unsettled: Vec::new(),
+        caught_up: None,
         _messages: None,
     };
     let mut paths = Vec::new();
@@ -119,24 +138,73 @@ pub fn load(object: &[u8], pins: &Pins, config: Config, sizes: &MapSizes) -> Res
     }
     prepare::collect(pins)?;
     // The verifier took its time, and old programs wrote meanwhile.
-    loaded.catch_up()?;
+    loaded.refresh()?;
     loaded._messages = log::Messages::of(&mut ebpf);
     Ok(loaded)
 }
 
 impl Loaded {
+    /// Has the maps that are being replaced be as the old ones are, as long as no program of this load runs.
+    fn refresh(&mut self) -> Result<(), KernelError> {
+        self.each_unsettled(Unsettled::refresh)
+    }
+
     /// Copies what old programs have added to the maps that are being replaced.
-    fn catch_up(&self) -> Result<(), KernelError> {
-        let mut maps = self.unsettled.iter().filter_map(|unsettled| {
-            let map = self.maps.get(unsettled.spec.name)?;
-            Some((unsettled, map))
-        });
-        maps.try_for_each(|(unsettled, map)| unsettled.catch_up(map))
+    pub fn catch_up(&mut self) -> Result<(), KernelError> {
+        self.refresh()?;
+        self.hold_back()?;
+        let begin = Instant::now();
+        self.each_unsettled(Unsettled::catch_up)?;
+        self.caught_up = Some((Instant::now(), begin.elapsed()));
+        Ok(())
+    }
+
+    /// Has programs drop what is in the midst of an unknown connection, for a moment: it is sent again when the connection
+    /// has been copied.
+    fn hold_back(&self) -> Result<(), KernelError> {
+        let Some(map) = self.maps.get("settings").filter(|_| !self.is_settled()) else {
+            return Ok(());
+        };
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)
+            .map_err(|error| KernelError::new("read the clock", error))?;
+        let until = Duration::from(now).saturating_add(HOLD).as_nanos();
+        let key = 0_u32.to_ne_bytes();
+        let found = map.get(&key)?.and_then(|value| from_bytes(&value));
+        let settings = Settings {
+            unsettled_until: u64::try_from(until).unwrap_or(u64::MAX),
+            ..found.unwrap_or_default()
+        };
+        map.put(&key, as_bytes(&settings))
+    }
+
+    /// From the last, as `settle` goes: a connection moves from the table of new ones to the one before it, and is seen in
+    /// one of them if they are read in this order.
+    fn each_unsettled(
+        &mut self,
+        step: impl Fn(&mut Unsettled, &Map) -> Result<(), KernelError>,
+    ) -> Result<(), KernelError> {
+        for unsettled in self.unsettled.iter_mut().rev() {
+            if let Some(map) = self.maps.get(unsettled.spec.name) {
+                step(unsettled, map)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Before a program of this load is attached: catches up, if the last time is so long ago that it makes the whole
+    /// hardly longer.
+    pub fn keep_up(&mut self) -> Result<(), KernelError> {
+        self.unsettled.iter_mut().for_each(Unsettled::touch);
+        match self.caught_up {
+            _ if self.is_settled() => Ok(()),
+            Some((at, took)) if at.elapsed() < took * PAUSE => Ok(()),
+            _ => self.catch_up(),
+        }
     }
 
     /// Ends the replacement of maps, when every live link runs a program of this load.
     pub fn settle(&mut self) -> Result<(), KernelError> {
-        while let Some(unsettled) = self.unsettled.last() {
+        while let Some(unsettled) = self.unsettled.last_mut() {
             let map = self.maps.get(unsettled.spec.name);
             unsettled.settle(map)?;
             self.unsettled.pop();

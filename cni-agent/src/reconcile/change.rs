@@ -46,6 +46,8 @@ pub enum Change {
         ifindex: u32,
     },
     Detach(LinkKey),
+    /// Copy what old programs have written meanwhile to maps that are being replaced. Nothing where none is.
+    CarryOver,
     /// Have the loaded programs run for all sockets of the node, and pin their links. Live ones are exchanged in place.
     AttachSockets,
     DetachSockets,
@@ -84,6 +86,7 @@ impl fmt::Display for Change {
             Self::Delete { table, .. } => write!(f, "delete from map {}", table.name()),
             Self::Attach { link, ifindex } => write!(f, "attach {link} to device {ifindex}"),
             Self::Detach(link) => write!(f, "detach {link}"),
+            Self::CarryOver => f.write_str("carry over what old programs have written"),
             Self::AttachSockets => f.write_str("attach the programs of sockets"),
             Self::DetachSockets => f.write_str("detach the programs of sockets"),
             Self::ReleaseSockets => f.write_str("release sockets without a backend"),
@@ -105,6 +108,7 @@ pub enum Group {
     Load,
     Table(Table),
     Link(LinkKey),
+    CarryOver,
     Sockets,
     Veth(String),
     Route(RouteKey),
@@ -123,6 +127,7 @@ impl Change {
             | Self::PutAll { table, .. }
             | Self::DeleteAll { table, .. } => Group::Table(*table),
             Self::Attach { link, .. } | Self::Detach(link) => Group::Link(link.clone()),
+            Self::CarryOver => Group::CarryOver,
             Self::AttachSockets | Self::DetachSockets | Self::ReleaseSockets => Group::Sockets,
             Self::RaiseVeth { name, .. } | Self::RemoveVeth(name) => Group::Veth(name.clone()),
             Self::SetRoute { key, .. } | Self::RemoveRoute(key) => Group::Route(*key),
@@ -146,6 +151,8 @@ impl Change {
                 Self::Put { table: failed, .. } | Self::Delete { table: failed, .. },
                 Self::Put { table, .. } | Self::Delete { table, .. },
             ) => table != failed && table.chain().is_some_and(|chain| failed.chain() == Some(chain)),
+            // New programs would not know the connections that old ones have let through.
+            (Self::CarryOver, Self::Attach { .. } | Self::AttachSockets) => true,
             // A pod whose programs are missing stays down.
             (Self::Attach { ifindex: failed, .. }, Self::RaiseVeth { ifindex, .. }) => failed == ifindex,
             _ => false,

@@ -90,20 +90,22 @@ fn add_links(desired: &Desired, observed: &Observed, changes: &mut Vec<Change>) 
     // An answer that the stack carries bears the Service's address by `to_netdev` alone: where Services become ours it is
     // there before anybody leads a packet to an endpoint.
     links.sort_by_key(|(key, _)| key.program != Program::ToNetdev);
-    for (key, ifindex) in links {
-        let good = observed
-            .links
-            .get(key)
-            .is_some_and(|link| link.ifindex == *ifindex && link.current);
-        if !good || reload {
-            changes.push(Change::Attach {
-                link: key.clone(),
-                ifindex: *ifindex,
-            });
-        }
-    }
+    links.retain(|(key, ifindex)| {
+        let found = observed.links.get(key);
+        reload || found.is_none_or(|link| link.ifindex != **ifindex || !link.current)
+    });
+    // Where old programs run. What they write on maps that are being replaced follows them as closely as can be.
+    let exchange = links.iter().any(|(key, _)| observed.links.contains_key(key));
+    changes.extend(exchange.then_some(Change::CarryOver));
+    changes.extend(links.into_iter().map(|(key, ifindex)| Change::Attach {
+        link: key.clone(),
+        ifindex: *ifindex,
+    }));
+    changes.extend(exchange.then_some(Change::CarryOver));
     if desired.sockets && (observed.sockets != SocketPrograms::Current || reload) {
         changes.push(Change::AttachSockets);
+        let exchange = observed.sockets == SocketPrograms::Partial;
+        changes.extend(exchange.then_some(Change::CarryOver));
     }
 }
 

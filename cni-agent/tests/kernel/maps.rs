@@ -189,6 +189,65 @@ fn rel_29_what_old_programs_write_during_a_resize_is_kept() {
 }
 
 #[test]
+fn rel_29_programs_are_exchanged_between_two_copies_of_what_old_ones_write() {
+    on_host(|host| {
+        cable("eth0");
+        let link = LinkKey {
+            owner: LinkOwner::Netdev("eth0".into()),
+            program: Program::FromNetdev,
+        };
+        let attach = Change::Attach {
+            link,
+            ifindex: ifindex("eth0"),
+        };
+        let mut linux = host.linux(None);
+        load(&mut linux);
+        block_on(linux.apply(&attach)).unwrap();
+        drop(linux);
+
+        let mut config = host.config.clone();
+        config.maps.conntrack = 2048;
+        let mut linux = Linux::open(&config).unwrap();
+        let spec = maps::spec("conntrack").unwrap();
+        let open = |path: &std::path::Path| maps::open_at(path, spec).unwrap().unwrap();
+        let old = open(&host.pins().map(spec));
+        let [(first, before), (second, _), (third, after)] = [flow(1), flow(2), flow(3)];
+        old.put(&first, &before).unwrap();
+        load(&mut linux);
+        let new = open(&host.pins().next_map(spec));
+        // Another connection takes the place of one that was copied, and one more begins.
+        old.put(&first, &after).unwrap();
+        old.put(&second, &before).unwrap();
+        let holds_back = || {
+            let settings = maps::open_existing(&host.pins(), "settings").unwrap();
+            let row = settings.get(&0_u32.to_ne_bytes()).unwrap().unwrap();
+            abi::from_bytes::<abi::Settings>(&row).unwrap().unsettled_until != 0
+        };
+        assert!(!holds_back());
+        block_on(linux.apply(&Change::CarryOver)).unwrap();
+        assert!(holds_back());
+        assert_eq!(new.get(&first).unwrap().as_ref(), Some(&after));
+        assert_eq!(new.get(&second).unwrap().as_ref(), Some(&before));
+        block_on(linux.apply(&attach)).unwrap();
+        // New programs run: what they have written is not lost to what an old one knew.
+        old.put(&second, &after).unwrap();
+        old.put(&third, &after).unwrap();
+        block_on(linux.apply(&Change::CarryOver)).unwrap();
+        assert_eq!(new.get(&second).unwrap().as_ref(), Some(&before));
+        assert_eq!(new.get(&third).unwrap().as_ref(), Some(&after));
+        assert_eq!(old.count().unwrap(), 3);
+        assert!(host.pins().next_map(spec).exists(), "copying alone ends nothing");
+        block_on(linux.observe(&Desired::default(), Scope::Whole)).unwrap();
+        assert!(!host.pins().next_map(spec).exists());
+        // Nothing is held back for maps that are what they should be.
+        let settings = maps::open_existing(&host.pins(), "settings").unwrap();
+        settings.put(&0_u32.to_ne_bytes(), &[0; 64]).unwrap();
+        block_on(linux.apply(&Change::CarryOver)).unwrap();
+        assert!(!holds_back());
+    });
+}
+
+#[test]
 fn rel_29_a_kept_map_without_a_description_is_refused_and_stays() {
     on_host(|host| {
         let spec = maps::spec("conntrack").unwrap();

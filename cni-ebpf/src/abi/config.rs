@@ -102,7 +102,10 @@ crate::abi! {
         /// How the IPv6 addresses of this node's pods begin, for those who name a pod by the last eight bytes
         /// ([`route_flags::DSR`](super::route_flags::DSR)); 0: nobody does.
         pub pods_v6: u64,
-        pub reserved: [u64; 2],
+        /// Until then, in coarse monotonic nanoseconds, connections that programs of another layout have let through may be
+        /// unknown: what is in the midst of one waits until it is sent again. It ends by itself, whoever dies.
+        pub unsettled_until: u64,
+        pub reserved: u64,
     }
 }
 

@@ -6,11 +6,11 @@
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
-use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh};
+use aya_ebpf::bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh};
 use aya_ebpf::helpers::generated as helper;
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use cni_ebpf::abi::{Addr, Reason};
+use cni_ebpf::abi::{Addr, Reason, hook};
 use cni_ebpf::datapath::{self, Outcome, Tables, Work, way};
 
 use super::frame::Frame;
@@ -72,10 +72,20 @@ fn carry_out(packet: &Skb, work: &Work) -> i32 {
         way::PEER => unsafe { helper::bpf_redirect_peer(work.to_ifindex, 0) as i32 },
         way::NEIGHBOUR => neighbour(work.to_ifindex, &work.gateway),
         // SAFETY: as for `redirect_peer`.
-        way::BACK => unsafe { helper::bpf_redirect(work.to_ifindex, 0) as i32 },
+        way::BACK => unsafe { helper::bpf_redirect(work.to_ifindex, back(work)) as i32 },
         // SAFETY: as for `redirect_peer`.
         way::TUNNEL => unsafe { helper::bpf_redirect(config.tunnel_device(), 0) as i32 },
         _ => TC_ACT_UNSPEC,
+    }
+}
+
+/// What the host was to send comes back to it as if it arrived.
+#[inline(always)]
+fn back(work: &Work) -> u64 {
+    if work.hook == hook::TO_NETDEV {
+        u64::from(BPF_F_INGRESS)
+    } else {
+        0
     }
 }
 

@@ -157,10 +157,11 @@ pub(super) fn find<'t, T: Tables>(tables: &'t T, work: &mut Work) -> Option<Foun
     if let Some(found) = by_key(tables, &work.key, work.now) {
         let origin_a = found.flow.flags.get() & flow_flags::ORIGIN_A != 0;
         work.reply = u8::from(origin_a != from_a);
-        if !is_over(found.flow) {
+        if is_over(found.flow) {
+            work.past = found.flow.created;
+        } else if !gave_way(work, found.flow) {
             return usable(work, found);
         }
-        work.past = found.flow.created;
     }
     // Behind a translation another may have begun since, with the same ends on one side of it.
     if let Some(alias) = by_alias(tables, &work.tuple)
@@ -175,6 +176,12 @@ pub(super) fn find<'t, T: Tables>(tables: &'t T, work: &mut Work) -> Option<Foun
     usable(work, found)
 }
 
+/// Whether the packet bears the port that a flow of the host has given up to somebody behind the node, who is answered by it.
+#[inline(always)]
+fn gave_way(work: &Work, flow: &Flow) -> bool {
+    work.reply != 0 && flow.flags.get() & flow_flags::HOST != 0 && work.tuple.dst_port != flow.snat_port
+}
+
 /// Whether the flow behind the alias is younger than the one that may be over.
 #[inline(always)]
 fn succeeds<T: Tables>(tables: &T, work: &Work, alias: &Alias) -> bool {
@@ -186,7 +193,7 @@ fn succeeds<T: Tables>(tables: &T, work: &Work, alias: &Alias) -> bool {
 /// was to carry it and nobody has answered. What the stack does not know its way to any more, a Service whose proxy is
 /// gone, may be ours by now. What is translated here keeps its translation when it is sent again.
 #[inline(always)]
-fn is_over(flow: &Flow) -> bool {
+pub(super) fn is_over(flow: &Flow) -> bool {
     let settled = flow_flags::REPLIED | flow_flags::DNAT | flow_flags::SNAT;
     ended(flow) || flow.via_forward == via::STACK && flow.flags.get() & settled == 0
 }
@@ -312,11 +319,31 @@ pub(super) fn ripe(work: &Work, table: Table) -> bool {
 
 /// Whether the packet may begin a connection: an answer or a reset is one to something that is not there.
 #[inline(always)]
-pub(super) fn may_begin(work: &Work) -> Result<(), Reason> {
+pub(super) fn may_begin<T: Tables>(tables: &T, work: &Work) -> Result<(), Reason> {
     if work.headers.icmp_reply != 0 || work.headers.tcp_flags & tcp::RST != 0 {
         return Err(Reason::InvalidState);
     }
+    if amidst(work) && unsettled(tables, work) {
+        return Err(Reason::Unsettled);
+    }
     Ok(())
+}
+
+/// A packet of TCP that does not begin a connection.
+#[inline(always)]
+pub(super) fn amidst(work: &Work) -> bool {
+    work.tuple.proto == proto::TCP && !begins(work)
+}
+
+/// Whether connections may be unknown that programs of another layout have let through: who led such a packet to a new
+/// backend, or to the stack, would have its connection reset. Where Services are not ours nobody does: what is translated by
+/// masquerade alone is found again by its alias, and what is not translated begins anew without a loss.
+#[inline(always)]
+pub(super) fn unsettled<T: Tables>(tables: &T, work: &Work) -> bool {
+    tables.config().has_services() != 0
+        && tables
+            .settings()
+            .is_some_and(|settings| settings.unsettled_until > work.now)
 }
 
 /// Enters `work.flow` as a new connection with the tuple `work.out` in the originator's direction.

@@ -36,6 +36,9 @@ pub(super) fn arriving<T: Tables, P: Packet>(
             return onward(tables, packet, work, &mut known);
         }
     } else if answers {
+        if conntrack::amidst(work) {
+            stage::call(Stage::Settled, tables, packet, work)?;
+        }
         return super::stack::rebuilt(tables, packet, work);
     }
     begin(tables, packet, work, tunnel)
@@ -99,7 +102,7 @@ fn send_on<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) ->
 #[inline(always)]
 fn begin<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunnel: bool) -> Outcome {
     let protocol = work.tuple.proto;
-    let middle = protocol == super::headers::proto::TCP && !conntrack::begins(work);
+    let middle = conntrack::amidst(work);
     let asks = service::serves(protocol) || refuse::is_echo(work);
     if middle && !tunnel {
         stage::call(Stage::Settled, tables, packet, work)?;
@@ -159,9 +162,12 @@ fn begin<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunn
 }
 
 /// That the packet in the middle of a stream is for no pod of this node that is gone: the stack would answer with an error that
-/// ends no connection.
+/// ends no connection. Nor for a connection that may become known in a moment: the stack would end that.
 #[inline(always)]
-pub(super) fn settled<T: Tables>(tables: &T, work: &mut Work) -> Outcome {
+pub(super) fn settled<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut Work) -> Outcome {
+    if conntrack::unsettled(tables, work) && !packet.socket(&work.tuple) {
+        return Err(Reason::Unsettled);
+    }
     let destination = work.tuple.dst;
     // Most are the host's own.
     let is_node = |settings: &Settings| destination == settings.node_v4 || destination == settings.node_v6;
@@ -292,10 +298,13 @@ pub(super) fn leaving<T: Tables, P: Packet>(
     }
     let from_a = conntrack::key_of(&work.tuple, &mut work.key);
     let Some(found) = conntrack::by_key(tables, &work.key, work.now) else {
-        return Ok(false);
+        return super::stack::began_by_host(tables, packet, work);
     };
     let flags = found.flow.flags.get();
     let replies = (flags & flow_flags::ORIGIN_A != 0) != from_a;
+    if !replies && flags & flow_flags::HOST != 0 {
+        return super::stack::of_host(tables, packet, work, found.flow);
+    }
     if !replies || flags & flow_flags::DNAT == 0 {
         return Ok(false);
     }

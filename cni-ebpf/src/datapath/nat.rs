@@ -98,6 +98,13 @@ fn free<T: Tables>(tables: &T, work: &Work) -> bool {
     vacate(tables, work, Table::Established) && vacate(tables, work, Table::New)
 }
 
+/// Whether the answers to `work.out` would be another flow's: one that is translated to this source and port.
+#[inline(always)]
+pub(super) fn is_disputed<T: Tables>(tables: &T, work: &mut Work) -> bool {
+    work.alias_tuple = work.out.reversed();
+    !free(tables, work)
+}
+
 /// Takes `work.alias_tuple` for `work.key`. False if another living flow has it.
 #[inline(always)]
 fn take<T: Tables>(tables: &T, work: &Work, table: Table) -> bool {

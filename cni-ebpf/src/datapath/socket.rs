@@ -1,7 +1,7 @@
 //! Services for sockets: the destination is exchanged when a socket connects or sends, and no packet is ever translated.
 //!
-//! Every protocol of the host's own sockets is served here, because what the host sends meets no program that could
-//! translate it. Of pods only streams are: their datagrams are balanced packet by packet, where a flow can leave a
+//! Streams and datagrams of the host's own sockets are served here, because what the host sends meets no program that could
+//! lead it to a backend; the kernel asks no program where an SCTP socket connects. Of pods only streams are: their datagrams are balanced packet by packet, where a flow can leave a
 //! backend that serves no longer, connected or not. And what a pod is to be refused, its packets are told.
 
 use super::headers::proto;
@@ -145,7 +145,14 @@ fn choose<T: Tables, S: Socket>(
         },
         ..Choice::default()
     };
+    // Who asks counts where a Service says whom it serves. Packets of pods bear their address and are asked then.
+    let src = match tables.settings() {
+        Some(node) if host && addr.is_v4() => node.node_v4,
+        Some(node) if host => node.node_v6,
+        _ => Addr::UNSPECIFIED,
+    };
     let tuple = Tuple {
+        src,
         dst: *addr,
         dst_port: port,
         proto: protocol,

@@ -7,8 +7,8 @@
 use super::headers::{ICMP_ANSWERER, proto};
 use super::stage::{self, Stage};
 use super::work::fragment;
-use super::{Outcome, Packet, Tables, Work, conntrack, enter, known, nat, open, route, translate};
-use crate::abi::{Addr, Reason, flow_flags, route_action, route_flags, via};
+use super::{Outcome, Packet, Tables, Work, balance, conntrack, enter, known, nat, open, route, translate};
+use crate::abi::{Addr, Flow, Reason, flow_flags, route_action, route_flags, via};
 
 /// Gives `work.flow` the address of device `ifindex` as its source, with a port that nobody uses.
 #[inline(always)]
@@ -110,6 +110,10 @@ pub(super) fn leaving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &m
     let Ok(route) = route::lookup(tables, work, &destination) else {
         return work.pass();
     };
+    if route.action == route_action::SERVICE && tables.config().has_services() != 0 {
+        // Of a socket that no program connected to an endpoint. Outside nobody has this address.
+        return balance::vacant(tables, packet, work);
+    }
     if route.flags & route_flags::MASQUERADE == 0 || tables.config().masquerades() == 0 {
         return work.pass();
     }
@@ -128,9 +132,7 @@ pub(super) fn leaving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &m
         let found = &known.found;
         if found.flow.flags.get() & flow_flags::SNAT != 0 {
             // `from_pod` counted a pod's packet already; a host's flow is only kept alive.
-            found.flow.seen.set(work.now);
-            nat::leaving(work, found.flow);
-            translate(tables, packet, work)?;
+            of_host(tables, packet, work, found.flow)?;
             return work.pass();
         }
         // `from_pod` left it to the stack where the packet leaves, and so the address to leave with to us.
@@ -146,18 +148,81 @@ pub(super) fn leaving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &m
         let device = packet.ifindex();
         masquerade(tables, packet, work, device)?;
     } else {
-        work.flow.flags.set(work.flow.flags.get() | flow_flags::HOST);
-        work.snat = source;
-        work.keep_port = 1;
-        stage::call(Stage::Allocate, tables, packet, work)?;
+        keep_or_exchange_port(tables, packet, work)?;
     }
+    enter_stacks(tables, packet, work)?;
+    work.pass()
+}
+
+/// Gives a flow of the host, `work.out`, a port towards its destination that nobody behind this node has: its own, if it can be.
+#[inline(always)]
+fn keep_or_exchange_port<T: Tables, P: Packet>(
+    tables: &T,
+    packet: &mut P,
+    work: &mut Work,
+) -> Result<(), Reason> {
+    work.flow.flags.set(work.flow.flags.get() | flow_flags::HOST);
+    work.snat = work.tuple.src;
+    work.keep_port = 1;
+    stage::call(Stage::Allocate, tables, packet, work)
+}
+
+/// Enters a translated flow that the stack carries in both directions, and translates its first packet.
+#[inline(always)]
+fn enter_stacks<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
     work.flow.via_forward = via::STACK;
     work.flow.via_reply = via::STACK;
     enter(tables, work)?;
-    work.out.src = work.flow.snat;
-    work.out.src_port = work.flow.snat_port;
+    balance::show_source(work);
+    translate(tables, packet, work)
+}
+
+/// A new flow of the host to a pod of this node: somebody whom the node hides may have its port there, and would get its
+/// answers. Its own are translated where the pod sends them, for the stack knows nothing of another port.
+#[inline(always)]
+pub(super) fn give_way<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
+    let source = work.tuple.src;
+    if nat::is_disputed(tables, work) && host_flow(tables, work, &source) {
+        keep_or_exchange_port(tables, packet, work)?;
+        work.flow.via_reply = via::DEVICE;
+    }
+    Ok(())
+}
+
+/// What the host sends to the cluster has no entry, unless it had to give way.
+#[inline(always)]
+pub(super) fn began_by_host<T: Tables, P: Packet>(
+    tables: &T,
+    packet: &mut P,
+    work: &mut Work,
+) -> Result<bool, Reason> {
+    work.out = work.tuple;
+    let source = work.tuple.src;
+    if !nat::is_disputed(tables, work) || !host_flow(tables, work, &source) {
+        return Ok(false);
+    }
+    conntrack::begin(packet, work);
+    work.tell = 0;
+    keep_or_exchange_port(tables, packet, work)?;
+    enter_stacks(tables, packet, work)?;
+    Ok(true)
+}
+
+/// A packet of a flow that was given a port where it leaves.
+#[inline(always)]
+pub(super) fn of_host<T: Tables, P: Packet>(
+    tables: &T,
+    packet: &mut P,
+    work: &mut Work,
+    flow: &Flow,
+) -> Result<bool, Reason> {
+    if nat::due(work, flow) {
+        stage::call(Stage::LookAfter, tables, packet, work)?;
+    }
+    flow.seen.set(work.now);
+    nat::leaving(work, flow);
     translate(tables, packet, work)?;
-    work.pass()
+    Ok(true)
 }
 
 /// Whether this is a flow of the host from a port that could be allocated to a pod.

@@ -58,7 +58,7 @@ pub fn run<T: Tables, P: Packet>(stage: Stage, tables: &T, packet: &mut P, work:
         Stage::LookAfter => nat::look_after(tables, work),
         Stage::Limit => limit::take(tables, packet, work),
         Stage::Choose => service::stage(tables, work),
-        Stage::Settled => external::settled(tables, work),
+        Stage::Settled => external::settled(tables, packet, work),
         Stage::Dial => balance::dial(tables, work),
         Stage::Answer => refuse::stage(tables, packet, work),
         Stage::Promote => nat::promote(tables, work),

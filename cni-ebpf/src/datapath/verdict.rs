@@ -18,7 +18,7 @@ pub mod way {
     pub const ARRIVED: u8 = 7;
     /// Back to the pod that sent it, as an error; never a run's end.
     pub const TOO_BIG: u8 = 8;
-    /// An answer: out by the device by which the packet came.
+    /// An answer: out by the device by which the packet came, or into the host that was to send it by this device.
     pub const BACK: u8 = 9;
 }
 

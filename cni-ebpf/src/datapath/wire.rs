@@ -52,10 +52,7 @@ fn serves<T: Tables, W: Wire>(tables: &T, packet: &mut W, work: &mut Work) -> bo
         return false;
     }
     let (src, dst) = (&work.tuple.src, &work.tuple.dst);
-    !route::is_loopback(src)
-        && !route::is_loopback(dst)
-        && tables.endpoint(src).is_none()
-        && tables.endpoint(dst).is_none()
+    !route::is_loopback(src) && !route::is_loopback(dst) && tables.endpoint(dst).is_none()
 }
 
 /// A packet of a connection that has a translated tuple.
@@ -89,11 +86,12 @@ fn known<T: Tables, W: Wire>(tables: &T, packet: &mut W, work: &mut Work, alias:
     address(packet, work)
 }
 
-/// The first packet of a connection to a Service.
+/// The first packet of a connection to a Service. Of a known one its flow says that no pod of this node is at either end.
 #[inline(always)]
 fn begin<T: Tables, W: Wire>(tables: &T, packet: &mut W, work: &mut Work) -> Outcome {
     let middle = work.tuple.proto == proto::TCP && !conntrack::begins(work);
     if middle
+        || tables.endpoint(&work.tuple.src).is_some()
         || balance::asked(tables, packet, work, service_scope::EXTERNAL).is_err()
         || work.choice.found == 0
         || origin::outside(tables, work, true).is_err()
@@ -101,7 +99,7 @@ fn begin<T: Tables, W: Wire>(tables: &T, packet: &mut W, work: &mut Work) -> Out
         return work.pass();
     }
     external::chosen(work);
-    if !leaves(tables, packet, work) {
+    if tables.endpoint(&work.out.dst).is_some() || !leaves(tables, packet, work) {
         return work.pass();
     }
     conntrack::begin(packet, work);
@@ -118,9 +116,6 @@ fn begin<T: Tables, W: Wire>(tables: &T, packet: &mut W, work: &mut Work) -> Out
 #[inline(always)]
 fn leaves<T: Tables, W: Wire>(tables: &T, packet: &mut W, work: &mut Work) -> bool {
     let destination = work.out.dst;
-    if tables.endpoint(&destination).is_some() {
-        return false;
-    }
     let Ok(route) = route::lookup(tables, work, &destination) else {
         return false;
     };

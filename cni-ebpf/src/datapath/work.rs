@@ -82,6 +82,8 @@ pub struct Work {
     /// The tuple by which an alias is looked for or entered.
     pub alias_tuple: Tuple,
     pub alias: Alias,
+    /// The key of a connection that is not translated and would have that tuple.
+    pub plain_key: FlowKey,
     pub flow: Flow,
     pub fragment_key: FragmentKey,
     pub fragment: Fragment,

@@ -3,10 +3,11 @@
 use std::{
     io::{self, ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream, UdpSocket},
+    ops::RangeInclusive,
     os::fd::AsRawFd,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU16, Ordering},
     },
     thread::{self, JoinHandle},
     time::Duration,
@@ -25,6 +26,10 @@ const LIMIT: Duration = Duration::from_secs(2);
 const PACE: Duration = Duration::from_millis(4);
 /// Of a connection through the Service whose pods are exchanged.
 const SHORT: u64 = 4;
+/// What the kernel gives to sockets that do not choose.
+const PORTS: RangeInclusive<u16> = 32_768..=60_999;
+/// For all clients, so that none comes back to one within the minutes for which a flow is remembered.
+static NEXT_PORT: AtomicU16 = AtomicU16::new(*PORTS.start());
 /// Descriptions of what went wrong, for a reader.
 const WORDS: usize = 3;
 
@@ -194,8 +199,24 @@ impl Client {
         result
     }
 
+    /// A socket from a port that was not used for long: datagrams from the same one go on to the endpoint that it was given,
+    /// also when that is about to end.
+    fn fresh_socket(&self) -> io::Result<UdpSocket> {
+        loop {
+            let port = NEXT_PORT.fetch_add(1, Ordering::Relaxed);
+            if !PORTS.contains(&port) {
+                NEXT_PORT.store(*PORTS.start(), Ordering::Relaxed);
+                continue;
+            }
+            match UdpSocket::bind((any(true).ip(), port)) {
+                Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+                result => return result,
+            }
+        }
+    }
+
     fn datagrams(&self, tally: &mut Tally) -> io::Result<()> {
-        let socket = self.from.run(|| UdpSocket::bind(any(true)))?;
+        let socket = self.from.run(|| self.fresh_socket())?;
         socket.connect(self.to)?;
         socket.set_read_timeout(Some(LIMIT))?;
         for number in self.numbers() {
@@ -207,9 +228,10 @@ impl Client {
                     return Err(error);
                 }
                 // What comes after that belongs to nobody.
-                _ => {
+                got => {
                     tally.lost += 1;
-                    tally.say(format!("{}: a datagram without an answer", self.to));
+                    let (number, from) = (u64::from_be_bytes(number), socket.local_addr()?);
+                    tally.say(format!("{from} to {}: datagram {number} got {got:?}", self.to));
                     return Ok(());
                 }
             }

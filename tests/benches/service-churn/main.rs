@@ -8,6 +8,7 @@ mod deployment;
 mod load;
 
 use std::{
+    collections::BTreeMap,
     sync::atomic::{AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
@@ -66,6 +67,7 @@ fn main() -> Result<()> {
     let mut samples = Samples::default();
     for round in 0..command.rounds {
         for name in PHASES.into_iter().filter(|name| command.wants(name)) {
+            let dropped = drops(&world.lab)?;
             let load = Load::begin(&world.lab, &rolling, &staying)?;
             let begin = Instant::now();
             let until = begin + phase;
@@ -85,6 +87,7 @@ fn main() -> Result<()> {
             };
             let seconds = begin.elapsed().as_secs_f64();
             note(&mut samples, name, &load.end(&world.lab)?, done as f64, seconds);
+            explain(name, &dropped, &drops(&world.lab)?);
         }
     }
     let mut report = Report::new("service-churn", command.rounds, &samples);
@@ -110,6 +113,28 @@ fn note(samples: &mut Samples, phase: &str, tally: &Tally, done: f64, seconds: f
     samples.add(MILLRACE, &format!("{phase}: changes"), "1/s", done / seconds);
     for words in &tally.words {
         eprintln!("{phase}: {words}");
+    }
+}
+
+type Dropped = BTreeMap<(String, String), u64>;
+
+/// Of each node and reason.
+fn drops(lab: &Lab) -> Result<Dropped> {
+    let mut dropped = Dropped::new();
+    for node in &lab.nodes {
+        let of_node = node.drops()?.into_iter();
+        dropped.extend(of_node.map(|(reason, packets)| ((node.name(), reason), packets)));
+    }
+    Ok(dropped)
+}
+
+fn explain(phase: &str, before: &Dropped, after: &Dropped) {
+    for (place, packets) in after {
+        let new = packets - before.get(place).unwrap_or(&0);
+        if new > 0 {
+            let (node, reason) = place;
+            eprintln!("{phase}: {node} dropped {new} packets: {reason}");
+        }
     }
 }
 

@@ -172,20 +172,28 @@ pub(super) type Services = (
     Vec<(u32, Backend)>,
 );
 
-/// Who may use the frontend with ranges.
+/// Who may use frontends with ranges: somebody outside, and as number [`NODES_RANGES`] this node.
 pub(super) fn ranges() -> Vec<(SourceRange, u32)> {
-    ["198.51.100.0/24", "2620:fe::/32"]
-        .map(|text| {
+    let allowed = [
+        (1, "198.51.100.0/24"),
+        (1, "2620:fe::/32"),
+        (NODES_RANGES, "192.0.2.1/32"),
+        (NODES_RANGES, "2001:db8::1/128"),
+    ];
+    allowed
+        .map(|(ranges, text)| {
             let prefix = prefix(text);
             let source = SourceRange {
                 len: 32 + prefix.len,
-                ranges: 1,
+                ranges,
                 words: prefix.words,
             };
             (source, 1)
         })
         .to_vec()
 }
+
+pub const NODES_RANGES: u32 = 2;
 
 pub(super) fn settings() -> Settings {
     Settings {

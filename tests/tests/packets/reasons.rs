@@ -9,7 +9,7 @@ use cni_tests::frames::{self, Ends};
 use cni_tests::memory::{Frame, Memory, Room};
 use cni_tests::world::{self, Hook, ifindex, ip, pod, port};
 
-use crate::fixtures::{self, RST, SYN, from_a, outside};
+use crate::fixtures::{self, ACK, RST, SYN, from_a, outside};
 
 /// A program, the packet it gets, and the world it is in.
 struct Case {
@@ -161,6 +161,9 @@ fn case(reason: Reason, v6: bool) -> Case {
             .udp(b"x"),
         ),
         Reason::InvalidState => Case::sent(b.tcp(RST, b"")),
+        Reason::Unsettled => {
+            Case::sent(b.tcp(ACK, b"x")).with(|memory| memory.settings.unsettled_until = u64::MAX)
+        }
         Reason::RelatedUnknown => {
             let (kind, code) = if v6 { (1, 4) } else { (3, 3) };
             Case::sent(b.icmp_error(kind, code, &b.reversed().udp(b"x")))

@@ -1,14 +1,19 @@
 //! What the programs answer in a Service's name.
 
 use cni_ebpf::abi::Reason;
+use cni_ebpf::datapath::Verdict;
 use cni_tests::frames::{self, Ends};
 use cni_tests::world::{self, Hook, ifindex, ip, mac, port};
 
 use crate::Pair;
 use crate::fixtures::{ACK, SYN, TO_A, families, from_a};
-use crate::services::{dial, ends, vip};
+use crate::services::{dial, ends, node, vip};
 
 const FIN: u8 = 1;
+/// To the host, as if it came by the device by which it was to leave.
+const BACK: Verdict = Verdict::Back {
+    ifindex: ifindex::NETDEV,
+};
 
 /// Sends it from pod A; gives the answer, which goes back to it.
 fn answer(pair: &mut Pair, bytes: &[u8]) -> Vec<u8> {
@@ -133,6 +138,33 @@ fn svc_29_an_address_that_no_service_has_is_a_drop_and_leaves_the_node_by_no_way
             assert_eq!((verdict, out), (Err(Reason::ServiceUnknown), bytes));
             assert_eq!(pair.work.answered, 0);
         }
+    });
+}
+
+/// Of sockets that no program connects: raw ones, SCTP's, and all where sockets are not balanced.
+#[test]
+fn svc_29_what_the_host_sends_to_the_service_range_does_not_leave_the_node() {
+    families(|pair, v6| {
+        let of_host = |ends: Ends| Ends {
+            src: node(v6),
+            src_mac: mac(ifindex::NETDEV),
+            dst_mac: [2, 9, 9, 9, 9, 9],
+            ..ends
+        };
+        let nobody = of_host(from_a(ip(if v6 { "fd00:96::77" } else { "10.96.0.77" })));
+        for bytes in [nobody.tcp(SYN, b""), nobody.echo(false, b"ping")] {
+            let (verdict, out) = pair.run(Hook::ToNetdev, &bytes, ifindex::NETDEV);
+            assert_eq!((verdict, out), (Err(Reason::ServiceUnknown), bytes));
+        }
+        let dialled = of_host(dial(v6, port::TO_B));
+        let (verdict, _) = pair.run(Hook::ToNetdev, &dialled.sctp(b"chunk"), ifindex::NETDEV);
+        assert_eq!(verdict, Err(Reason::ServiceNoBackend));
+        assert_eq!(pair.work.verdict(), BACK, "and its sender is told");
+        let ping = of_host(from_a(vip(v6)));
+        let (verdict, out) = pair.run(Hook::ToNetdev, &ping.echo(false, b"ping"), ifindex::NETDEV);
+        assert_eq!(verdict, Ok(BACK));
+        assert_eq!(ends(&out).1.0, node(v6));
+        assert!(frames::checksums_hold(&out));
     });
 }
 

@@ -390,7 +390,7 @@ fn crc32c(bytes: &[u8]) -> u32 {
 }
 
 /// With its checksum.
-fn sealed(mut frame: Vec<u8>, v6: bool) -> Vec<u8> {
+pub(crate) fn sealed(mut frame: Vec<u8>, v6: bool) -> Vec<u8> {
     let l4 = if v6 { 54 } else { 34 };
     frame[l4 + 8..l4 + 12].fill(0);
     let sum = crc32c(&frame[l4..]);

@@ -190,6 +190,24 @@ fn svc_53_datagrams_of_the_host_leave_a_backend_that_serves_no_longer() {
 }
 
 #[test]
+fn svc_40_svc_41_the_host_reaches_a_service_whose_ranges_hold_its_address_and_no_other() {
+    sockets(HOST, |pair, v6| {
+        let _server = TcpListener::bind(local(v6)).unwrap();
+        for (port, ranges, reached) in [(5001, world::NODES_RANGES, true), (5002, 1, false)] {
+            let service = Service {
+                id: service_id(port::TO_HOST, v6, service_scope::CLUSTER),
+                slots: 1,
+                ranges,
+                ..Service::default()
+            };
+            pair.put_service(key(vip(v6), port, 6), service);
+            let outcome = TcpStream::connect(frontend(v6, port));
+            assert_eq!(outcome.is_ok(), reached, "{outcome:?}");
+        }
+    });
+}
+
+#[test]
 fn datagrams_of_pods_are_left_to_the_packets_path() {
     sockets(POD, |pair, v6| {
         let server = UdpSocket::bind(local(v6)).unwrap();

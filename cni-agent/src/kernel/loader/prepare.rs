@@ -1,7 +1,9 @@
 //! Finds a map, or makes it out of what an earlier agent left.
 
 use std::{
+    collections::HashSet,
     fs,
+    hash::{BuildHasher, RandomState},
     path::{Path, PathBuf},
 };
 
@@ -32,6 +34,8 @@ pub struct Unsettled {
     to: PathBuf,
     /// Maps that old programs may still write.
     old: Vec<Old>,
+    /// No program has run on the new map yet.
+    untouched: bool,
 }
 
 /// A map of an earlier agent.
@@ -41,6 +45,10 @@ struct Old {
     plan: Option<layout::Plan>,
     /// Removed in the end; the others are replaced by the rename.
     remove: Vec<PathBuf>,
+    /// Hashes of the keys that have been copied: a later pass asks the kernel only about what is new, so that it takes
+    /// hardly longer than a look at empty buckets.
+    copied: HashSet<u64>,
+    hasher: RandomState,
 }
 
 /// Makes the map of `spec` with room for `entries`.
@@ -50,7 +58,7 @@ pub(super) fn map(pins: &Pins, spec: &MapSpec, entries: u32) -> Result<Prepared,
     if let Some(interrupted) = maps::open_at(&next, spec)? {
         return interrupted_replacement(pins, spec, capacity, interrupted);
     }
-    let other_layouts = other_layouts(pins, spec)?;
+    let mut other_layouts = other_layouts(pins, spec)?;
     match maps::open_at(&path, spec)? {
         Some(map) if map.capacity() == capacity && other_layouts.is_empty() => Ok(Prepared {
             map,
@@ -58,12 +66,13 @@ pub(super) fn map(pins: &Pins, spec: &MapSpec, entries: u32) -> Result<Prepared,
             unsettled: None,
         }),
         Some(map) if map.capacity() == capacity => {
-            copy_all(&other_layouts, &map)?;
+            copy_all(&mut other_layouts, &map)?;
             let unsettled = Unsettled {
                 spec: *spec,
                 from: path.clone(),
                 to: path.clone(),
                 old: other_layouts,
+                untouched: false,
             };
             Ok(Prepared {
                 map,
@@ -73,11 +82,7 @@ pub(super) fn map(pins: &Pins, spec: &MapSpec, entries: u32) -> Result<Prepared,
         }
         Some(old) => {
             let mut all = other_layouts;
-            all.push(Old {
-                map: old,
-                plan: None,
-                remove: Vec::new(),
-            });
+            all.push(Old::new(old, None, Vec::new()));
             replacement(pins, spec, capacity, all, next, path)
         }
         None if other_layouts.is_empty() => {
@@ -113,18 +118,15 @@ fn interrupted_replacement(
     if newer.capacity() == capacity {
         let mut old = other_layouts(pins, spec)?;
         if let Some(map) = maps::open_at(&path, spec)? {
-            old.push(Old {
-                map,
-                plan: None,
-                remove: Vec::new(),
-            });
+            old.push(Old::new(map, None, Vec::new()));
         }
-        copy_all(&old, &newer)?;
+        copy_all(&mut old, &newer)?;
         let unsettled = Unsettled {
             spec: *spec,
             from: next.clone(),
             to: path,
             old,
+            untouched: false,
         };
         return Ok(Prepared {
             map: newer,
@@ -134,14 +136,7 @@ fn interrupted_replacement(
     }
     // The size was changed again: end the first replacement now, begin the second.
     if let Some(older) = maps::open_at(&path, spec)? {
-        copy_all(
-            &[Old {
-                map: older,
-                plan: None,
-                remove: Vec::new(),
-            }],
-            &newer,
-        )?;
+        Old::new(older, None, Vec::new()).copy(&newer, Copy::New)?;
     }
     fs::rename(&next, &path).map_err(|error| pin_error(&path, &error))?;
     drop(newer);
@@ -152,12 +147,12 @@ fn replacement(
     pins: &Pins,
     spec: &MapSpec,
     capacity: u32,
-    old: Vec<Old>,
+    mut old: Vec<Old>,
     at: PathBuf,
     to: PathBuf,
 ) -> Result<Prepared, KernelError> {
     let map = Map::create(spec, capacity)?;
-    copy_all(&old, &map)?;
+    copy_all(&mut old, &map)?;
     publish(pins, spec, &map, &at)?;
     tracing::info!(map = spec.name, capacity, "map is being replaced");
     let unsettled = Unsettled {
@@ -165,6 +160,7 @@ fn replacement(
         from: at.clone(),
         to,
         old,
+        untouched: true,
     };
     Ok(Prepared {
         map,
@@ -181,28 +177,61 @@ fn publish(pins: &Pins, spec: &MapSpec, map: &Map, path: &Path) -> Result<(), Ke
     bpf::pin(map, path).map_err(|error| pin_error(path, &error))
 }
 
-fn copy_all(old: &[Old], new: &Map) -> Result<(), KernelError> {
-    old.iter().try_for_each(|old| old.copy(new))
+fn copy_all(old: &mut [Old], new: &Map) -> Result<(), KernelError> {
+    old.iter_mut().try_for_each(|old| old.copy(new, Copy::New))
+}
+
+/// What is copied.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Copy {
+    /// What has come since the last time, unless it is there.
+    New,
+    /// Everything, over what is there.
+    All,
 }
 
 impl Old {
-    /// Copies what `new` does not have yet.
-    fn copy(&self, new: &Map) -> Result<(), KernelError> {
+    fn new(map: Map, plan: Option<layout::Plan>, remove: Vec<PathBuf>) -> Self {
+        Self {
+            map,
+            plan,
+            remove,
+            copied: HashSet::new(),
+            hasher: RandomState::new(),
+        }
+    }
+
+    fn copy(&mut self, new: &Map, what: Copy) -> Result<(), KernelError> {
         if matches!(new.map_type(), MapType::RingBuf | MapType::PerCpuArray) {
             return Ok(());
         }
+        let Self {
+            map,
+            plan,
+            copied,
+            hasher,
+            ..
+        } = self;
         let mut result = Ok(());
-        self.map.for_each(|key, value| {
-            if result.is_err() {
+        map.for_each(|key, value| {
+            let hash = hasher.hash_one(key);
+            if result.is_err() || what == Copy::New && copied.contains(&hash) {
                 return;
             }
-            result = match &self.plan {
-                None => new.put_new(key, value),
+            let put = |key: &[u8], value: &[u8]| match what {
+                Copy::New => new.put_new(key, value),
+                Copy::All => new.put(key, value),
+            };
+            result = match plan {
+                None => put(key, value),
                 Some(plan) => match plan.convert(key, value) {
-                    Some((key, value)) => new.put_new(&key, &value),
+                    Some((key, value)) => put(&key, &value),
                     None => Ok(()),
                 },
             };
+            if result.is_ok() {
+                copied.insert(hash);
+            }
         })?;
         result
     }
@@ -210,11 +239,25 @@ impl Old {
 
 impl Unsettled {
     /// Copies what `map` does not have yet.
-    pub(super) fn catch_up(&self, map: &Map) -> Result<(), KernelError> {
-        copy_all(&self.old, map)
+    pub(super) fn catch_up(&mut self, map: &Map) -> Result<(), KernelError> {
+        copy_all(&mut self.old, map)
     }
 
-    pub(super) fn settle(&self, map: Option<&Map>) -> Result<(), KernelError> {
+    /// Has `map` be as the old ones are, while no program has run on it: where a connection has taken another one's place
+    /// since the first copy, or has gone on, the copy is of the one before.
+    pub(super) fn refresh(&mut self, map: &Map) -> Result<(), KernelError> {
+        if !self.untouched {
+            return Ok(());
+        }
+        self.old.iter_mut().try_for_each(|old| old.copy(map, Copy::All))
+    }
+
+    /// A program runs on the new map from now on: what stands there is newer than what the old ones have.
+    pub(super) fn touch(&mut self) {
+        self.untouched = false;
+    }
+
+    pub(super) fn settle(&mut self, map: Option<&Map>) -> Result<(), KernelError> {
         if let Some(map) = map {
             self.catch_up(map)?;
         }
@@ -256,11 +299,7 @@ fn other_layouts(pins: &Pins, spec: &MapSpec) -> Result<Vec<Old>, KernelError> {
             ..theirs
         };
         if let Some(map) = maps::open_at(&path, &theirs)? {
-            old.push(Old {
-                map,
-                plan: Some(plan),
-                remove: vec![path, described],
-            });
+            old.push(Old::new(map, Some(plan), vec![path, described]));
         }
     }
     Ok(old)

@@ -71,15 +71,10 @@ impl Search {
     }
 }
 
-/// Whether the packet has a port that may be changed: SCTP's checksum is a CRC over the whole packet, and of ICMP only
-/// queries have an id.
+/// Whether the packet has a port that may be changed: of ICMP only queries have an id.
 #[inline(always)]
 fn may_change(tuple: &Tuple) -> bool {
-    match tuple.proto {
-        proto::SCTP => false,
-        proto::ICMP | proto::ICMPV6 => tuple.dst_port == ICMP_ANSWERER,
-        _ => true,
-    }
+    !matches!(tuple.proto, proto::ICMP | proto::ICMPV6) || tuple.dst_port == ICMP_ANSWERER
 }
 
 /// The number that decides in which order a connection tries the ports.
@@ -161,8 +156,23 @@ fn remember_failure<T: Tables>(tables: &T, work: &Work) {
     }
 }
 
+/// Whether a connection that is not translated has the tuple: the host's with a pod, whose socket may be closed already. Its
+/// answers would be ours.
+#[inline(always)]
+fn is_anothers_own<T: Tables>(tables: &T, work: &mut Work) -> bool {
+    let Work {
+        alias_tuple,
+        plain_key,
+        ..
+    } = work;
+    conntrack::key_of(alias_tuple, plain_key);
+    work.plain_key != work.key
+        && conntrack::by_key(tables, &work.plain_key, work.now)
+            .is_some_and(|found| !conntrack::is_over(found.flow))
+}
+
 /// Finds a source port for `work.out` behind `work.snat` and enters the alias. `work.key` must be set. `work.keep_port`:
-/// the port as it is comes first (the host's own flows).
+/// the port as it is comes first (the host's own flows, and SCTP, of which parts cannot be given another one).
 #[inline(always)]
 pub(crate) fn allocate<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut Work) -> Result<(), Reason> {
     let config = tables.config();
@@ -174,6 +184,9 @@ pub(crate) fn allocate<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut 
     // Of datagrams nobody knows which is the first, and looking costs as much as entering the flow.
     if work.out.proto == proto::TCP && !conntrack::begins(work) {
         recall(tables, work);
+    }
+    if work.out.proto == proto::SCTP {
+        work.keep_port = 1;
     }
     let known = in_vain(tables, work);
     let tries = if known { TRIES_IN_VAIN } else { TRIES };
@@ -198,6 +211,7 @@ pub(crate) fn allocate<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut 
         // sockets need not be asked for.
         if free(tables, work)
             && (work.keep_port != 0 || !packet.socket(&work.alias_tuple))
+            && !is_anothers_own(tables, work)
             && tables
                 .insert_alias(Table::New, &work.alias_tuple, &work.alias)
                 .is_ok()
