@@ -20,6 +20,7 @@ pub mod kube_proxy;
 mod node;
 mod plan;
 mod pod;
+mod service;
 
 use std::net::IpAddr;
 
@@ -32,6 +33,7 @@ pub use folder::{bring_down, leftovers};
 pub use node::{Drops, Node, Signal, Stopped, binary};
 pub use plan::{Families, Plan, Routing};
 pub use pod::Pod;
+pub use service::{ServiceManifest, cluster_ip};
 
 /// A running lab.
 ///

@@ -22,7 +22,7 @@ const NODE_PORT: u16 = 30080;
 const TARGET: u16 = 8080;
 const DIRECT: u16 = 8090;
 const VIPS: [&str; 2] = ["10.96.0.77", "fd00:10:96::77"];
-const PODS: &str = "10.77.0.0/16,fd00:10:77::/48";
+pub(crate) const PODS: &str = "10.77.0.0/16,fd00:10:77::/48";
 /// Exchanges that show that traffic goes on.
 const SOME: u64 = 50;
 

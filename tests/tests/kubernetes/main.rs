@@ -12,6 +12,7 @@ mod endpoints;
 mod flow;
 mod front_end;
 mod kube_proxy;
+mod oracle;
 mod own_node;
 mod rbac;
 mod services;

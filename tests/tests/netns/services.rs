@@ -4,20 +4,19 @@ mod direct;
 mod external;
 mod health;
 mod maglev;
-mod manifest;
+mod segments;
 mod sockets;
 mod xdp;
 
 use std::net::SocketAddr;
 
 use cni_tests::{
-    lab::{Families, Lab, Plan, Pod, Routing, Signal},
+    lab::{Families, Lab, Plan, Pod, Routing, ServiceManifest, Signal, cluster_ip},
     traffic::{Echo, Steady, tcp, udp},
 };
 use serde_json::{Value, json};
 
 use crate::{eventually, needs_root};
-use manifest::{ServiceManifest, cluster_ip};
 
 /// A lab whose agents serve Services.
 pub(crate) fn plan(routing: Routing) -> Plan {

@@ -410,7 +410,7 @@ fn svc_53_datagrams_from_outside_leave_a_backend_that_serves_no_longer() {
 }
 
 #[test]
-fn svc_60_an_answer_of_a_pod_that_the_stack_sends_bears_the_frontend_too() {
+fn an_answer_of_a_pod_that_the_stack_sends_bears_the_frontend_too() {
     families(|pair, v6| {
         let dialled = outside(v6, port::NODE_LOCAL);
         let (_, out) = arrive(pair, &dialled.tcp(SYN, b""));

@@ -7,14 +7,14 @@ use std::{
 
 use cni_tests::{
     frames::Ends,
-    lab::{Drops, Lab, Node, Plan, Pod, Routing, Signal},
+    lab::{Drops, Lab, Node, Plan, Pod, Routing, ServiceManifest, Signal},
     traffic::{self, Echo, Steady, tcp, udp},
     wire::Tap,
 };
 use serde_json::{Value, json};
 
 use super::external::{NODE_PORT, clients, node_port};
-use super::{ServiceManifest, plan, publish, serve};
+use super::{plan, publish, serve};
 use crate::{eventually, forgery::moved, needs_root, sizes::undivided};
 
 fn with(mode: &str) -> Plan {

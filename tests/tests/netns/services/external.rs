@@ -3,12 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 
 use cni_tests::{
-    lab::{Lab, Node, Pod, Routing},
+    lab::{Lab, Node, Pod, Routing, ServiceManifest},
     traffic::{Echo, tcp, udp, udp_socket},
 };
 use serde_json::{Value, json};
 
-use super::{ServiceManifest, plan, publish, serve};
+use super::{plan, publish, serve};
 use crate::{eventually, needs_root};
 
 pub(super) const NODE_PORT: u16 = 30080;

@@ -8,13 +8,13 @@ use std::{
 };
 
 use cni_tests::{
-    lab::{Lab, Pod, Routing, Signal},
+    lab::{Lab, Pod, Routing, ServiceManifest, Signal, cluster_ip},
     netns::Namespace,
     traffic::{connect, tcp},
 };
 use serde_json::json;
 
-use super::{ServiceManifest, plan, publish, serve};
+use super::{plan, publish, serve};
 use crate::{eventually, needs_root};
 
 const CHECK: u16 = 31007;
@@ -101,7 +101,7 @@ fn svc_47_only_terminating_endpoints_are_no_health_but_still_serve() {
         "/",
         &["503"],
     );
-    let vip = SocketAddr::new(super::cluster_ip(7, true), 80);
+    let vip = SocketAddr::new(cluster_ip(7, true), 80);
     tcp(&client.namespace, vip, 100).unwrap();
 }
 

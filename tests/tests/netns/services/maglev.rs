@@ -7,13 +7,13 @@ use std::{
 };
 
 use cni_tests::{
-    lab::{Lab, Node, Pod, Routing, Signal},
+    lab::{Lab, Node, Pod, Routing, ServiceManifest, Signal},
     patience,
     traffic::Echo,
 };
 use serde_json::json;
 
-use super::{ServiceManifest, plan, publish};
+use super::{plan, publish};
 use crate::{eventually, needs_root};
 
 const CLIENTS: u16 = 40;

@@ -3,13 +3,13 @@
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 
 use cni_tests::{
-    lab::{Lab, Routing, Signal, binary},
+    lab::{Lab, Routing, ServiceManifest, Signal, binary, cluster_ip},
     netns::Namespace,
     traffic::{Steady, connect, tcp, udp, udp_socket},
 };
 use serde_json::json;
 
-use super::{ServiceManifest, cluster_ip, plan, publish, serve};
+use super::{plan, publish, serve};
 use crate::{eventually, needs_root, next_release};
 
 fn vip(number: u8, v4: bool) -> SocketAddr {

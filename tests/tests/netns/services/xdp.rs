@@ -5,14 +5,14 @@ use std::{net::SocketAddr, path::Path};
 use aya::programs::xdp::XdpMode;
 use cni_ebpf::abi::Config;
 use cni_tests::{
-    lab::{Lab, Node, Plan, Pod, Routing, Signal, binary},
+    lab::{Lab, Node, Plan, Pod, Routing, ServiceManifest, Signal, binary},
     object,
     traffic::{Echo, Steady, tcp, udp},
 };
 use serde_json::json;
 
 use super::external::{NODE_PORT, clients, node_port};
-use super::{ServiceManifest, plan, publish, serve};
+use super::{plan, publish, serve};
 use crate::{eventually, needs_root, next_release};
 
 fn with(xdp: &str) -> Plan {

@@ -145,15 +145,6 @@ fn svc_36_pods_reach_every_endpoint_of_a_local_service_untranslated() {
 }
 
 #[test]
-fn svc_37_the_node_reaches_them_translated() {
-    let compiled = node_port("Local", &["10.1.0.2"]);
-    assert_eq!(
-        flags(&compiled, service_scope::CLUSTER),
-        service_flags::MASQUERADE_NODE
-    );
-}
-
-#[test]
 fn svc_38_without_endpoints_external_frontends_refuse() {
     let mut object = service(json!({
         "type": "LoadBalancer", "externalTrafficPolicy": "Local", "externalIPs": ["203.0.113.7"],

@@ -2,11 +2,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use cni_tests::lab::Pod;
+use super::Pod;
 use serde_json::{Value, json};
 
 /// The ClusterIP of a Service with this number.
-pub(crate) fn cluster_ip(number: u8, v4: bool) -> IpAddr {
+pub fn cluster_ip(number: u8, v4: bool) -> IpAddr {
     if v4 {
         Ipv4Addr::new(10, 96, 0, number).into()
     } else {
@@ -16,8 +16,8 @@ pub(crate) fn cluster_ip(number: u8, v4: bool) -> IpAddr {
 
 /// Ports 80 of TCP and UDP.
 #[derive(Clone, Debug)]
-pub(crate) struct ServiceManifest {
-    pub(crate) number: u8,
+pub struct ServiceManifest {
+    pub number: u8,
     spec: Value,
     status: Value,
     annotations: Value,
@@ -26,7 +26,7 @@ pub(crate) struct ServiceManifest {
 }
 
 impl ServiceManifest {
-    pub(crate) fn new(number: u8) -> Self {
+    pub fn new(number: u8) -> Self {
         Self {
             number,
             spec: json!({}),
@@ -38,28 +38,28 @@ impl ServiceManifest {
     }
 
     /// More of the Service's `spec`.
-    pub(crate) fn spec(mut self, more: Value) -> Self {
+    pub fn spec(mut self, more: Value) -> Self {
         self.spec = more;
         self
     }
 
     /// The Service's `status`.
-    pub(crate) fn status(mut self, status: Value) -> Self {
+    pub fn status(mut self, status: Value) -> Self {
         self.status = status;
         self
     }
 
-    pub(crate) fn annotation(mut self, key: &str, value: &str) -> Self {
+    pub fn annotation(mut self, key: &str, value: &str) -> Self {
         self.annotations[key] = json!(value);
         self
     }
 
-    pub(crate) fn endpoint(self, pod: &Pod, port: u16) -> Self {
+    pub fn endpoint(self, pod: &Pod, port: u16) -> Self {
         self.endpoint_at(pod, port, "elsewhere", json!({}))
     }
 
     /// On this node, with these conditions.
-    pub(crate) fn endpoint_at(mut self, pod: &Pod, port: u16, node: &str, conditions: Value) -> Self {
+    pub fn endpoint_at(mut self, pod: &Pod, port: u16, node: &str, conditions: Value) -> Self {
         let addresses = [pod.ip(true), pod.ip(false)];
         self.addresses.extend(addresses);
         self.endpoints.push(json!({
@@ -68,19 +68,19 @@ impl ServiceManifest {
         self
     }
 
-    pub(crate) fn file(&self) -> String {
+    pub fn file(&self) -> String {
         format!("service-{}.yaml", self.number)
     }
 
-    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.addresses.iter().copied()
     }
 
-    pub(crate) fn objects(&self) -> Value {
+    pub fn objects(&self) -> Value {
         let name = format!("service-{}", self.number);
         let addresses = [true, false].map(|v4| cluster_ip(self.number, v4));
         let mut spec = json!({
-            "clusterIP": addresses[0], "clusterIPs": addresses,
+            "clusterIP": addresses[0], "clusterIPs": addresses, "ipFamilyPolicy": "RequireDualStack",
             "ports": [
                 { "name": "t", "port": 80, "protocol": "TCP" }, { "name": "u", "port": 80, "protocol": "UDP" },
             ],
