@@ -11,6 +11,7 @@ mod numbers;
 mod pending;
 mod progress;
 pub mod recovered;
+mod room;
 mod rows;
 
 pub use book::{Answer, Back, Book, Clients, Description, Front, Summary};
@@ -18,4 +19,5 @@ pub use numbers::Numbers;
 pub use pending::Pending;
 pub use progress::Progress;
 pub use recovered::Recovered;
+pub use room::{Capacity, Counts};
 pub use rows::{Edits, Keys, Rows};

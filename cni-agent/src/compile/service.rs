@@ -81,6 +81,8 @@ pub struct Compiled {
     pub ranges: Vec<IpNetwork>,
     pub health: Option<Health>,
     pub problems: Vec<String>,
+    /// Of two that ask for the same frontend the one with the lower number gets it.
+    pub created: i64,
 }
 
 /// Where a Service is reached, as far as it makes a difference.
@@ -92,7 +94,10 @@ enum Kind {
 }
 
 pub fn compile(place: &Place, service: &Service, slices: &[&EndpointSlice]) -> Compiled {
-    let mut compiled = Compiled::default();
+    let mut compiled = Compiled {
+        created: service.created,
+        ..Compiled::default()
+    };
     if service.unserved.is_some() {
         return compiled;
     }

@@ -267,6 +267,36 @@ async fn rows_that_somebody_changes_are_put_right() {
     machine.stop().await;
 }
 
+/// They would be in the way of our own for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn somebody_elses_rows_that_fill_a_map_go_before_ours_are_written() {
+    let mut machine = serving();
+    machine.config.maps.backends = 2;
+    write(&machine, &["10.2.0.5"]);
+    let handle = machine.start().await;
+    becomes(&machine, &["10.2.0.5"]).await;
+    {
+        let mut kernel = machine.kernel.lock();
+        let foreign = std::mem::take(&mut kernel.tables.backends);
+        let foreign = foreign
+            .into_iter()
+            .flat_map(|(number, row)| [(number + 100, row), (number + 200, row)]);
+        kernel.tables.backends = foreign.collect();
+        kernel.log.clear();
+    }
+    handle.events.send(Event::Disturbed).await.unwrap();
+    settles(&machine, 1).await;
+    becomes(&machine, &["10.2.0.5"]).await;
+    let backends = |change: &Change| match change {
+        Change::PutAll { table, .. } if table.name() == "backends" => Some("put"),
+        Change::DeleteAll { table, .. } if table.name() == "backends" => Some("delete"),
+        _ => None,
+    };
+    let log: Vec<&str> = machine.kernel.lock().log.iter().filter_map(backends).collect();
+    assert_eq!(log, ["delete", "put"]);
+    machine.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn where_another_proxy_serves_nothing_is_left_in_the_maps() {
     let mut machine = serving();

@@ -230,3 +230,11 @@ fn rel_25_addresses_that_mean_something_else_everywhere_and_the_service_itself_a
         "{problems}"
     );
 }
+
+#[test]
+fn who_is_older_is_known_from_the_object() {
+    let mut object = service(json!({}));
+    assert_eq!(compiled(&[object.clone()]).created, 0, "before all others");
+    object["metadata"]["creationTimestamp"] = json!("1970-01-02T00:00:00Z");
+    assert_eq!(compiled(&[object]).created, 86_400);
+}
