@@ -10,7 +10,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    model::{Endpoint, NamespacedName, Source},
+    model::{Endpoint, ServiceProblem, Source},
     services::Summary,
 };
 
@@ -64,14 +64,6 @@ pub struct ServicesStatus {
     /// Those that this agent tells their objects of.
     #[serde(skip)]
     pub troubled: Vec<ServiceProblem>,
-}
-
-/// Why a Service is not served as it asks.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct ServiceProblem {
-    pub service: NamespacedName,
-    pub uid: String,
-    pub text: String,
 }
 
 /// One range of pod addresses.

@@ -1,7 +1,7 @@
 //! Services: from what has changed to the kernel, without a look at anything else.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -17,14 +17,14 @@ use crate::{
     },
     config::{MapSizes, Proxy, SocketLb},
     kernel::Kernel,
-    model::{EndpointSlice, NamespacedName, Source},
+    model::{EndpointSlice, NamespacedName, ServiceProblem, Source},
     observe::{
         admin::Inquiry,
         health::{Health, ServiceHealth},
     },
     reconcile::Change,
     services::{Book, Capacity, Edits, Keys, Numbers, Pending, Progress, Rows, audit, recovered},
-    status::{ServiceProblem, ServicesStatus},
+    status::ServicesStatus,
 };
 
 /// Even if nobody says anything: others change the kernel too.
@@ -370,23 +370,34 @@ impl<K: Kernel> Agent<K> {
 
     pub(super) fn services_status(&self) -> Option<ServicesStatus> {
         let services = &self.services;
-        let tells = |(name, _): &(&NamespacedName, &[String])| self.rounds.rank.tells_of(name);
-        let troubled = services.book.troubled().filter(tells).take(SHOWN);
         services.begun.then(|| ServicesStatus {
             summary: services.book.summary(),
             synced: services.progress.synced(),
             first_sync: services.progress.first(),
-            troubled: troubled.map(|(name, why)| self.trouble(name, why)).collect(),
+            troubled: self.trouble(),
         })
     }
 
-    fn trouble(&self, name: &NamespacedName, why: &[String]) -> ServiceProblem {
-        let service = self.state.services.get(name);
-        ServiceProblem {
-            service: name.clone(),
-            uid: service.map(|service| service.uid.to_string()).unwrap_or_default(),
-            text: why.join("\n"),
+    /// All that this agent tells: whoever tells it takes its time. For each Service once, though it may be served as it was
+    /// before nobody could read it.
+    fn trouble(&self) -> Vec<ServiceProblem> {
+        let of_book = self.services.book.troubled().map(|(name, why)| {
+            let service = self.state.services.get(name);
+            ServiceProblem {
+                service: name.clone(),
+                uid: service.map(|service| service.uid.to_string()).unwrap_or_default(),
+                text: why.join("\n"),
+            }
+        });
+        let all = of_book.chain(self.state.unread.iter().cloned());
+        let mut told: BTreeMap<NamespacedName, ServiceProblem> = BTreeMap::new();
+        for problem in all.filter(|problem| self.rounds.rank.tells_of(&problem.service)) {
+            match told.get_mut(&problem.service) {
+                Some(known) => known.text = format!("{}\n{}", known.text, problem.text),
+                None => _ = told.insert(problem.service.clone(), problem),
+            }
         }
+        told.into_values().collect()
     }
 
     /// What is wrong with Services, the first of them and how many there are more.

@@ -4,7 +4,12 @@ use cni_ebpf::abi::{Addr, ServiceKey};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::{config::Proxy, desired::Tables, reconcile::Change};
+use crate::{
+    config::Proxy,
+    desired::Tables,
+    model::{NamespacedName, ServiceProblem},
+    reconcile::Change,
+};
 
 fn manifests(endpoints: &[&str]) -> Value {
     let endpoints: Vec<Value> = endpoints
@@ -309,5 +314,69 @@ async fn where_another_proxy_serves_nothing_is_left_in_the_maps() {
     settles(&machine, 0).await;
     assert_eq!(machine.kernel.lock().tables.services.len(), 0);
     assert_eq!(machine.kernel.lock().tables.service_slots.len(), 0);
+    machine.stop().await;
+}
+
+fn troubled(status: &Status) -> Vec<&ServiceProblem> {
+    let services = status.services.iter();
+    services.flat_map(|services| &services.troubled).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_service_with_a_problem_gets_its_event_however_many_there_are() {
+    let mut machine = serving();
+    let items: Vec<Value> = (0..50)
+        .map(|number| {
+            json!({
+                "apiVersion": "v1", "kind": "Service",
+                "metadata": {
+                    "name": format!("s{number}"), "namespace": "a", "annotations": { "millrace.dev/lb-mode": "none" },
+                },
+                "spec": { "clusterIP": format!("10.96.1.{number}"), "ports": [{ "port": 80 }] },
+            })
+        })
+        .collect();
+    let list = json!({ "apiVersion": "v1", "kind": "List", "items": items });
+    std::fs::write(
+        machine.config.paths.manifests.join("services.json"),
+        list.to_string(),
+    )
+    .unwrap();
+    let handle = machine.start().await;
+    until(&handle, |status| troubled(status).len() == 50).await;
+    let more = |status: &Arc<Status>| {
+        let problems = status.problems.iter();
+        problems
+            .filter(|problem| problem.contains("more problems"))
+            .count()
+            == 1
+    };
+    until(&handle, more).await;
+    machine.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_cannot_be_read_gets_an_event_though_its_last_version_is_served() {
+    let mut machine = serving();
+    write(&machine, &["10.2.0.5"]);
+    let handle = machine.start().await;
+    becomes(&machine, &["10.2.0.5"]).await;
+    let unread = |name: &str| ServiceProblem {
+        service: NamespacedName {
+            namespace: "a".into(),
+            name: name.into(),
+        },
+        uid: "u".into(),
+        text: "field spec.clusterIP".into(),
+    };
+    let both = vec![unread("new"), unread("web")];
+    handle.events.send(Event::Unread(both.clone())).await.unwrap();
+    until(&handle, |status| {
+        troubled(status) == both.iter().collect::<Vec<_>>()
+    })
+    .await;
+    assert_eq!(behind(&machine.kernel.lock().tables), ["10.2.0.5"]);
+    handle.events.send(Event::Unread(Vec::new())).await.unwrap();
+    until(&handle, |status| troubled(status).is_empty()).await;
     machine.stop().await;
 }
