@@ -24,6 +24,7 @@ use crate::{
     },
     reconcile::Change,
     services::{Book, Capacity, Edits, Keys, Numbers, Pending, Progress, Rows, audit, recovered},
+    source::resolvers,
     status::ServicesStatus,
 };
 
@@ -164,7 +165,12 @@ impl<K: Kernel> Agent<K> {
     /// Every Service is looked at anew if this node is another place than before.
     pub(super) fn place(&mut self, topology_of: &crate::config::Config) {
         let topology = Topology::new(topology_of, &self.state);
-        let place = Place::new(&topology, &self.state);
+        let resolvers = if topology.config.services.external_ips {
+            resolvers::read(&topology.config.paths.resolv_conf)
+        } else {
+            BTreeSet::new()
+        };
+        let place = Place::new(&topology, &self.state, resolvers);
         let leaving = topology.own.is_some_and(|node| node.leaving);
         drop(topology);
         self.services.leaving = leaving;

@@ -161,6 +161,7 @@ pub fn compile(place: &Place, service: &Service, slices: &[&EndpointSlice]) -> C
         .health_check_node_port
         .filter(|_| service.external_policy == TrafficPolicy::Local);
     compiled.health = asked.map(|port| Health { port, local_ready });
+    compiled.problems.extend(unserved_family(place, service));
     for slice in slices {
         if let Some(refused) = &slice.refused {
             let (count, reason) = &**refused;
@@ -172,6 +173,20 @@ pub fn compile(place: &Place, service: &Service, slices: &[&EndpointSlice]) -> C
     }
     compiled.problems.dedup();
     compiled
+}
+
+/// One of two families is enough: the other one is other nodes' business.
+fn unserved_family(place: &Place, service: &Service) -> Option<String> {
+    if service.cluster_ips.iter().any(|ip| place.families.has(*ip)) {
+        return None;
+    }
+    let first = service.cluster_ips.first()?;
+    let family = if first.is_ipv4() { "IPv4" } else { "IPv6" };
+    Some(format!(
+        "Service {}: its address {first} is of {family} alone, which this node does not serve: `families` is {}. Set it to dual, \
+         or give the Service an address of the other family (spec.ipFamilyPolicy)",
+        service.name, place.families
+    ))
 }
 
 fn family(v4: bool) -> IpAddr {
@@ -215,6 +230,10 @@ fn refused_external(place: &Place, ip: IpAddr) -> Option<&'static str> {
         Some("which is a node's own address and is not served; take it out")
     } else if place.is_service_address(ip) {
         Some("which is in the range of Service addresses and is not served; take it out")
+    } else if place.pod_ranges.iter().any(|range| range.contains(ip)) {
+        Some("which is in a node's range of pods and is not served; take it out")
+    } else if place.resolvers.contains(&ip) {
+        Some("which this node resolves names by (paths.resolvConf) and is not served; take it out")
     } else if link_local || ip.is_loopback() || ip.is_multicast() || ip.is_unspecified() {
         Some("which means something else on every machine and is not served; take it out")
     } else {

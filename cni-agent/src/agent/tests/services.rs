@@ -380,3 +380,50 @@ async fn a_service_that_cannot_be_read_gets_an_event_though_its_last_version_is_
     until(&handle, |status| troubled(status).is_empty()).await;
     machine.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn svc_42_rel_24_no_external_ip_takes_over_what_pods_or_the_node_reach_otherwise() {
+    let mut machine = serving();
+    machine.config.services.external_ips = true;
+    let resolvers = machine.folder.path().join("resolv.conf");
+    machine.config.paths.resolv_conf = resolvers.clone();
+    std::fs::write(&resolvers, "nameserver 198.51.100.53\n").unwrap();
+    // In this node's pods, in another node's, two resolvers, and one that is nobody's.
+    let ips = [
+        "10.1.0.9",
+        "10.2.0.9",
+        "198.51.100.53",
+        "198.51.100.54",
+        "203.0.113.7",
+    ];
+    let object = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": { "name": "web", "namespace": "a" },
+        "spec": { "clusterIP": "10.96.0.1", "ports": [{ "port": 80 }], "externalIPs": ips },
+    });
+    std::fs::write(
+        machine.config.paths.manifests.join("services.json"),
+        object.to_string(),
+    )
+    .unwrap();
+    let handle = machine.start().await;
+    let refused = |status: &Status| -> Vec<&str> {
+        let is_told = |ip: &&str| {
+            let told = format!("spec.externalIPs has {ip},");
+            status.problems.iter().any(|problem| problem.contains(&told))
+        };
+        ips.into_iter().filter(is_told).collect()
+    };
+    until(&handle, |status| refused(status) == ips[..3]).await;
+    // Another network.
+    std::fs::write(&resolvers, "nameserver 198.51.100.54\n").unwrap();
+    handle.events.send(Event::Disturbed).await.unwrap();
+    until(&handle, |status| refused(status) == [ips[0], ips[1], ips[3]]).await;
+    let served = |last: [u8; 4]| {
+        let tables = &machine.kernel.lock().tables;
+        let mut keys = tables.services.keys();
+        keys.any(|key| key.addr == Addr::v4(last))
+    };
+    assert!(served([203, 0, 113, 7]) && served([198, 51, 100, 53]));
+    assert!(!served([198, 51, 100, 54]) && !served([10, 2, 0, 9]));
+    machine.stop().await;
+}
