@@ -51,6 +51,8 @@ pub(super) struct ServiceWork {
     audit: Option<Instant>,
     failures: u32,
     error: Option<String>,
+    /// Why sockets could not be looked through. It is not tried again by itself: not every kernel can.
+    unreleased: Option<String>,
     progress: Progress,
     leaving: bool,
     health: watch::Sender<Arc<Health>>,
@@ -67,6 +69,7 @@ impl ServiceWork {
             audit: None,
             failures: 0,
             error: None,
+            unreleased: None,
             progress: Progress::default(),
             leaving: false,
             health: watch::Sender::default(),
@@ -362,11 +365,11 @@ impl<K: Kernel> Agent<K> {
     }
 
     async fn release_sockets(&mut self) {
-        if self.config.services.socket_lb != SocketLb::Off
-            && let Err(failure) = self.reconciler.carry_out(vec![Change::ReleaseSockets]).await
-        {
-            tracing::warn!(error = failure.error, "sockets could not be looked through");
+        if self.config.services.socket_lb == SocketLb::Off {
+            return;
         }
+        let released = self.reconciler.carry_out(vec![Change::ReleaseSockets]).await;
+        self.services.unreleased = released.err().map(|failure| failure.error);
     }
 
     pub(super) fn describe_services(&self, inquiry: Inquiry) {
@@ -422,6 +425,7 @@ impl<K: Kernel> Agent<K> {
                 .iter()
                 .map(|error| format!("Services: {error}")),
         );
+        problems.extend(self.services.unreleased.iter().cloned());
         problems
     }
 }

@@ -427,3 +427,23 @@ async fn svc_42_rel_24_no_external_ip_takes_over_what_pods_or_the_node_reach_oth
     assert!(!served([198, 51, 100, 54]) && !served([10, 2, 0, 9]));
     machine.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn svc_55_sockets_that_cannot_be_ended_are_a_problem_until_they_can() {
+    let mut machine = serving();
+    write(&machine, &["10.2.0.5", "10.2.0.6"]);
+    let handle = machine.start().await;
+    becomes(&machine, &["10.2.0.5", "10.2.0.6"]).await;
+    let is_said = |status: &Status| {
+        let mut problems = status.problems.iter();
+        problems.any(|problem| problem.starts_with("release sockets"))
+    };
+    machine.kernel.lock().faults.push("release sockets".into());
+    write(&machine, &["10.2.0.5"]);
+    until(&handle, |status| is_said(status)).await;
+    assert_eq!(behind(&machine.kernel.lock().tables), ["10.2.0.5"]);
+    machine.kernel.lock().faults.clear();
+    write(&machine, &["10.2.0.6"]);
+    until(&handle, |status| !is_said(status)).await;
+    machine.stop().await;
+}
