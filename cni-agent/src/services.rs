@@ -14,7 +14,7 @@ pub mod recovered;
 mod room;
 mod rows;
 
-pub use book::{Answer, Back, Book, Clients, Description, Front, Summary};
+pub use book::{Answer, Back, Book, Clients, Description, Front, Summary, Troubles};
 pub use numbers::Numbers;
 pub use pending::Pending;
 pub use progress::Progress;

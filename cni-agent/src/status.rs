@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     model::{Endpoint, ServiceProblem, Source},
-    services::Summary,
+    services::{Summary, Troubles},
 };
 
 /// Published whenever something of it changed.
@@ -61,6 +61,8 @@ pub struct ServicesStatus {
     /// From everything being known to all of it being in the kernel, when the agent began.
     #[serde(default)]
     pub first_sync: Option<Duration>,
+    #[serde(default)]
+    pub troubles: Troubles,
     /// Those that this agent tells their objects of.
     #[serde(skip)]
     pub troubled: Vec<ServiceProblem>,

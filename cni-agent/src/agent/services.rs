@@ -23,7 +23,7 @@ use crate::{
         health::{Health, ServiceHealth},
     },
     reconcile::Change,
-    services::{Book, Capacity, Edits, Keys, Numbers, Pending, Progress, Rows, audit, recovered},
+    services::{Book, Capacity, Edits, Keys, Numbers, Pending, Progress, Rows, Troubles, audit, recovered},
     source::resolvers,
     status::ServicesStatus,
 };
@@ -383,6 +383,10 @@ impl<K: Kernel> Agent<K> {
             summary: services.book.summary(),
             synced: services.progress.synced(),
             first_sync: services.progress.first(),
+            troubles: Troubles {
+                unread: self.state.unread.len(),
+                ..services.book.troubles()
+            },
             troubled: self.trouble(),
         })
     }

@@ -58,7 +58,30 @@ struct Entry {
     ranges: Box<[SourceRange]>,
     ranges_number: u32,
     problems: Box<[String]>,
+    kinds: Kinds,
     created: i64,
+}
+
+/// What its problems are about.
+#[derive(Clone, Copy, Debug, Default)]
+struct Kinds {
+    object: bool,
+    room: bool,
+    frontend: bool,
+}
+
+/// How many Services have problems of a kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct Troubles {
+    /// They ask for what cannot be.
+    pub object: usize,
+    /// The maps have no room for them.
+    pub room: usize,
+    /// Another one has a frontend that they ask for.
+    pub frontend: usize,
+    /// Their objects cannot be read.
+    pub unread: usize,
 }
 
 #[derive(Debug)]
@@ -154,6 +177,7 @@ impl Book {
         self.reopen(&old, compiled.created);
         // Without room for one of its ranges a Service is closed, and not open to everybody.
         let restricts = !compiled.ranges.is_empty();
+        let of_object = compiled.problems.len();
         self.squeeze(&name, &old, &mut compiled);
         self.slots -= old.slots();
         self.ranges -= old.ranges.len();
@@ -186,6 +210,7 @@ impl Book {
         }
         let ranges = restricts.then_some(&*compiled.ranges);
         let (ranges, ranges_number) = self.restrict(ranges, (&old.ranges, ranges_number), &mut edits);
+        let of_room = problems.len();
         let mut frontends = Vec::with_capacity(compiled.frontends.len());
         let old_frontends: BTreeMap<ServiceKey, Service> = old.frontends.into_iter().collect();
         for frontend in &compiled.frontends {
@@ -216,6 +241,11 @@ impl Book {
         for number in &old.serving {
             self.leave_backend(*number, &mut edits);
         }
+        let kinds = Kinds {
+            object: of_object > 0,
+            room: of_room > of_object,
+            frontend: problems.len() > of_room,
+        };
         problems.dedup();
         let entry = Box::new(Entry {
             frontends: frontends.into(),
@@ -224,6 +254,7 @@ impl Book {
             ranges,
             ranges_number,
             problems: problems.into(),
+            kinds,
             created: compiled.created,
         });
         self.fit.leaving = self.fit.leaving.plus(edits.gone.counts());
@@ -262,6 +293,16 @@ impl Book {
     pub fn troubled(&self) -> impl Iterator<Item = (&NamespacedName, &[String])> {
         let troubled = self.troubled.iter();
         troubled.filter_map(|name| Some((&**name, &*self.entries.get(name)?.problems)))
+    }
+
+    pub fn troubles(&self) -> Troubles {
+        let mut troubles = Troubles::default();
+        for entry in self.troubled.iter().filter_map(|name| self.entries.get(name)) {
+            troubles.object += usize::from(entry.kinds.object);
+            troubles.room += usize::from(entry.kinds.room);
+            troubles.frontend += usize::from(entry.kinds.frontend);
+        }
+        troubles
     }
 
     pub fn health(&self) -> impl Iterator<Item = (&NamespacedName, Health)> {

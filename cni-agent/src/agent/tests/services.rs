@@ -9,6 +9,7 @@ use crate::{
     desired::Tables,
     model::{NamespacedName, ServiceProblem},
     reconcile::Change,
+    services::Troubles,
 };
 
 fn manifests(endpoints: &[&str]) -> Value {
@@ -317,6 +318,11 @@ async fn where_another_proxy_serves_nothing_is_left_in_the_maps() {
     machine.stop().await;
 }
 
+fn troubles(status: &Status) -> Troubles {
+    let services = status.services.as_ref();
+    services.map(|services| services.troubles).unwrap_or_default()
+}
+
 fn troubled(status: &Status) -> Vec<&ServiceProblem> {
     let services = status.services.iter();
     services.flat_map(|services| &services.troubled).collect()
@@ -344,6 +350,7 @@ async fn every_service_with_a_problem_gets_its_event_however_many_there_are() {
     .unwrap();
     let handle = machine.start().await;
     until(&handle, |status| troubled(status).len() == 50).await;
+    until(&handle, |status| troubles(status).object == 50).await;
     let more = |status: &Arc<Status>| {
         let problems = status.problems.iter();
         problems
@@ -375,6 +382,7 @@ async fn a_service_that_cannot_be_read_gets_an_event_though_its_last_version_is_
         troubled(status) == both.iter().collect::<Vec<_>>()
     })
     .await;
+    until(&handle, |status| troubles(status).unread == 2).await;
     assert_eq!(behind(&machine.kernel.lock().tables), ["10.2.0.5"]);
     handle.events.send(Event::Unread(Vec::new())).await.unwrap();
     until(&handle, |status| troubled(status).is_empty()).await;

@@ -59,6 +59,8 @@ proptest! {
                 keys.any(|key| expected(&world.wanted)[&key] != BTreeSet::from([**number]))
             }).map(|(number, _)| *number).collect();
             let told = world.book.troubled().map(|(name, _)| name.name[1..].parse().unwrap()).collect();
+            let troubles = Troubles { frontend: losers.len(), ..Troubles::default() };
+            prop_assert_eq!(world.book.troubles(), troubles);
             prop_assert_eq!(losers, told, "all who lost one are told, and nobody else");
         }
     }

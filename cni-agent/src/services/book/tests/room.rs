@@ -384,6 +384,11 @@ fn a_service_of_65_535_endpoints_with_both_policies_and_affinity_fits_alone_and_
         matches!(&problems[..], [one] if one.contains("n/s2: `maps.serviceSlots` is 262144, other Services need 1 of that and this one 262148")),
         "{problems:?}"
     );
+    let troubles = Troubles {
+        room: 1,
+        ..Troubles::default()
+    };
+    assert_eq!(world.book.troubles(), troubles);
     assert_eq!(world.services[&key(1)], neighbour.0);
     let slot = SlotKey {
         service: neighbour.0.id,
