@@ -103,7 +103,7 @@ impl Node {
 }
 
 #[test]
-fn svc_8_a_service_without_room_is_said_and_waits_and_all_others_are_served() {
+fn a_service_without_room_is_said_and_waits_and_all_others_are_served() {
     on_host(|host| {
         let mut node = node(host);
         node.sets(1, "large", 30);
