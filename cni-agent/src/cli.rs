@@ -91,8 +91,13 @@ enum Command {
     /// The pods of this node with their addresses
     Endpoints,
     /// Services: where they answer, by which endpoints, and how many connections there are
+    ///
+    /// CONNECTIONS are those whose packets are translated. SOCKETS are those that `services.socketLb` connected to an
+    /// endpoint without any translation, also some that have ended: the kernel keeps the latest.
     Services(services::Options),
     /// The endpoints of Services that answer
+    ///
+    /// CONNECTIONS and SOCKETS are counted as for `services`.
     Backends,
     /// Connections and their translations
     #[command(subcommand)]

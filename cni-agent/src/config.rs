@@ -7,7 +7,7 @@ mod kubernetes;
 mod load;
 mod services;
 
-use std::{net::IpAddr, net::SocketAddr, path::PathBuf};
+use std::{fmt, net::IpAddr, net::SocketAddr, path::PathBuf};
 
 use cni_plugin::{
     AGENT_SOCKET, STATE_DIR,
@@ -100,6 +100,16 @@ impl Families {
 
     pub fn has(self, ip: IpAddr) -> bool {
         if ip.is_ipv4() { self.v4() } else { self.v6() }
+    }
+}
+
+impl fmt::Display for Families {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Dual => "dual",
+            Self::V4 => "v4",
+            Self::V6 => "v6",
+        })
     }
 }
 
@@ -225,6 +235,8 @@ pub struct Paths {
     /// The kernel's switch for quick grace periods, used for the moment in which programs are attached. Empty: it is
     /// not touched.
     pub rcu_expedited: PathBuf,
+    /// By whom the node resolves names: no Service takes over such an address.
+    pub resolv_conf: PathBuf,
     pub manifests: PathBuf,
     pub state: PathBuf,
     pub agent_socket: PathBuf,
@@ -244,6 +256,7 @@ impl Default for Paths {
             cgroup: "/sys/fs/cgroup".into(),
             proc_sys: "/proc/sys".into(),
             rcu_expedited: RCU_EXPEDITED.into(),
+            resolv_conf: "/etc/resolv.conf".into(),
             manifests: "/etc/millrace/manifests".into(),
             state: STATE_DIR.into(),
             agent_socket: AGENT_SOCKET.into(),

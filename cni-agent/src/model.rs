@@ -11,7 +11,7 @@ mod settings;
 
 pub use device::{Device, DeviceAddress, DeviceKind, is_pod_device};
 pub use endpoint::{Endpoint, Phase, Rates};
-pub use event::{Event, Kind, Object, ObjectKey, Source};
+pub use event::{Event, Kind, Object, ObjectKey, ServiceProblem, Source};
 pub use labels::Labels;
 pub use object::{HostPort, Namespace, NamespacedName, Node, Pod, PodName, ServiceCidr};
 pub use service::{

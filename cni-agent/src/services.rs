@@ -11,11 +11,13 @@ mod numbers;
 mod pending;
 mod progress;
 pub mod recovered;
+mod room;
 mod rows;
 
-pub use book::{Answer, Back, Book, Clients, Description, Front, Summary};
+pub use book::{Answer, Back, Book, Clients, Description, Front, Summary, Troubles};
 pub use numbers::Numbers;
 pub use pending::Pending;
 pub use progress::Progress;
 pub use recovered::Recovered;
+pub use room::{Capacity, Counts};
 pub use rows::{Edits, Keys, Rows};

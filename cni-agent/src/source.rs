@@ -5,5 +5,6 @@ mod inspection;
 pub mod k8s;
 mod object;
 pub mod plugin;
+pub mod resolvers;
 
 pub use inspection::inspect;

@@ -15,8 +15,8 @@ use cni_ebpf::{abi, datapath::policy::FROM_HOST};
 use cni_plugin::Attachment;
 
 use crate::model::{
-    ClusterSettings, Device, Endpoint, Event, Kind, Namespace, Object, ObjectKey, Phase, ServiceCidr, Source,
-    is_pod_device,
+    ClusterSettings, Device, Endpoint, Event, Kind, Namespace, Object, ObjectKey, Phase, ServiceCidr,
+    ServiceProblem, Source, is_pod_device,
 };
 
 pub use nodes::Nodes;
@@ -41,6 +41,8 @@ pub struct State {
     synced: BTreeSet<Source>,
     recalled: bool,
     problems: BTreeMap<Source, Vec<String>>,
+    /// Services whose objects cannot be read.
+    pub unread: Vec<ServiceProblem>,
     revision: u64,
 }
 
@@ -61,6 +63,7 @@ impl State {
             synced: BTreeSet::new(),
             recalled: false,
             problems: BTreeMap::new(),
+            unread: Vec::new(),
             revision: 0,
         }
     }
@@ -79,6 +82,10 @@ impl State {
             Event::Synced(source) => self.synced.insert(source),
             Event::Problems(source, problems) => {
                 self.problems.insert(source, problems);
+                false
+            }
+            Event::Unread(services) => {
+                self.unread = services;
                 false
             }
         };

@@ -10,8 +10,8 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    model::{Endpoint, NamespacedName, Source},
-    services::Summary,
+    model::{Endpoint, ServiceProblem, Source},
+    services::{Summary, Troubles},
 };
 
 /// Published whenever something of it changed.
@@ -61,17 +61,11 @@ pub struct ServicesStatus {
     /// From everything being known to all of it being in the kernel, when the agent began.
     #[serde(default)]
     pub first_sync: Option<Duration>,
+    #[serde(default)]
+    pub troubles: Troubles,
     /// Those that this agent tells their objects of.
     #[serde(skip)]
     pub troubled: Vec<ServiceProblem>,
-}
-
-/// Why a Service is not served as it asks.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct ServiceProblem {
-    pub service: NamespacedName,
-    pub uid: String,
-    pub text: String,
 }
 
 /// One range of pod addresses.

@@ -16,11 +16,12 @@ use std::{
 
 use cni_agent::{
     compile::service::{Place, compile},
+    config::MapSizes,
     model::{
         EndpointSlice, Event, Locality, NamespacedName, Object, Protocol, Service, ServicePort,
         SliceEndpoint, SlicePort, Source,
     },
-    services::{Book, Numbers},
+    services::{Book, Capacity, Numbers},
     state::State,
 };
 
@@ -125,7 +126,10 @@ fn ten_thousand_services_of_ten_endpoints_are_kept_in_little_memory() {
     let slices = since(begin) - objects;
     let folder = tempfile::tempdir().unwrap();
     let before = KEPT.load(Ordering::Relaxed);
-    let mut book = Book::new(Numbers::open(folder.path().join("numbers")).unwrap(), 0);
+    let mut book = Book::new(
+        Numbers::open(folder.path().join("numbers")).unwrap(),
+        Capacity::of(&MapSizes::default()),
+    );
     let place = Place::default();
     let names: Vec<_> = state.services.names().cloned().collect();
     for name in &names {

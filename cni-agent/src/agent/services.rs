@@ -1,11 +1,11 @@
 //! Services: from what has changed to the kernel, without a look at anything else.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use cni_ebpf::abi;
 use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::watch;
 
@@ -16,16 +16,16 @@ use crate::{
         service::{self, Place},
     },
     config::{MapSizes, Proxy, SocketLb},
-    desired::Table,
-    kernel::{Kernel, loader},
-    model::{EndpointSlice, NamespacedName, Source},
+    kernel::Kernel,
+    model::{EndpointSlice, NamespacedName, ServiceProblem, Source},
     observe::{
         admin::Inquiry,
         health::{Health, ServiceHealth},
     },
     reconcile::Change,
-    services::{Book, Edits, Keys, Numbers, Pending, Progress, Rows, audit, recovered},
-    status::{ServiceProblem, ServicesStatus},
+    services::{Book, Capacity, Edits, Keys, Numbers, Pending, Progress, Rows, Troubles, audit, recovered},
+    source::resolvers,
+    status::ServicesStatus,
 };
 
 /// Even if nobody says anything: others change the kernel too.
@@ -51,6 +51,8 @@ pub(super) struct ServiceWork {
     audit: Option<Instant>,
     failures: u32,
     error: Option<String>,
+    /// Why sockets could not be looked through. It is not tried again by itself: not every kernel can.
+    unreleased: Option<String>,
     progress: Progress,
     leaving: bool,
     health: watch::Sender<Arc<Health>>,
@@ -58,10 +60,8 @@ pub(super) struct ServiceWork {
 
 impl ServiceWork {
     pub(super) fn new(numbers: Numbers, sizes: &MapSizes) -> Self {
-        let tables = abi::MAPS.iter().find(|spec| spec.name == Table::Maglev.name());
-        let maglev = tables.map_or(0, |spec| loader::entries(spec, sizes));
         Self {
-            book: Book::new(numbers, maglev),
+            book: Book::new(numbers, Capacity::of(sizes)),
             place: Place::default(),
             begun: false,
             pending: Pending::default(),
@@ -69,6 +69,7 @@ impl ServiceWork {
             audit: None,
             failures: 0,
             error: None,
+            unreleased: None,
             progress: Progress::default(),
             leaving: false,
             health: watch::Sender::default(),
@@ -167,7 +168,12 @@ impl<K: Kernel> Agent<K> {
     /// Every Service is looked at anew if this node is another place than before.
     pub(super) fn place(&mut self, topology_of: &crate::config::Config) {
         let topology = Topology::new(topology_of, &self.state);
-        let place = Place::new(&topology, &self.state);
+        let resolvers = if topology.config.services.external_ips {
+            resolvers::read(&topology.config.paths.resolv_conf)
+        } else {
+            BTreeSet::new()
+        };
+        let place = Place::new(&topology, &self.state, resolvers);
         let leaving = topology.own.is_some_and(|node| node.leaving);
         drop(topology);
         self.services.leaving = leaving;
@@ -189,9 +195,7 @@ impl<K: Kernel> Agent<K> {
             }
             return;
         }
-        if self.state.services.has_changed() {
-            self.change_services().await;
-        }
+        self.change_services().await;
         let now = Instant::now();
         if self.services.audit.is_some_and(|at| at <= now) {
             self.audit_services().await;
@@ -199,11 +203,14 @@ impl<K: Kernel> Agent<K> {
         let due = self.services.pending.take_due(now);
         if !due.is_empty() {
             self.remove_rows(&due).await;
+            self.settle_room();
             // Not before: up to here each seemed to serve.
             if !due.backends.is_empty() {
                 self.services.release.get_or_insert(now + RELEASE);
             }
         }
+        // Room that became free is given away at once.
+        self.change_services().await;
         if self.services.release.take_if(|at| *at <= now).is_some() {
             self.release_sockets().await;
         }
@@ -216,12 +223,12 @@ impl<K: Kernel> Agent<K> {
             Ok(recovered) => self.services.book.recover(recovered),
             Err(error) => return self.services.failed(error.to_string()),
         }
-        let names: Vec<_> = self.state.services.names().cloned().collect();
+        let mut names: Vec<_> = self.state.services.names().cloned().collect();
+        // Those whose frontends are theirs find the numbers that these had.
+        names.sort_by_cached_key(|name| self.state.services.rank(name));
         self.state.services.take_changed();
-        for name in names {
-            // Whatever changes is found by the comparison.
-            self.compile_service(&name);
-        }
+        // Whatever changes is found by the comparison.
+        self.compile_services(names, None);
         self.services.book.recovery_is_over();
         self.services.begun = true;
         self.audit_services().await;
@@ -247,19 +254,39 @@ impl<K: Kernel> Agent<K> {
         self.services.book.set(name, compiled)
     }
 
+    /// These, and whoever has to be looked at because of them.
+    fn compile_services(&mut self, mut names: Vec<Arc<NamespacedName>>, mut edits: Option<&mut Edits>) {
+        while !names.is_empty() {
+            let mut heirs = BTreeSet::new();
+            for name in std::mem::take(&mut names) {
+                let more = self.compile_service(&name);
+                heirs.append(&mut self.services.book.heirs(&more.gone.services));
+                if let Some(edits) = &mut edits {
+                    edits.append(more);
+                }
+            }
+            names.extend(heirs);
+        }
+    }
+
+    /// Rows that are gone make room for Services that wait for it.
+    fn settle_room(&mut self) {
+        let services = &mut self.services;
+        services.book.set_leaving(services.pending.counts());
+        self.state.services.touch(services.book.take_waiting());
+    }
+
     async fn change_services(&mut self) {
-        let mut changed = self.state.services.take_changed();
+        while self.state.services.has_changed() {
+            self.change_some().await;
+        }
+    }
+
+    async fn change_some(&mut self) {
+        let changed = self.state.services.take_changed();
         let causes: Vec<_> = changed.values().copied().flatten().collect();
         let mut edits = Edits::default();
-        while !changed.is_empty() {
-            for name in std::mem::take(&mut changed).into_keys() {
-                let more = self.compile_service(&name);
-                let heirs = self.services.book.heirs(&more.gone.services);
-                changed.extend(heirs.into_iter().map(|heir| (heir, None)));
-                edits.put.append(more.put);
-                edits.gone.append(more.gone);
-            }
-        }
+        self.compile_services(changed.into_keys().collect(), Some(&mut edits));
         // One that another Service has taken over is not gone.
         edits.gone.services.retain(|key| !self.services.book.has(key));
         if self.write(edits).await {
@@ -286,6 +313,7 @@ impl<K: Kernel> Agent<K> {
             self.services.release.get_or_insert(now + RELEASE);
         }
         self.services.pending.add(gone, now);
+        self.settle_room();
         true
     }
 
@@ -314,10 +342,17 @@ impl<K: Kernel> Agent<K> {
             services: findings.superfluous.services.clone(),
             ..Keys::default()
         };
-        if let Err(error) = self.carry_out(&findings.missing, &frontends).await {
+        let fits = self.services.book.has_room_beside(findings.superfluous.counts());
+        let missing = if fits { findings.missing } else { Rows::default() };
+        if let Err(error) = self.carry_out(&missing, &frontends).await {
             return self.services.failed(error);
         }
         self.services.pending.add(findings.superfluous, Instant::now());
+        self.settle_room();
+        if !fits {
+            let error = "rows that are not Millrace's fill the maps; they go first";
+            return self.services.failed(error.to_owned());
+        }
         self.services.succeeded();
         self.spare.accrue();
         self.services.tell_health();
@@ -330,11 +365,11 @@ impl<K: Kernel> Agent<K> {
     }
 
     async fn release_sockets(&mut self) {
-        if self.config.services.socket_lb != SocketLb::Off
-            && let Err(failure) = self.reconciler.carry_out(vec![Change::ReleaseSockets]).await
-        {
-            tracing::warn!(error = failure.error, "sockets could not be looked through");
+        if self.config.services.socket_lb == SocketLb::Off {
+            return;
         }
+        let released = self.reconciler.carry_out(vec![Change::ReleaseSockets]).await;
+        self.services.unreleased = released.err().map(|failure| failure.error);
     }
 
     pub(super) fn describe_services(&self, inquiry: Inquiry) {
@@ -344,23 +379,38 @@ impl<K: Kernel> Agent<K> {
 
     pub(super) fn services_status(&self) -> Option<ServicesStatus> {
         let services = &self.services;
-        let tells = |(name, _): &(&NamespacedName, &[String])| self.rounds.rank.tells_of(name);
-        let troubled = services.book.troubled().filter(tells).take(SHOWN);
         services.begun.then(|| ServicesStatus {
             summary: services.book.summary(),
             synced: services.progress.synced(),
             first_sync: services.progress.first(),
-            troubled: troubled.map(|(name, why)| self.trouble(name, why)).collect(),
+            troubles: Troubles {
+                unread: self.state.unread.len(),
+                ..services.book.troubles()
+            },
+            troubled: self.trouble(),
         })
     }
 
-    fn trouble(&self, name: &NamespacedName, why: &[String]) -> ServiceProblem {
-        let service = self.state.services.get(name);
-        ServiceProblem {
-            service: name.clone(),
-            uid: service.map(|service| service.uid.to_string()).unwrap_or_default(),
-            text: why.join("\n"),
+    /// All that this agent tells: whoever tells it takes its time. For each Service once, though it may be served as it was
+    /// before nobody could read it.
+    fn trouble(&self) -> Vec<ServiceProblem> {
+        let of_book = self.services.book.troubled().map(|(name, why)| {
+            let service = self.state.services.get(name);
+            ServiceProblem {
+                service: name.clone(),
+                uid: service.map(|service| service.uid.to_string()).unwrap_or_default(),
+                text: why.join("\n"),
+            }
+        });
+        let all = of_book.chain(self.state.unread.iter().cloned());
+        let mut told: BTreeMap<NamespacedName, ServiceProblem> = BTreeMap::new();
+        for problem in all.filter(|problem| self.rounds.rank.tells_of(&problem.service)) {
+            match told.get_mut(&problem.service) {
+                Some(known) => known.text = format!("{}\n{}", known.text, problem.text),
+                None => _ = told.insert(problem.service.clone(), problem),
+            }
         }
+        told.into_values().collect()
     }
 
     /// What is wrong with Services, the first of them and how many there are more.
@@ -379,6 +429,7 @@ impl<K: Kernel> Agent<K> {
                 .iter()
                 .map(|error| format!("Services: {error}")),
         );
+        problems.extend(self.services.unreleased.iter().cloned());
         problems
     }
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use clap::Args;
-use cni_ebpf::abi::{self, Flow, FlowKey};
+use cni_ebpf::abi::{self, Dialled, Flow, FlowKey};
 use serde::Serialize;
 
 use super::{Context, Failure, Outcome, ask, print_json, table};
@@ -27,11 +27,17 @@ pub(crate) struct Options {
     name: Option<String>,
 }
 
-/// Connections that are known, by the numbers that they bear.
+/// How much there is for each number of a Service, or of a backend.
+type Count = BTreeMap<u32, u64>;
+
+/// Those whose packets are translated, and sockets that dialled: no packet of those is, so that no connection bears the
+/// Service's number.
 #[derive(Default)]
 struct Connections {
-    of_service: BTreeMap<u32, u64>,
-    of_backend: BTreeMap<u32, u64>,
+    of_service: Count,
+    of_backend: Count,
+    sockets_of_service: Count,
+    sockets_of_backend: Count,
 }
 
 #[derive(Serialize)]
@@ -40,6 +46,7 @@ struct Row {
     service: Description,
     /// To all of its frontends.
     connections: u64,
+    sockets: u64,
 }
 
 #[derive(Serialize)]
@@ -48,6 +55,7 @@ struct BackRow {
     backend: Back,
     services: Vec<String>,
     connections: u64,
+    sockets: u64,
 }
 
 pub(crate) fn run(context: &Context, options: &Options) -> Outcome {
@@ -62,7 +70,8 @@ pub(crate) fn run(context: &Context, options: &Options) -> Outcome {
     let connections = connections(&context.pins())?;
     if context.json {
         let rows = services.into_iter().map(|service| Row {
-            connections: of_service(&service, &connections),
+            connections: of_service(&service, &connections.of_service),
+            sockets: of_service(&service, &connections.sockets_of_service),
             service,
         });
         print_json(&rows.collect::<Vec<_>>())?;
@@ -89,6 +98,7 @@ pub(crate) fn run(context: &Context, options: &Options) -> Outcome {
         "HINTS",
         "AFFINITY",
         "CONNECTIONS",
+        "SOCKETS",
     ];
     let mut out = io::stdout();
     out.write_all(table::text(&header, &rows).as_bytes())?;
@@ -107,7 +117,8 @@ pub(crate) fn run_backends(context: &Context) -> Outcome {
                 .or_insert_with(|| BackRow {
                     backend,
                     services: Vec::new(),
-                    connections: connections.of_backend.get(&backend.number).copied().unwrap_or(0),
+                    connections: of(&connections.of_backend, backend.number),
+                    sockets: of(&connections.sockets_of_backend, backend.number),
                 })
                 .services
                 .push(service.name.to_string());
@@ -125,6 +136,7 @@ pub(crate) fn run_backends(context: &Context) -> Outcome {
             "STATE",
             "WHERE",
             "CONNECTIONS",
+            "SOCKETS",
             "SERVICES",
         ];
         io::stdout().write_all(table::text(&header, &cells).as_bytes())?;
@@ -162,17 +174,24 @@ fn connections(pins: &Pins) -> Result<Connections, Failure> {
             }
         })?;
     }
+    maps::open_existing(pins, "sockets")?.for_each(|_, value| {
+        if let Some(dialled) = abi::from_bytes::<Dialled>(value) {
+            *connections.sockets_of_service.entry(dialled.service).or_default() += 1;
+            *connections.sockets_of_backend.entry(dialled.backend).or_default() += 1;
+        }
+    })?;
     Ok(connections)
 }
 
-fn of_service(service: &Description, connections: &Connections) -> u64 {
+fn of(count: &Count, number: u32) -> u64 {
+    count.get(&number).copied().unwrap_or(0)
+}
+
+fn of_service(service: &Description, count: &Count) -> u64 {
     let mut numbers: Vec<u32> = service.frontends.iter().map(|front| front.number).collect();
     numbers.sort_unstable();
     numbers.dedup();
-    numbers
-        .iter()
-        .filter_map(|number| connections.of_service.get(number))
-        .sum()
+    numbers.iter().map(|number| of(count, *number)).sum()
 }
 
 fn cells(service: &Description, front: &Front, connections: &Connections) -> Vec<String> {
@@ -211,12 +230,8 @@ fn cells(service: &Description, front: &Front, connections: &Connections) -> Vec
         front
             .affinity_seconds
             .map_or_else(|| "-".to_owned(), |seconds| format!("{seconds}s")),
-        connections
-            .of_service
-            .get(&front.number)
-            .copied()
-            .unwrap_or(0)
-            .to_string(),
+        of(&connections.of_service, front.number).to_string(),
+        of(&connections.sockets_of_service, front.number).to_string(),
     ]
 }
 
@@ -234,6 +249,7 @@ fn back_cells(row: &BackRow) -> Vec<String> {
         .to_owned(),
         if backend.local { "here" } else { "elsewhere" }.to_owned(),
         row.connections.to_string(),
+        row.sockets.to_string(),
         row.services.join(","),
     ]
 }

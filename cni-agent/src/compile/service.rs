@@ -81,6 +81,8 @@ pub struct Compiled {
     pub ranges: Vec<IpNetwork>,
     pub health: Option<Health>,
     pub problems: Vec<String>,
+    /// Of two that ask for the same frontend the one with the lower number gets it.
+    pub created: i64,
 }
 
 /// Where a Service is reached, as far as it makes a difference.
@@ -92,7 +94,10 @@ enum Kind {
 }
 
 pub fn compile(place: &Place, service: &Service, slices: &[&EndpointSlice]) -> Compiled {
-    let mut compiled = Compiled::default();
+    let mut compiled = Compiled {
+        created: service.created,
+        ..Compiled::default()
+    };
     if service.unserved.is_some() {
         return compiled;
     }
@@ -156,6 +161,7 @@ pub fn compile(place: &Place, service: &Service, slices: &[&EndpointSlice]) -> C
         .health_check_node_port
         .filter(|_| service.external_policy == TrafficPolicy::Local);
     compiled.health = asked.map(|port| Health { port, local_ready });
+    compiled.problems.extend(unserved_family(place, service));
     for slice in slices {
         if let Some(refused) = &slice.refused {
             let (count, reason) = &**refused;
@@ -167,6 +173,20 @@ pub fn compile(place: &Place, service: &Service, slices: &[&EndpointSlice]) -> C
     }
     compiled.problems.dedup();
     compiled
+}
+
+/// One of two families is enough: the other one is other nodes' business.
+fn unserved_family(place: &Place, service: &Service) -> Option<String> {
+    if service.cluster_ips.iter().any(|ip| place.families.has(*ip)) {
+        return None;
+    }
+    let first = service.cluster_ips.first()?;
+    let family = if first.is_ipv4() { "IPv4" } else { "IPv6" };
+    Some(format!(
+        "Service {}: its address {first} is of {family} alone, which this node does not serve: `families` is {}. Set it to dual, \
+         or give the Service an address of the other family (spec.ipFamilyPolicy)",
+        service.name, place.families
+    ))
 }
 
 fn family(v4: bool) -> IpAddr {
@@ -210,6 +230,10 @@ fn refused_external(place: &Place, ip: IpAddr) -> Option<&'static str> {
         Some("which is a node's own address and is not served; take it out")
     } else if place.is_service_address(ip) {
         Some("which is in the range of Service addresses and is not served; take it out")
+    } else if place.pod_ranges.iter().any(|range| range.contains(ip)) {
+        Some("which is in a node's range of pods and is not served; take it out")
+    } else if place.resolvers.contains(&ip) {
+        Some("which this node resolves names by (paths.resolvConf) and is not served; take it out")
     } else if link_local || ip.is_loopback() || ip.is_multicast() || ip.is_unspecified() {
         Some("which means something else on every machine and is not served; take it out")
     } else {

@@ -178,10 +178,11 @@ impl Config {
 
     fn check_paths(&self, problems: &mut Problems) {
         let paths = &self.paths;
-        let all: [(&str, &Path); 7] = [
+        let all: [(&str, &Path); 8] = [
             ("paths.bpffs", &paths.bpffs),
             ("paths.cgroup", &paths.cgroup),
             ("paths.procSys", &paths.proc_sys),
+            ("paths.resolvConf", &paths.resolv_conf),
             ("paths.manifests", &paths.manifests),
             ("paths.state", &paths.state),
             ("paths.agentSocket", &paths.agent_socket),
@@ -200,7 +201,7 @@ impl Config {
             }
         }
         // sun_path has 108 bytes, its end included.
-        for (key, path) in &all[5..] {
+        for (key, path) in &all[6..] {
             if path.as_os_str().len() > 107 {
                 problems.add(
                     *key,

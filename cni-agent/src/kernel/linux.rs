@@ -187,21 +187,14 @@ impl Linux {
             services,
             backends,
         };
-        match sockets::release(&maps) {
-            Ok(0) => Ok(()),
-            Ok(count) => {
-                tracing::info!(
-                    count,
-                    "connected datagram sockets were told that their backend is gone"
-                );
-                Ok(())
-            }
-            // Nothing is to be tried again: not every kernel can (CONFIG_INET_DIAG_DESTROY).
-            Err(error) => {
-                tracing::warn!(%error, "connected datagram sockets keep a backend that is gone until they dial anew");
-                Ok(())
-            }
+        let count = sockets::release(&maps)?;
+        if count > 0 {
+            tracing::info!(
+                count,
+                "connected datagram sockets were told that their backend is gone"
+            );
         }
+        Ok(())
     }
 
     fn vxlan(&mut self, wanted: &Desired, scope: Scope) -> Result<Option<Vxlan>, KernelError> {

@@ -59,6 +59,16 @@ pub enum Event {
     Synced(Source),
     /// What is wrong at a source; replaces what the source said before, so an empty list is good news.
     Problems(Source, Vec<String>),
+    /// The Services whose objects cannot be read; replaces what was said before.
+    Unread(Vec<ServiceProblem>),
+}
+
+/// Why a Service is not served as it asks.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ServiceProblem {
+    pub service: NamespacedName,
+    pub uid: String,
+    pub text: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

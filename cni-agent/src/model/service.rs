@@ -93,6 +93,8 @@ pub struct Service {
     pub name: Arc<NamespacedName>,
     /// For what is said of it; empty where there is no API server.
     pub uid: Box<str>,
+    /// Seconds since 1970; 0: nobody says, as in a manifest.
+    pub created: i64,
     /// With this everything else is empty.
     pub unserved: Option<Unserved>,
     pub cluster_ips: Box<[IpAddr]>,

@@ -32,6 +32,11 @@ struct SourceName {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Kind {
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PoolState {
     range: String,
     state: String,
@@ -171,6 +176,22 @@ fn services(registry: &mut Registry, status: &ServicesStatus, latency: &Histogra
     ] {
         gauge(registry, name, help, number(value));
     }
+    let troubles = &status.troubles;
+    let problems = Family::<Kind, Gauge>::default();
+    for (kind, count) in [
+        ("object", troubles.object),
+        ("room", troubles.room),
+        ("frontend", troubles.frontend),
+        ("unread", troubles.unread),
+    ] {
+        problems.get_or_create(&Kind { kind }).set(number(count));
+    }
+    registry.register(
+        "service_problems",
+        "Services that are not served as they ask: by what they ask for, for want of room, because a frontend is another \
+         Service's, or because nobody can read them",
+        problems,
+    );
     let age = status.synced.and_then(|then| then.elapsed().ok());
     if let Some(age) = age {
         gauge(
@@ -288,6 +309,10 @@ mod tests {
             ready: true,
             services: Some(ServicesStatus {
                 first_sync: Some(std::time::Duration::from_millis(1500)),
+                troubles: crate::services::Troubles {
+                    room: 2,
+                    ..crate::services::Troubles::default()
+                },
                 ..ServicesStatus::default()
             }),
             ..Status::default()
@@ -307,6 +332,8 @@ mod tests {
             "millrace_map_capacity{map=\"conntrack\"} 10",
             "millrace_ready 1",
             "millrace_services 0",
+            "millrace_service_problems{kind=\"room\"} 2",
+            "millrace_service_problems{kind=\"unread\"} 0",
             "millrace_service_first_sync_seconds 1.5",
             "millrace_service_programming_seconds_bucket{le=\"0.1\"} 1",
         ] {

@@ -1,8 +1,11 @@
 //! Every Service as it stands in the maps.
 
 mod backends;
+mod claims;
 mod describe;
+mod fit;
 mod maglev;
+mod slots;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -12,18 +15,21 @@ use std::{
     sync::Arc,
 };
 
-use cni_ebpf::abi::{Prefix, Service, ServiceKey, SlotKey, SourceRange};
+use cni_ebpf::abi::{Service, ServiceKey, SlotKey, SourceRange};
 use roaring::RoaringBitmap;
 
-use super::{Edits, Numbers, Recovered, Rows};
+use super::{Capacity, Counts, Edits, Numbers, Recovered, Rows};
 use crate::{
-    compile::service::{Compiled, Health, HintsUsed, SetName, SlotSet, Target},
+    compile::service::{Compiled, Health, HintsUsed, SetName, Target},
     model::NamespacedName,
 };
 
 use backends::{Backends, Known};
+use claims::Claims;
 pub use describe::{Answer, Back, Clients, Description, Front};
+use fit::Fit;
 use maglev::{Places, Room};
+use slots::slot_key;
 pub(super) use view::Verdict;
 
 /// What Services have in the kernel, and how many of them name each backend.
@@ -32,8 +38,7 @@ pub struct Book {
     entries: BTreeMap<Arc<NamespacedName>, Box<Entry>>,
     backends: Backends,
     owners: HashMap<ServiceKey, Arc<NamespacedName>>,
-    /// Services that wanted a frontend that another one has.
-    contenders: BTreeMap<ServiceKey, BTreeSet<Arc<NamespacedName>>>,
+    claims: Claims,
     numbers: Numbers,
     recovered: Recovered,
     slots: usize,
@@ -41,6 +46,7 @@ pub struct Book {
     health: BTreeMap<Arc<NamespacedName>, Health>,
     troubled: BTreeSet<Arc<NamespacedName>>,
     room: Room,
+    fit: Fit,
 }
 
 #[derive(Debug, Default)]
@@ -52,6 +58,30 @@ struct Entry {
     ranges: Box<[SourceRange]>,
     ranges_number: u32,
     problems: Box<[String]>,
+    kinds: Kinds,
+    created: i64,
+}
+
+/// What its problems are about.
+#[derive(Clone, Copy, Debug, Default)]
+struct Kinds {
+    object: bool,
+    room: bool,
+    frontend: bool,
+}
+
+/// How many Services have problems of a kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct Troubles {
+    /// They ask for what cannot be.
+    pub object: usize,
+    /// The maps have no room for them.
+    pub room: usize,
+    /// Another one has a frontend that they ask for.
+    pub frontend: usize,
+    /// Their objects cannot be read.
+    pub unread: usize,
 }
 
 #[derive(Debug)]
@@ -75,20 +105,20 @@ pub struct Summary {
 }
 
 impl Book {
-    /// `maglev`: how many parts of tables there is room for.
-    pub fn new(numbers: Numbers, maglev: u32) -> Self {
+    pub fn new(numbers: Numbers, capacity: Capacity) -> Self {
         Self {
             entries: BTreeMap::new(),
             backends: Backends::default(),
             owners: HashMap::new(),
-            contenders: BTreeMap::new(),
+            claims: Claims::default(),
             numbers,
             recovered: Recovered::default(),
             slots: 0,
             ranges: 0,
             health: BTreeMap::new(),
             troubled: BTreeSet::new(),
-            room: Room::new(maglev),
+            room: Room::new(capacity.maglev),
+            fit: Fit::new(capacity.rows),
         }
     }
 
@@ -107,12 +137,14 @@ impl Book {
             .slots
             .keys()
             .for_each(|key| self.numbers.claim(key.service));
+        self.fit.leaving = recovered.counts();
         self.recovered = recovered;
     }
 
     /// All that was there has been said.
     pub fn recovery_is_over(&mut self) {
         let recovered = std::mem::take(&mut self.recovered);
+        self.fit.hurry();
         let used: RoaringBitmap = self.numbers_in_use().collect();
         let sets = recovered
             .sets
@@ -137,13 +169,19 @@ impl Book {
     }
 
     /// Takes over what a Service needs now, and says which rows that changes. A Service that needs nothing is forgotten.
-    pub fn set(&mut self, name: &Arc<NamespacedName>, compiled: Compiled) -> Edits {
+    pub fn set(&mut self, name: &Arc<NamespacedName>, mut compiled: Compiled) -> Edits {
         let (name, old) = match self.entries.remove_entry(&**name) {
             Some(known) => known,
             None => (Arc::clone(name), Box::default()),
         };
+        self.reopen(&old, compiled.created);
+        // Without room for one of its ranges a Service is closed, and not open to everybody.
+        let restricts = !compiled.ranges.is_empty();
+        let of_object = compiled.problems.len();
+        self.squeeze(&name, &old, &mut compiled);
         self.slots -= old.slots();
         self.ranges -= old.ranges.len();
+        let ranges_number = self.ranges_number(&old, &compiled);
         let mut edits = Edits::default();
         let mut problems = compiled.problems;
         // New users before old ones go: what both name stays as it is.
@@ -170,25 +208,15 @@ impl Book {
         for set in old_sets.into_values() {
             self.empty(set, &mut edits);
         }
-        let restricted = compiled.frontends.iter().filter(|frontend| frontend.restricted);
-        let number = match old.ranges_number {
-            0 => self.recovered.ranges_of(restricted.map(|frontend| frontend.key)),
-            number => number,
-        };
-        let (ranges, ranges_number) = self.restrict(&compiled.ranges, (&old.ranges, number), &mut edits);
+        let ranges = restricts.then_some(&*compiled.ranges);
+        let (ranges, ranges_number) = self.restrict(ranges, (&old.ranges, ranges_number), &mut edits);
+        let of_room = problems.len();
         let mut frontends = Vec::with_capacity(compiled.frontends.len());
         let old_frontends: BTreeMap<ServiceKey, Service> = old.frontends.into_iter().collect();
         for frontend in &compiled.frontends {
-            match self.owners.get(&frontend.key) {
-                Some(owner) if **owner != *name => {
-                    problems.push(collision(&name, owner, &frontend.key));
-                    self.contenders
-                        .entry(frontend.key)
-                        .or_default()
-                        .insert(Arc::clone(&name));
-                    continue;
-                }
-                _ => {}
+            if let Some(problem) = self.claim(&name, compiled.created, &frontend.key) {
+                problems.push(problem);
+                continue;
             }
             let set = sets.iter().find(|set| Some(set.name) == frontend.set);
             let mut service = Service {
@@ -200,9 +228,6 @@ impl Book {
                 ..Service::default()
             };
             set.iter().for_each(|set| set.tell(&frontend.key, &mut service));
-            self.owners
-                .entry(frontend.key)
-                .or_insert_with(|| Arc::clone(&name));
             if old_frontends.get(&frontend.key) != Some(&service) {
                 edits.put.services.push((frontend.key, service));
             }
@@ -216,6 +241,11 @@ impl Book {
         for number in &old.serving {
             self.leave_backend(*number, &mut edits);
         }
+        let kinds = Kinds {
+            object: of_object > 0,
+            room: of_room > of_object,
+            frontend: problems.len() > of_room,
+        };
         problems.dedup();
         let entry = Box::new(Entry {
             frontends: frontends.into(),
@@ -224,7 +254,11 @@ impl Book {
             ranges,
             ranges_number,
             problems: problems.into(),
+            kinds,
+            created: compiled.created,
         });
+        self.fit.leaving = self.fit.leaving.plus(edits.gone.counts());
+        self.recognize(&entry);
         self.slots += entry.slots();
         self.ranges += entry.ranges.len();
         match compiled.health {
@@ -240,16 +274,6 @@ impl Book {
             self.entries.insert(name, entry);
         }
         edits
-    }
-
-    /// Who waits for these frontends, which nobody has any more, or for room that there may be now.
-    pub fn heirs(&mut self, freed: &[ServiceKey]) -> Vec<Arc<NamespacedName>> {
-        let heirs = freed
-            .iter()
-            .filter_map(|key| self.contenders.remove(key))
-            .flatten()
-            .chain(self.room.take_waiting());
-        heirs.collect()
     }
 
     /// Whether a Service has this frontend.
@@ -271,6 +295,16 @@ impl Book {
         troubled.filter_map(|name| Some((&**name, &*self.entries.get(name)?.problems)))
     }
 
+    pub fn troubles(&self) -> Troubles {
+        let mut troubles = Troubles::default();
+        for entry in self.troubled.iter().filter_map(|name| self.entries.get(name)) {
+            troubles.object += usize::from(entry.kinds.object);
+            troubles.room += usize::from(entry.kinds.room);
+            troubles.frontend += usize::from(entry.kinds.frontend);
+        }
+        troubles
+    }
+
     pub fn health(&self) -> impl Iterator<Item = (&NamespacedName, Health)> {
         self.health.iter().map(|(name, health)| (&**name, *health))
     }
@@ -290,6 +324,10 @@ impl Book {
         let number = known.unwrap_or_else(|| {
             let recovered = self.recovered.backends.get(&target).copied();
             let number = recovered.unwrap_or_else(|| self.numbers.give());
+            if recovered.is_some() {
+                self.fit.leaving.backends = self.fit.leaving.backends.saturating_sub(1);
+            }
+            self.fit.inserted += 1;
             let users = 0;
             self.backends.insert(number, Known { target, users, flags });
             number
@@ -316,6 +354,23 @@ impl Book {
         }
     }
 
+    /// Rows that were in the maps already are on their way out no longer.
+    fn recognize(&mut self, entry: &Entry) {
+        let Recovered { slots, ranges, .. } = &mut self.recovered;
+        if slots.is_empty() && ranges.is_empty() {
+            return;
+        }
+        let keys = entry.sets.iter().flat_map(Set::keys);
+        let slots = keys.filter(|key| slots.remove(key).is_some()).count();
+        let ranges = entry.ranges.iter().filter(|range| ranges.remove(range)).count();
+        let recognized = Counts {
+            slots,
+            ranges,
+            ..Counts::default()
+        };
+        self.fit.leaving = self.fit.leaving.without(recognized);
+    }
+
     fn recovered_set(&mut self, name: SetName, keys: Vec<ServiceKey>) -> Option<Set> {
         let service = self.recovered.set_of(keys.iter())?;
         Some(Set {
@@ -327,105 +382,15 @@ impl Book {
             hints: HintsUsed::default(),
         })
     }
-
-    /// Puts the endpoints into slots so that as few as possible change, and none is left out on the way.
-    fn fill(&mut self, set: SlotSet, old: Option<Set>, edits: &mut Edits) -> Set {
-        let (number, before, had_members) = match old {
-            Some(old) => (old.number, old.slots, old.members),
-            None => (self.numbers.give(), Box::default(), false),
-        };
-        let wanted: BTreeSet<u32> = set
-            .targets
-            .iter()
-            .filter_map(|target| self.backends.number_of(target))
-            .collect();
-        let slots = arrange(&before, &wanted);
-        for (slot, backend) in slots.iter().enumerate() {
-            if before.get(slot) != Some(backend) {
-                edits.put.slots.push((slot_key(number, slot), *backend));
-            }
-        }
-        edits
-            .gone
-            .slots
-            .extend((slots.len()..before.len()).map(|slot| slot_key(number, slot)));
-        let old_members: BTreeSet<u32> = if had_members {
-            before.iter().copied().collect()
-        } else {
-            BTreeSet::new()
-        };
-        let members = if set.affinity { wanted } else { BTreeSet::new() };
-        let member = |backend: &u32| SlotKey::member(number, *backend);
-        edits.put.slots.extend(
-            members
-                .difference(&old_members)
-                .map(|backend| (member(backend), *backend)),
-        );
-        edits
-            .gone
-            .slots
-            .extend(old_members.difference(&members).map(member));
-        Set {
-            name: set.name,
-            number,
-            slots: slots.into(),
-            members: set.affinity,
-            hints: set.hints,
-            places: None,
-        }
-    }
-
-    fn empty(&mut self, set: Set, edits: &mut Edits) {
-        edits
-            .gone
-            .slots
-            .extend((0..set.slots.len()).map(|slot| slot_key(set.number, slot)));
-        if set.members {
-            edits.gone.slots.extend(
-                set.slots
-                    .iter()
-                    .map(|backend| SlotKey::member(set.number, *backend)),
-            );
-        }
-        self.numbers.release(set.number);
-        self.forget(set.places, &mut edits.gone);
-    }
-
-    /// The rows of the source ranges, and their number.
-    fn restrict(
-        &mut self,
-        ranges: &[ipnetwork::IpNetwork],
-        (old, old_number): (&[SourceRange], u32),
-        edits: &mut Edits,
-    ) -> (Box<[SourceRange]>, u32) {
-        let number = match (ranges.is_empty(), old_number) {
-            (false, 0) => self.numbers.give(),
-            (false, number) => number,
-            (true, number) => {
-                if number != 0 {
-                    self.numbers.release(number);
-                }
-                0
-            }
-        };
-        let rows: Box<[SourceRange]> = ranges
-            .iter()
-            .filter_map(|range| Prefix::new(range.network(), range.prefix()))
-            .map(|prefix| SourceRange {
-                len: 32 + prefix.len,
-                ranges: number,
-                words: prefix.words,
-            })
-            .collect();
-        let new = rows.iter().filter(|range| !old.contains(range));
-        edits.put.ranges.extend(new.map(|range| (*range, 1)));
-        let gone = old.iter().filter(|range| !rows.contains(range));
-        edits.gone.ranges.extend(gone);
-        (rows, number)
-    }
 }
 
 impl Set {
+    fn keys(&self) -> impl Iterator<Item = SlotKey> {
+        let slots = (0..self.slots.len()).map(|slot| slot_key(self.number, slot));
+        let members = self.members.then(|| self.member_keys());
+        slots.chain(members.into_iter().flatten())
+    }
+
     fn rows(&self) -> usize {
         self.slots.len() * if self.members { 2 } else { 1 }
     }
@@ -442,44 +407,4 @@ impl Entry {
             && self.serving.is_empty()
             && self.problems.is_empty()
     }
-}
-
-fn slot_key(service: u32, slot: usize) -> SlotKey {
-    SlotKey {
-        service,
-        slot: u32::try_from(slot).unwrap_or(u32::MAX),
-    }
-}
-
-fn collision(name: &NamespacedName, owner: &NamespacedName, key: &ServiceKey) -> String {
-    format!(
-        "Service {name}: {} port {} is Service {owner}'s already, which keeps it; change one of them",
-        key.addr, key.port
-    )
-}
-
-/// Those that stay keep their slots, new ones take the places of those that go, the last ones fill what is left: so every
-/// slot below the lower count holds a good backend at each step.
-fn arrange(before: &[u32], wanted: &BTreeSet<u32>) -> Vec<u32> {
-    let known: BTreeSet<u32> = before.iter().copied().collect();
-    let mut new = wanted.difference(&known);
-    let mut seen = BTreeSet::new();
-    // `None`: a hole.
-    let mut slots: Vec<Option<u32>> = before
-        .iter()
-        .map(|backend| {
-            let stays = wanted.contains(backend) && seen.insert(*backend);
-            stays.then_some(*backend).or_else(|| new.next().copied())
-        })
-        .collect();
-    slots.extend(new.map(|backend| Some(*backend)));
-    let mut slot = 0;
-    while slot < slots.len() {
-        if slots[slot].is_none() {
-            slots.swap_remove(slot);
-        } else {
-            slot += 1;
-        }
-    }
-    slots.into_iter().flatten().collect()
 }

@@ -9,7 +9,7 @@ use std::{
 
 use cni_ebpf::abi::{MaglevKey, SlotKey, SourceRange};
 
-use super::{Keys, Rows};
+use super::{Keys, Rows, room::Counts};
 
 /// A program runs for microseconds; this is for one that was interrupted in the middle.
 const GRACE: Duration = Duration::from_millis(50);
@@ -71,6 +71,16 @@ impl Pending {
         };
         self.settle_due();
         keys
+    }
+
+    /// How many rows are to go.
+    pub fn counts(&self) -> Counts {
+        Counts {
+            backends: self.backends.len(),
+            slots: self.slots.len(),
+            ranges: self.ranges.len(),
+            services: 0,
+        }
     }
 
     /// An audit finds whatever was to go.

@@ -2,8 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use cni_ebpf::abi::{self, Backend, MaglevChunk, MaglevKey, Service, ServiceKey, SlotKey};
+use cni_ebpf::abi::{self, Backend, MaglevChunk, MaglevKey, Service, ServiceKey, SlotKey, SourceRange};
 
+use super::room::Counts;
 use crate::{
     compile::service::Target,
     desired::Table,
@@ -17,6 +18,9 @@ pub struct Recovered {
     pub(super) slots: HashMap<SlotKey, u32>,
     pub(super) maglev: HashMap<MaglevKey, MaglevChunk>,
     pub(super) backends: HashMap<Target, u32>,
+    pub(super) ranges: HashSet<SourceRange>,
+    /// Of backends there may be two rows for the same.
+    rows: usize,
     /// Sets and tables that have found their Service.
     taken: HashSet<u32>,
 }
@@ -48,6 +52,7 @@ impl Recovered {
                         port: backend.port,
                         proto: backend.proto,
                     };
+                    self.rows += 1;
                     // The lower one, should there be two.
                     self.backends
                         .entry(target)
@@ -55,14 +60,30 @@ impl Recovered {
                         .or_insert(id);
                 }
             }
+            Table::ServiceRanges => self.ranges.extend(abi::from_bytes::<SourceRange>(key)),
             _ => {}
         }
     }
 
+    /// How much there was.
+    pub(super) fn counts(&self) -> Counts {
+        Counts {
+            backends: self.rows,
+            slots: self.slots.len(),
+            ranges: self.ranges.len(),
+            services: self.sets.len(),
+        }
+    }
+
     /// The set that one of these frontends had, if no other one has taken it over.
-    pub(super) fn set_of<'a>(&mut self, keys: impl Iterator<Item = &'a ServiceKey>) -> Option<Service> {
+    pub(super) fn find_set<'a>(&self, keys: impl Iterator<Item = &'a ServiceKey>) -> Option<Service> {
         let mut found = keys.filter_map(|key| self.sets.get(key)).copied();
-        let service = found.find(|service| service.id != 0 && !self.taken.contains(&service.id))?;
+        found.find(|service| service.id != 0 && !self.taken.contains(&service.id))
+    }
+
+    /// The same, for the one that takes it over.
+    pub(super) fn set_of<'a>(&mut self, keys: impl Iterator<Item = &'a ServiceKey>) -> Option<Service> {
+        let service = self.find_set(keys)?;
         self.taken.insert(service.id);
         Some(service)
     }
@@ -111,6 +132,7 @@ pub async fn read<K: Kernel>(reconciler: &mut Reconciler<K>) -> Result<Recovered
     for table in [
         Table::Services,
         Table::ServiceSlots,
+        Table::ServiceRanges,
         Table::Maglev,
         Table::Backends,
     ] {

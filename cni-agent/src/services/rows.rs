@@ -1,9 +1,12 @@
 //! Rows of the maps, as they are written and taken away.
 
+use std::{collections::HashSet, hash::Hash};
+
 use cni_ebpf::abi::{
     self, Backend, MaglevChunk, MaglevKey, Plain, Service, ServiceKey, SlotKey, SourceRange,
 };
 
+use super::room::Counts;
 use crate::{desired::Table, reconcile::Change};
 
 /// What is written, referenced before referrer.
@@ -68,7 +71,40 @@ impl Rows {
     }
 }
 
+impl Edits {
+    /// Takes over what happens behind it: what went and comes back stays.
+    pub fn append(&mut self, other: Self) {
+        self.gone.keep(&other.put);
+        self.put.append(other.put);
+        self.gone.append(other.gone);
+    }
+}
+
 impl Keys {
+    /// All but those that are written.
+    fn keep(&mut self, rows: &Rows) {
+        fn keep<K: Copy + Eq + Hash, V>(keys: &mut Vec<K>, rows: &[(K, V)]) {
+            if !keys.is_empty() && !rows.is_empty() {
+                let written: HashSet<K> = rows.iter().map(|(key, _)| *key).collect();
+                keys.retain(|key| !written.contains(key));
+            }
+        }
+        keep(&mut self.services, &rows.services);
+        keep(&mut self.ranges, &rows.ranges);
+        keep(&mut self.maglev, &rows.maglev);
+        keep(&mut self.slots, &rows.slots);
+        keep(&mut self.backends, &rows.backends);
+    }
+
+    pub fn counts(&self) -> Counts {
+        Counts {
+            backends: self.backends.len(),
+            slots: self.slots.len(),
+            ranges: self.ranges.len(),
+            services: self.services.len(),
+        }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.services.is_empty()
             && self.ranges.is_empty()

@@ -161,6 +161,12 @@ impl Services {
         services.chain(self.host_ports.keys())
     }
 
+    /// Who comes before whom where two ask for the same.
+    pub fn rank(&self, name: &Arc<NamespacedName>) -> (i64, Arc<NamespacedName>) {
+        let created = self.get(name).map_or(i64::MAX, |service| service.created);
+        (created, Arc::clone(name))
+    }
+
     pub fn len(&self) -> usize {
         self.services.len()
     }

@@ -1,6 +1,7 @@
 //! The binary: an agent run by it, and commands beside it and without it.
 
 mod refusals;
+mod services;
 mod uninstall;
 
 use std::{

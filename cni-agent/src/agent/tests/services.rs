@@ -4,7 +4,13 @@ use cni_ebpf::abi::{Addr, ServiceKey};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::{config::Proxy, desired::Tables, reconcile::Change};
+use crate::{
+    config::Proxy,
+    desired::Tables,
+    model::{NamespacedName, ServiceProblem},
+    reconcile::Change,
+    services::Troubles,
+};
 
 fn manifests(endpoints: &[&str]) -> Value {
     let endpoints: Vec<Value> = endpoints
@@ -267,6 +273,36 @@ async fn rows_that_somebody_changes_are_put_right() {
     machine.stop().await;
 }
 
+/// They would be in the way of our own for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn somebody_elses_rows_that_fill_a_map_go_before_ours_are_written() {
+    let mut machine = serving();
+    machine.config.maps.backends = 2;
+    write(&machine, &["10.2.0.5"]);
+    let handle = machine.start().await;
+    becomes(&machine, &["10.2.0.5"]).await;
+    {
+        let mut kernel = machine.kernel.lock();
+        let foreign = std::mem::take(&mut kernel.tables.backends);
+        let foreign = foreign
+            .into_iter()
+            .flat_map(|(number, row)| [(number + 100, row), (number + 200, row)]);
+        kernel.tables.backends = foreign.collect();
+        kernel.log.clear();
+    }
+    handle.events.send(Event::Disturbed).await.unwrap();
+    settles(&machine, 1).await;
+    becomes(&machine, &["10.2.0.5"]).await;
+    let backends = |change: &Change| match change {
+        Change::PutAll { table, .. } if table.name() == "backends" => Some("put"),
+        Change::DeleteAll { table, .. } if table.name() == "backends" => Some("delete"),
+        _ => None,
+    };
+    let log: Vec<&str> = machine.kernel.lock().log.iter().filter_map(backends).collect();
+    assert_eq!(log, ["delete", "put"]);
+    machine.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn where_another_proxy_serves_nothing_is_left_in_the_maps() {
     let mut machine = serving();
@@ -279,5 +315,143 @@ async fn where_another_proxy_serves_nothing_is_left_in_the_maps() {
     settles(&machine, 0).await;
     assert_eq!(machine.kernel.lock().tables.services.len(), 0);
     assert_eq!(machine.kernel.lock().tables.service_slots.len(), 0);
+    machine.stop().await;
+}
+
+fn troubles(status: &Status) -> Troubles {
+    let services = status.services.as_ref();
+    services.map(|services| services.troubles).unwrap_or_default()
+}
+
+fn troubled(status: &Status) -> Vec<&ServiceProblem> {
+    let services = status.services.iter();
+    services.flat_map(|services| &services.troubled).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_service_with_a_problem_gets_its_event_however_many_there_are() {
+    let mut machine = serving();
+    let items: Vec<Value> = (0..50)
+        .map(|number| {
+            json!({
+                "apiVersion": "v1", "kind": "Service",
+                "metadata": {
+                    "name": format!("s{number}"), "namespace": "a", "annotations": { "millrace.dev/lb-mode": "none" },
+                },
+                "spec": { "clusterIP": format!("10.96.1.{number}"), "ports": [{ "port": 80 }] },
+            })
+        })
+        .collect();
+    let list = json!({ "apiVersion": "v1", "kind": "List", "items": items });
+    std::fs::write(
+        machine.config.paths.manifests.join("services.json"),
+        list.to_string(),
+    )
+    .unwrap();
+    let handle = machine.start().await;
+    until(&handle, |status| troubled(status).len() == 50).await;
+    until(&handle, |status| troubles(status).object == 50).await;
+    let more = |status: &Arc<Status>| {
+        let problems = status.problems.iter();
+        problems
+            .filter(|problem| problem.contains("more problems"))
+            .count()
+            == 1
+    };
+    until(&handle, more).await;
+    machine.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_cannot_be_read_gets_an_event_though_its_last_version_is_served() {
+    let mut machine = serving();
+    write(&machine, &["10.2.0.5"]);
+    let handle = machine.start().await;
+    becomes(&machine, &["10.2.0.5"]).await;
+    let unread = |name: &str| ServiceProblem {
+        service: NamespacedName {
+            namespace: "a".into(),
+            name: name.into(),
+        },
+        uid: "u".into(),
+        text: "field spec.clusterIP".into(),
+    };
+    let both = vec![unread("new"), unread("web")];
+    handle.events.send(Event::Unread(both.clone())).await.unwrap();
+    until(&handle, |status| {
+        troubled(status) == both.iter().collect::<Vec<_>>()
+    })
+    .await;
+    until(&handle, |status| troubles(status).unread == 2).await;
+    assert_eq!(behind(&machine.kernel.lock().tables), ["10.2.0.5"]);
+    handle.events.send(Event::Unread(Vec::new())).await.unwrap();
+    until(&handle, |status| troubled(status).is_empty()).await;
+    machine.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn svc_42_rel_24_no_external_ip_takes_over_what_pods_or_the_node_reach_otherwise() {
+    let mut machine = serving();
+    machine.config.services.external_ips = true;
+    let resolvers = machine.folder.path().join("resolv.conf");
+    machine.config.paths.resolv_conf = resolvers.clone();
+    std::fs::write(&resolvers, "nameserver 198.51.100.53\n").unwrap();
+    // In this node's pods, in another node's, two resolvers, and one that is nobody's.
+    let ips = [
+        "10.1.0.9",
+        "10.2.0.9",
+        "198.51.100.53",
+        "198.51.100.54",
+        "203.0.113.7",
+    ];
+    let object = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": { "name": "web", "namespace": "a" },
+        "spec": { "clusterIP": "10.96.0.1", "ports": [{ "port": 80 }], "externalIPs": ips },
+    });
+    std::fs::write(
+        machine.config.paths.manifests.join("services.json"),
+        object.to_string(),
+    )
+    .unwrap();
+    let handle = machine.start().await;
+    let refused = |status: &Status| -> Vec<&str> {
+        let is_told = |ip: &&str| {
+            let told = format!("spec.externalIPs has {ip},");
+            status.problems.iter().any(|problem| problem.contains(&told))
+        };
+        ips.into_iter().filter(is_told).collect()
+    };
+    until(&handle, |status| refused(status) == ips[..3]).await;
+    // Another network.
+    std::fs::write(&resolvers, "nameserver 198.51.100.54\n").unwrap();
+    handle.events.send(Event::Disturbed).await.unwrap();
+    until(&handle, |status| refused(status) == [ips[0], ips[1], ips[3]]).await;
+    let served = |last: [u8; 4]| {
+        let tables = &machine.kernel.lock().tables;
+        let mut keys = tables.services.keys();
+        keys.any(|key| key.addr == Addr::v4(last))
+    };
+    assert!(served([203, 0, 113, 7]) && served([198, 51, 100, 53]));
+    assert!(!served([198, 51, 100, 54]) && !served([10, 2, 0, 9]));
+    machine.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn svc_55_sockets_that_cannot_be_ended_are_a_problem_until_they_can() {
+    let mut machine = serving();
+    write(&machine, &["10.2.0.5", "10.2.0.6"]);
+    let handle = machine.start().await;
+    becomes(&machine, &["10.2.0.5", "10.2.0.6"]).await;
+    let is_said = |status: &Status| {
+        let mut problems = status.problems.iter();
+        problems.any(|problem| problem.starts_with("release sockets"))
+    };
+    machine.kernel.lock().faults.push("release sockets".into());
+    write(&machine, &["10.2.0.5"]);
+    until(&handle, |status| is_said(status)).await;
+    assert_eq!(behind(&machine.kernel.lock().tables), ["10.2.0.5"]);
+    machine.kernel.lock().faults.clear();
+    write(&machine, &["10.2.0.6"]);
+    until(&handle, |status| !is_said(status)).await;
     machine.stop().await;
 }

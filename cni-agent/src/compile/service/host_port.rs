@@ -12,10 +12,14 @@ use crate::model::{HostPort, Pod};
 
 /// Nothing, if the pod runs on another node.
 pub fn compile(place: &Place, pod: &Pod) -> Compiled {
-    let mut compiled = Compiled::default();
     if *pod.node != *place.node {
-        return compiled;
+        return Compiled::default();
     }
+    let mut compiled = Compiled {
+        // Pods come and go, and a Service is on all nodes: it comes first, whatever its age.
+        created: i64::MAX,
+        ..Compiled::default()
+    };
     let mut serving = BTreeSet::new();
     for ip in pod.addresses.iter().filter(|ip| place.families.has(**ip)) {
         for port in &pod.host_ports {

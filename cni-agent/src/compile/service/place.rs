@@ -23,6 +23,10 @@ pub struct Place {
     pub own: BTreeSet<IpAddr>,
     /// The addresses of all nodes.
     pub nodes: BTreeSet<IpAddr>,
+    /// The pods' ranges of all nodes, where an external IP could be in one.
+    pub pod_ranges: Vec<IpNetwork>,
+    /// Whom this node resolves names by, likewise.
+    pub resolvers: BTreeSet<IpAddr>,
     pub service_ranges: Vec<IpNetwork>,
     /// Addresses that Services claim by themselves are served.
     pub external_ips: bool,
@@ -38,8 +42,15 @@ pub struct Place {
 }
 
 impl Place {
-    pub fn new(topology: &Topology<'_>, state: &State) -> Self {
+    pub fn new(topology: &Topology<'_>, state: &State, resolvers: BTreeSet<IpAddr>) -> Self {
         let config = &topology.config.services;
+        let ranges = topology.others().flat_map(|other| &other.node.pod_cidrs);
+        let ranges = ranges.chain(&topology.pod_cidrs);
+        let pod_ranges = if config.external_ips {
+            ranges.copied().collect()
+        } else {
+            Vec::new()
+        };
         let others = topology.others().flat_map(|other| &other.node.addresses);
         let mut node_ports: BTreeSet<IpAddr> = match &config.node_port_addresses {
             NodePortAddresses::Primary => [true, false]
@@ -66,6 +77,8 @@ impl Place {
             node_ports,
             own: topology.own_addresses.clone(),
             nodes: others.chain(&topology.own_addresses).copied().collect(),
+            pod_ranges,
+            resolvers,
             service_ranges: topology.service_ranges.clone(),
             external_ips: config.external_ips,
             masquerade_all: config.masquerade_all,

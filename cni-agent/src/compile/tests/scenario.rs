@@ -154,7 +154,7 @@ fn services(scenario: &Scenario, out: &mut String) {
         return;
     }
     let topology = Topology::new(&scenario.config, &scenario.state);
-    let place = Place::new(&topology, &scenario.state);
+    let place = Place::new(&topology, &scenario.state, std::collections::BTreeSet::new());
     let known = &scenario.state.services;
     for name in known.names() {
         let slices: Vec<_> = known.slices_of(name).collect();

@@ -9,7 +9,7 @@ use std::io;
 use cni_ebpf::abi::{self, Backend, Dialled, Service, ServiceKey, SocketKey, service_scope};
 
 use super::{
-    super::maps::Map,
+    super::{KernelError, maps::Map},
     diag::{Connected, Diag},
 };
 
@@ -24,7 +24,24 @@ pub struct Maps<'a> {
 }
 
 /// Ends those that are forsaken, and says how many.
-pub fn release(maps: &Maps<'_>) -> io::Result<usize> {
+pub fn release(maps: &Maps<'_>) -> Result<usize, KernelError> {
+    end_forsaken(maps).map_err(|error| cannot(&error))
+}
+
+fn cannot(error: &io::Error) -> KernelError {
+    let action = "end connected datagram sockets whose backend is gone";
+    let remedy = match error.raw_os_error() {
+        Some(libc::EOPNOTSUPP) => {
+            "this kernel lacks CONFIG_INET_DIAG_DESTROY: their programs have to dial anew themselves, or use a kernel with it"
+        }
+        Some(libc::ENOENT) => "load the module udp_diag (CONFIG_INET_UDP_DIAG)",
+        Some(libc::EPERM) => "the agent needs CAP_NET_ADMIN in the host's user namespace",
+        _ => "",
+    };
+    KernelError::new(action, error).with_remedy(remedy)
+}
+
+fn end_forsaken(maps: &Maps<'_>) -> io::Result<usize> {
     let mut diag = Diag::open()?;
     let mut released = 0;
     for socket in diag.connected()? {
@@ -69,4 +86,21 @@ impl Maps<'_> {
 fn look_up<K: abi::Plain, V: abi::Plain>(map: &Map, key: &K) -> io::Result<Option<V>> {
     let found = map.get(abi::as_bytes(key)).map_err(io::Error::other)?;
     Ok(found.and_then(|value| abi::from_bytes(&value)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn svc_55_a_kernel_that_cannot_end_sockets_is_named_by_what_it_lacks() {
+        for (code, lacks) in [
+            (libc::EOPNOTSUPP, "CONFIG_INET_DIAG_DESTROY"),
+            (libc::ENOENT, "udp_diag"),
+            (libc::EPERM, "CAP_NET_ADMIN"),
+        ] {
+            let text = cannot(&io::Error::from_raw_os_error(code)).to_string();
+            assert!(text.contains("sockets") && text.contains(lacks), "{text}");
+        }
+    }
 }

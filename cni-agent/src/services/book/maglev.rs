@@ -33,9 +33,9 @@ pub(super) struct Room {
 }
 
 impl Room {
-    pub(super) fn new(entries: u32) -> Self {
+    pub(super) fn new(entries: usize) -> Self {
         Self {
-            most: entries as usize / 2,
+            most: entries / 2,
             used: 0,
             waiting: BTreeSet::new(),
             freed: false,

@@ -1,11 +1,14 @@
+mod claims;
+mod room;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use cni_ebpf::abi::{Addr, Backend, MaglevChunk, MaglevKey, Port, service_flags, service_scope};
 use proptest::prelude::*;
 
-use super::*;
+use super::{slots::arrange, *};
 use crate::{
-    compile::service::{Frontend, HintsUsed},
+    compile::service::{Frontend, HintsUsed, SlotSet},
     desired::Table,
     services::Keys,
 };
@@ -127,8 +130,22 @@ impl Maps {
     }
 }
 
+fn ample(maglev: usize) -> Capacity {
+    let rows = Counts {
+        backends: 1_000,
+        slots: 1_000,
+        ranges: 1_000,
+        services: 1_000,
+    };
+    Capacity { rows, maglev }
+}
+
+fn book_of(folder: &tempfile::TempDir, capacity: Capacity) -> Book {
+    Book::new(Numbers::open(folder.path().join("numbers")).unwrap(), capacity)
+}
+
 fn book(folder: &tempfile::TempDir) -> Book {
-    Book::new(Numbers::open(folder.path().join("numbers")).unwrap(), 64)
+    book_of(folder, ample(64))
 }
 
 fn name(number: u8) -> Arc<NamespacedName> {
@@ -363,7 +380,7 @@ fn a_frontend_that_another_service_has_is_said_and_inherited() {
     );
     let edits = book.set(&name(1), Compiled::default());
     assert_eq!(edits.gone.services, [key(1)]);
-    assert_eq!(book.heirs(&edits.gone.services), [name(2)]);
+    assert_eq!(book.heirs(&edits.gone.services), [name(2)].into());
     assert_eq!(second(&mut book).put.services[0].0, key(1));
     assert_eq!(book.problems().count(), 0);
 }
@@ -395,7 +412,7 @@ fn a_change_of_one_endpoint_costs_one_row_of_each_kind() {
 fn a_table_without_room_is_said_and_comes_when_there_is_some() {
     let folder = tempfile::tempdir().unwrap();
     // Tables of four parts, two of them and as much for those that take their place.
-    let mut book = Book::new(Numbers::open(folder.path().join("numbers")).unwrap(), 16);
+    let mut book = book_of(&folder, ample(16));
     let endpoints = BTreeSet::from([1, 2]);
     let wanted = |number| with_table(compiled(number, &endpoints, false), number);
     let table = |edits: &Edits, number| {
@@ -420,7 +437,7 @@ fn a_table_without_room_is_said_and_comes_when_there_is_some() {
     book.set(&name(3), wanted(3));
     let edits = book.set(&name(1), Compiled::default());
     assert_eq!(edits.gone.maglev.len(), 4);
-    assert_eq!(book.heirs(&edits.gone.services), [name(3)]);
+    assert_eq!(book.heirs(&edits.gone.services), [name(3)].into());
     let edits = book.set(&name(3), wanted(3));
     assert!(table(&edits, 3).is_some_and(|number| number != 0));
     assert_eq!((book.problems().count(), edits.put.services.len()), (0, 1));

@@ -53,7 +53,7 @@ impl Book {
 }
 
 impl Set {
-    fn member_keys(&self) -> impl Iterator<Item = SlotKey> {
+    pub(super) fn member_keys(&self) -> impl Iterator<Item = SlotKey> {
         self.slots
             .iter()
             .map(|backend| SlotKey::member(self.number, *backend))

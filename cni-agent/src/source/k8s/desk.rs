@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::{Notify, mpsc};
 
-use crate::model::{Event, ObjectKey, Source};
+use crate::model::{Event, ObjectKey, ServiceProblem, Source};
 
 /// A resource, as URLs call it.
 pub(super) type Resource = &'static str;
@@ -23,7 +23,8 @@ pub(super) struct Desk {
 struct Ledger {
     unheard: BTreeSet<Resource>,
     faults: BTreeMap<Resource, String>,
-    objects: BTreeMap<ObjectKey, String>,
+    /// With what the object is known by.
+    objects: BTreeMap<ObjectKey, (String, String)>,
 }
 
 impl Desk {
@@ -78,14 +79,15 @@ impl Desk {
     }
 
     /// Says what is wrong with an object; `None`: nothing.
-    pub(super) fn object(&self, key: &ObjectKey, fault: Option<String>) {
+    pub(super) fn object(&self, key: &ObjectKey, uid: &str, fault: Option<String>) {
         let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
         let changed = match fault {
             Some(text) => {
-                let changed = ledger.objects.get(key) != Some(&text);
+                let fault = (text, uid.to_owned());
+                let changed = ledger.objects.get(key) != Some(&fault);
                 if changed {
-                    tracing::warn!("{text}");
-                    ledger.objects.insert(key.clone(), text);
+                    tracing::warn!("{}", fault.0);
+                    ledger.objects.insert(key.clone(), fault);
                 }
                 changed
             }
@@ -108,19 +110,16 @@ impl Desk {
 
     /// Passes on what is wrong whenever that is something else, until nobody listens.
     pub(super) async fn report(self: Arc<Self>) {
-        let mut told = Vec::new();
+        let (mut told, mut told_of) = (Vec::new(), Vec::new());
         loop {
             self.changed.notified().await;
-            let problems = {
-                let ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
-                // Each resource fails of the same server.
-                let faults: BTreeSet<&String> = ledger.faults.values().collect();
-                faults
-                    .into_iter()
-                    .chain(ledger.objects.values())
-                    .cloned()
-                    .collect::<Vec<_>>()
-            };
+            let (problems, unread) = self.problems();
+            if unread != told_of {
+                told_of.clone_from(&unread);
+                if !self.tell(Event::Unread(unread)).await {
+                    return;
+                }
+            }
             if problems != told {
                 told.clone_from(&problems);
                 if !self.tell(Event::Problems(Source::Kubernetes, problems)).await {
@@ -128,5 +127,60 @@ impl Desk {
                 }
             }
         }
+    }
+
+    /// All that is wrong, and what of it is about Services.
+    fn problems(&self) -> (Vec<String>, Vec<ServiceProblem>) {
+        let ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        // Each resource fails of the same server.
+        let faults: BTreeSet<&String> = ledger.faults.values().collect();
+        let objects = ledger.objects.values().map(|(text, _)| text);
+        let of_services = ledger.objects.iter().filter_map(|(key, (text, uid))| {
+            let ObjectKey::Service(service) = key else {
+                return None;
+            };
+            Some(ServiceProblem {
+                service: service.clone(),
+                uid: uid.clone(),
+                text: text.clone(),
+            })
+        });
+        let all = faults.into_iter().chain(objects).cloned();
+        (all.collect(), of_services.collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::NamespacedName;
+
+    #[tokio::test]
+    async fn a_service_that_cannot_be_read_is_told_with_its_uid_until_it_can() {
+        let (events, mut told) = mpsc::channel(8);
+        let desk = Desk::new(events, []);
+        let report = tokio::spawn(Arc::clone(&desk).report());
+        let service = NamespacedName {
+            namespace: "n".into(),
+            name: "s".into(),
+        };
+        let pod = NamespacedName {
+            name: "p".into(),
+            ..service.clone()
+        };
+        desk.object(&ObjectKey::Pod(pod), "v", Some("a pod".to_owned()));
+        let key = ObjectKey::Service(service.clone());
+        desk.object(&key, "u", Some("not read".to_owned()));
+        let unread = ServiceProblem {
+            service,
+            uid: "u".to_owned(),
+            text: "not read".to_owned(),
+        };
+        assert_eq!(told.recv().await, Some(Event::Unread(vec![unread])));
+        let both = vec!["a pod".to_owned(), "not read".to_owned()];
+        assert_eq!(told.recv().await, Some(Event::Problems(Source::Kubernetes, both)));
+        desk.object(&key, "", None);
+        assert_eq!(told.recv().await, Some(Event::Unread(Vec::new())));
+        report.abort();
     }
 }

@@ -1,7 +1,7 @@
 //! Events on Services that are not served as they ask, where `kubectl describe service` shows them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     hash::{DefaultHasher, Hash, Hasher},
     sync::Arc,
     time::Duration,
@@ -22,8 +22,8 @@ use super::{
     watch::Office,
 };
 use crate::{
-    model::NamespacedName,
-    status::{ServiceProblem, Status},
+    model::{NamespacedName, ServiceProblem},
+    status::Status,
 };
 
 /// Between events: a thousand bad Services must not fill the store at once.
@@ -59,7 +59,8 @@ fn next(status: &Status, told: &mut BTreeMap<NamespacedName, String>) -> Option<
         .services
         .as_ref()
         .map_or(&[][..], |services| &services.troubled);
-    told.retain(|name, _| troubled.iter().any(|problem| problem.service == *name));
+    let still: BTreeSet<&NamespacedName> = troubled.iter().map(|problem| &problem.service).collect();
+    told.retain(|name, _| still.contains(name));
     let mut news = troubled
         .iter()
         .filter(|problem| told.get(&problem.service) != Some(&problem.text));

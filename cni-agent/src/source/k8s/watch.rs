@@ -77,7 +77,7 @@ async fn run<K: Known>(
             Ok(watcher::Event::Apply(object)) => set(object, office).await,
             Ok(watcher::Event::Delete(object)) => {
                 let key = K::key(object.meta());
-                office.desk.object(&key, None);
+                office.desk.object(&key, "", None);
                 office.desk.tell(Event::Gone(key)).await
             }
             Err(error) if streams && fault::cannot_stream(&error) => return Some(error),
@@ -101,18 +101,19 @@ async fn run<K: Known>(
 
 async fn set<K: Known>(object: K, office: &Office) -> bool {
     let key = K::key(object.meta());
+    let uid = object.meta().uid.clone().unwrap_or_default();
     if let Some(review) = object.review() {
         // Nobody takes it any more: nobody listens either.
         let _ = office.reviews.send(review).await;
     }
     match object.into_object() {
         Ok(object) => {
-            office.desk.object(&key, None);
+            office.desk.object(&key, "", None);
             office.desk.tell(Event::Set(reduce(object, &office.node))).await
         }
         Err(error) => {
             let text = format!("{key}, {error}; its last good version stays in force. Correct the field");
-            office.desk.object(&key, Some(text));
+            office.desk.object(&key, &uid, Some(text));
             true
         }
     }

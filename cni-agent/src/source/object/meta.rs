@@ -18,6 +18,7 @@ struct Reduced {
     uid: Option<String>,
     resource_version: Option<String>,
     generation: Option<i64>,
+    creation_timestamp: Option<Time>,
     deletion_timestamp: Option<Time>,
     labels: Option<BTreeMap<String, String>>,
     #[serde(default, deserialize_with = "nullable")]
@@ -75,6 +76,7 @@ pub(in crate::source) fn described<'de, D: Deserializer<'de>>(
         uid: reduced.uid,
         resource_version: reduced.resource_version,
         generation: reduced.generation,
+        creation_timestamp: reduced.creation_timestamp,
         deletion_timestamp: reduced.deletion_timestamp,
         labels: reduced.labels,
         annotations: (!annotations.is_empty()).then_some(annotations),

@@ -128,6 +128,8 @@ impl Known for ServiceObject {
 
     fn into_object(self) -> Result<Object, FieldError> {
         let name = name_of(&self.metadata).into();
+        let created = self.metadata.creation_timestamp.as_ref();
+        let created = created.map_or(0, |time| time.0.as_second());
         let labels = self.metadata.labels.unwrap_or_default();
         let annotations = self.metadata.annotations.unwrap_or_default();
         let unserved = unserved(&self.spec, &labels);
@@ -153,6 +155,7 @@ impl Known for ServiceObject {
                 mode: word(&name, &annotations, MODE_ANNOTATION, modes, &mut misread),
                 misread: misread.into(),
                 name,
+                created,
                 uid: self.metadata.uid.unwrap_or_default().into(),
                 load_balancer_ips: ingress(&self.status.load_balancer.ingress)?.into(),
                 ..self.spec.read()?

@@ -199,3 +199,33 @@ fn svc_55_a_connected_datagram_socket_of_the_host_leaves_a_backend_that_is_gone(
         publish(&lab, &ServiceManifest::new(1).endpoint(&old, 8080));
     }
 }
+
+#[test]
+fn connections_are_counted_whether_packets_or_sockets_lead_to_the_endpoint() {
+    needs_root!();
+    for (setting, translated, dialled) in [("all", 0, 3), ("host", 3, 0)] {
+        let mut plan = plan(Routing::Direct).nodes(1);
+        plan.config["services"]["socketLb"] = json!(setting);
+        let lab = Lab::start(plan).unwrap();
+        let node = &lab.nodes[0];
+        let (client, server) = (node.add_pod("client").unwrap(), node.add_pod("server").unwrap());
+        let _echoes = serve(&server, 8080);
+        publish(&lab, &ServiceManifest::new(1).endpoint(&server, 8080));
+        let streams =
+            [(); 3].map(|()| node.with_sockets(|| connect(&client.namespace, vip(1, true)).unwrap()));
+        let services = node.ask(["services", "service-1"]).unwrap();
+        let backends = node.ask(["backends"]).unwrap();
+        for shown in [services, backends] {
+            let count = |name: &str| {
+                let rows = shown.as_array().unwrap().iter();
+                rows.map(|row| row[name].as_u64().unwrap()).sum::<u64>()
+            };
+            assert_eq!(
+                (count("connections"), count("sockets")),
+                (translated, dialled),
+                "{setting}: {shown}"
+            );
+        }
+        drop(streams);
+    }
+}

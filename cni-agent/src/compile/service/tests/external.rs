@@ -73,11 +73,19 @@ fn svc_42_rel_24_external_ips_are_served_if_they_are_nobodys_and_somebody_wants_
         external_ips: false,
         ..place()
     };
+    let place = || Place {
+        pod_ranges: vec!["10.1.0.0/24".parse().unwrap(), "fd00:1::/64".parse().unwrap()],
+        resolvers: ["198.51.100.53".parse().unwrap()].into(),
+        ..place()
+    };
     for (place, ip, word) in [
         (&off, "203.0.113.7", "services.externalIPs"),
         (&place(), "192.0.2.2", "node's own"),
         (&place(), "10.96.0.53", "range of Service addresses"),
         (&place(), "169.254.20.10", "every machine"),
+        // Where CoreDNS may run, and the resolver behind it.
+        (&place(), "10.1.0.53", "range of pods"),
+        (&place(), "198.51.100.53", "paths.resolvConf"),
     ] {
         let (found, problems) = at(place, ip);
         assert_eq!(found, "unknown", "{ip}");

@@ -199,6 +199,36 @@ fn svc_10_each_family_has_its_own_addresses_and_ranges() {
 }
 
 #[test]
+fn a_service_of_a_family_that_the_node_does_not_serve_is_said() {
+    use crate::config::Families::{Dual, V4, V6};
+    let at = |families, ips: &[&str]| {
+        let object = service(json!({ "clusterIP": ips[0], "clusterIPs": ips }));
+        let place = Place { families, ..place() };
+        let compiled = compiled_at(&place, &[object, slice("s-1", endpoints(&["10.1.0.1"]))]);
+        (compiled.frontends.is_empty(), compiled.problems)
+    };
+    for (families, ips) in [
+        (Dual, &[VIP6][..]),
+        (V4, &[VIP]),
+        (V4, &[VIP, VIP6]),
+        (V6, &[VIP, VIP6]),
+    ] {
+        assert_eq!(at(families, ips), (false, Vec::new()), "{families} {ips:?}");
+    }
+    for (families, ip, words) in [
+        (V4, VIP6, ["IPv6 alone", "`families` is v4"]),
+        (V6, VIP, ["IPv4 alone", "`families` is v6"]),
+    ] {
+        let (empty, problems) = at(families, &[ip]);
+        assert!(empty, "{families} {ip}");
+        assert!(
+            matches!(&problems[..], [one] if one.contains("Service n/s") && words.iter().all(|word| one.contains(word))),
+            "{problems:?}"
+        );
+    }
+}
+
+#[test]
 fn svc_10_a_family_without_a_cluster_ip_has_no_node_port_either() {
     let object = service(json!({
         "clusterIPs": [VIP], "type": "NodePort", "ports": [{ "name": "web", "port": 80, "nodePort": 30080 }],
@@ -229,4 +259,12 @@ fn rel_25_addresses_that_mean_something_else_everywhere_and_the_service_itself_a
         problems.contains("4 endpoints are left out") && problems.contains(VIP),
         "{problems}"
     );
+}
+
+#[test]
+fn who_is_older_is_known_from_the_object() {
+    let mut object = service(json!({}));
+    assert_eq!(compiled(&[object.clone()]).created, 0, "before all others");
+    object["metadata"]["creationTimestamp"] = json!("1970-01-02T00:00:00Z");
+    assert_eq!(compiled(&[object]).created, 86_400);
 }

@@ -1,0 +1,341 @@
+//! What of a Service there is room for. One that is too large for the maps is its own problem and nobody else's: it keeps
+//! of its rows those that it still wants, gets no more, and waits.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    sync::Arc,
+};
+
+use cni_ebpf::abi::{ServiceKey, SlotKey};
+
+use super::{Book, Entry, slots::source_range};
+use crate::{
+    compile::service::{Compiled, SlotSet, Target},
+    kernel::maps::{capacity_remedy, setting},
+    model::NamespacedName,
+    services::room::Counts,
+};
+
+#[derive(Debug)]
+pub(super) struct Fit {
+    most: Counts,
+    /// Rows that stand in the maps though no Service has them: they go in a moment.
+    pub(super) leaving: Counts,
+    /// The same when it was last counted.
+    counted: Counts,
+    /// Services that found no room.
+    waiting: BTreeMap<Arc<NamespacedName>, Lack>,
+    /// How many backends have ever got a row.
+    pub(super) inserted: usize,
+}
+
+/// What a Service lacked when it was looked at.
+#[derive(Clone, Copy, Debug)]
+struct Lack {
+    rows: Counts,
+    /// Others may have brought some of its backends since then.
+    inserted: usize,
+    /// There will be room when what is on its way out is gone, unless others take it.
+    soon: bool,
+    /// Whether they did has to be seen.
+    due: bool,
+}
+
+/// A set as it is in the maps.
+struct Held {
+    slots: Vec<u32>,
+    known: HashSet<u32>,
+    members: bool,
+}
+
+impl Fit {
+    pub(super) fn new(most: Counts) -> Self {
+        Self {
+            most,
+            leaving: Counts::default(),
+            counted: Counts::default(),
+            waiting: BTreeMap::new(),
+            inserted: 0,
+        }
+    }
+
+    /// Whoever waits for what is on its way out is looked at again.
+    pub(super) fn hurry(&mut self) {
+        let waiting = self.waiting.values_mut();
+        waiting.for_each(|lack| lack.due |= lack.soon);
+    }
+
+    fn has(&self, used: Counts, more: Counts) -> bool {
+        used.plus(self.leaving).plus(more).within(self.most)
+    }
+}
+
+impl Book {
+    pub(super) fn in_use(&self) -> Counts {
+        Counts {
+            backends: self.backends.len(),
+            slots: self.slots,
+            ranges: self.ranges,
+            services: self.owners.len(),
+        }
+    }
+
+    /// How many rows are on their way out of the maps.
+    pub fn set_leaving(&mut self, leaving: Counts) {
+        self.fit.leaving = leaving;
+        if self.fit.counted != leaving {
+            self.fit.counted = leaving;
+            self.fit.hurry();
+        }
+    }
+
+    /// Whether there is room for all that there should be, and so much of somebody else's.
+    pub fn has_room_beside(&self, rows: Counts) -> bool {
+        self.in_use().plus(rows).within(self.fit.most)
+    }
+
+    /// Services that waited for room that there may be now.
+    pub fn take_waiting(&mut self) -> BTreeSet<Arc<NamespacedName>> {
+        let used = self.in_use();
+        let mut ready = self.room.take_waiting();
+        let fit = &self.fit;
+        let fits = |lack: &Lack| {
+            let mut rows = lack.rows;
+            rows.backends = rows.backends.saturating_sub(fit.inserted - lack.inserted);
+            lack.due || fit.has(used, rows)
+        };
+        let waiting = fit.waiting.iter().filter(|(_, lack)| fits(lack));
+        ready.extend(waiting.map(|(name, _)| Arc::clone(name)));
+        ready.iter().for_each(|name| _ = self.fit.waiting.remove(name));
+        ready
+    }
+
+    /// Leaves of what a Service asks for what there is room for.
+    pub(super) fn squeeze(&mut self, name: &Arc<NamespacedName>, old: &Entry, compiled: &mut Compiled) {
+        self.fit.waiting.remove(name);
+        let used = self.in_use();
+        let slots = |set: &SlotSet| set.targets.len() * if set.affinity { 2 } else { 1 };
+        let new = Counts {
+            backends: compiled.serving.len(),
+            slots: compiled.sets.iter().map(slots).sum(),
+            ranges: compiled.ranges.len(),
+            services: compiled.frontends.len(),
+        };
+        if self.fit.has(used, new) {
+            return;
+        }
+        let held: Vec<Held> = compiled
+            .sets
+            .iter()
+            .map(|set| self.held(set, old, compiled))
+            .collect();
+        let lack = self.lack(name, old, &held, compiled);
+        if self.fit.has(used, lack) {
+            return;
+        }
+        // What is on its way out makes room by itself: that is nothing to talk about.
+        let alone = self.alone(old);
+        let others = used.without(alone);
+        let wanted = Counts {
+            backends: self.own_backends(old, compiled),
+            services: self.own_frontends(name, compiled),
+            ..new
+        };
+        self.trim(old, &held, compiled);
+        let problems = self.too_little(name, others, wanted, compiled);
+        let lack = Lack {
+            rows: lack,
+            inserted: self.fit.inserted,
+            soon: problems.is_empty(),
+            due: false,
+        };
+        compiled.problems.extend(problems);
+        self.fit.waiting.insert(Arc::clone(name), lack);
+    }
+
+    fn held(&self, set: &SlotSet, old: &Entry, compiled: &Compiled) -> Held {
+        let known = old.sets.iter().find(|old| old.name == set.name);
+        let (slots, members) = if let Some(known) = known {
+            (known.slots.to_vec(), known.members)
+        } else {
+            let frontends = compiled.frontends.iter();
+            let of_set = frontends.filter(|frontend| frontend.set == Some(set.name));
+            let found = self.recovered.find_set(of_set.map(|frontend| &frontend.key));
+            let slots = found.map(|service| self.recovered.slots_of(service.id, service.slots));
+            let slots = slots.unwrap_or_default();
+            let has_member = |backend: &u32| {
+                let member = found.map(|service| SlotKey::member(service.id, *backend));
+                member.is_some_and(|member| self.recovered.slots.contains_key(&member))
+            };
+            let members = slots.iter().all(has_member);
+            (slots, members)
+        };
+        Held {
+            known: slots.iter().copied().collect(),
+            slots,
+            members,
+        }
+    }
+
+    /// A backend that needs no new row.
+    fn number_of(&self, target: &Target) -> Option<u32> {
+        let recovered = || self.recovered.backends.get(target).copied();
+        self.backends.number_of(target).or_else(recovered)
+    }
+
+    /// Those that it gets.
+    fn frontends<'a>(
+        &'a self,
+        name: &'a NamespacedName,
+        compiled: &'a Compiled,
+    ) -> impl Iterator<Item = ServiceKey> + 'a {
+        let keys = compiled.frontends.iter().map(|frontend| frontend.key);
+        keys.filter(move |key| self.better_owner(name, compiled.created, key).is_none())
+    }
+
+    /// Those that it would have and no other Service has.
+    fn own_frontends(&self, name: &NamespacedName, compiled: &Compiled) -> usize {
+        let is_own = |key: &ServiceKey| self.owners.get(key).is_none_or(|owner| **owner == *name);
+        self.frontends(name, compiled).filter(is_own).count()
+    }
+
+    /// The rows that would be new.
+    fn lack(&self, name: &NamespacedName, old: &Entry, held: &[Held], compiled: &Compiled) -> Counts {
+        let slots = |(set, held): (&SlotSet, &Held)| {
+            let new = set.targets.len().saturating_sub(held.slots.len());
+            let is_member = |target: &&Target| {
+                let number = self.number_of(target);
+                held.members && number.is_some_and(|number| held.known.contains(&number))
+            };
+            let members = set.targets.iter().filter(|target| !is_member(target)).count();
+            new + if set.affinity { members } else { 0 }
+        };
+        let unknown = compiled.serving.iter();
+        let held_keys = self.held_keys(old);
+        let held_range = self.held_range(old, compiled);
+        Counts {
+            backends: unknown
+                .filter(|(target, _)| self.number_of(target).is_none())
+                .count(),
+            slots: compiled.sets.iter().zip(held).map(slots).sum(),
+            ranges: compiled.ranges.iter().filter(|range| !held_range(range)).count(),
+            services: self
+                .frontends(name, compiled)
+                .filter(|key| !held_keys(key) && !self.owners.contains_key(key))
+                .count(),
+        }
+    }
+
+    fn held_keys(&self, old: &Entry) -> impl Fn(&ServiceKey) -> bool {
+        let keys: HashSet<ServiceKey> = old.frontends.iter().map(|(key, _)| *key).collect();
+        move |key| keys.contains(key) || self.recovered.sets.contains_key(key)
+    }
+
+    fn held_range<'a>(
+        &'a self,
+        old: &'a Entry,
+        compiled: &Compiled,
+    ) -> impl Fn(&ipnetwork::IpNetwork) -> bool + 'a {
+        let number = self.ranges_number(old, compiled);
+        move |range| {
+            let row = source_range(range, number);
+            row.is_some_and(|row| old.ranges.contains(&row) || self.recovered.ranges.contains(&row))
+        }
+    }
+
+    /// The rows that nobody but this Service has.
+    fn alone(&self, old: &Entry) -> Counts {
+        Counts {
+            backends: old
+                .serving
+                .iter()
+                .filter(|number| self.is_alone(**number))
+                .count(),
+            slots: old.slots(),
+            ranges: old.ranges.len(),
+            services: old.frontends.len(),
+        }
+    }
+
+    fn is_alone(&self, backend: u32) -> bool {
+        self.backends.get(backend).is_some_and(|known| known.users == 1)
+    }
+
+    /// Backends that it would have and no other Service has.
+    fn own_backends(&self, old: &Entry, compiled: &Compiled) -> usize {
+        let mine: HashSet<u32> = old.serving.iter().copied().collect();
+        let is_own = |target: &Target| match self.backends.number_of(target) {
+            Some(number) => mine.contains(&number) && self.is_alone(number),
+            None => true,
+        };
+        compiled
+            .serving
+            .iter()
+            .filter(|(target, _)| is_own(target))
+            .count()
+    }
+
+    /// Leaves what stands in the maps already. Nothing of it is wider than what is asked for: an endpoint that is gone gets
+    /// nothing more, and no client comes in whom the source ranges keep out.
+    fn trim(&self, old: &Entry, held: &[Held], compiled: &mut Compiled) {
+        for (set, held) in compiled.sets.iter_mut().zip(held) {
+            let is_held = |target: &Target| matches!(self.number_of(target), Some(number) if held.known.contains(&number));
+            set.targets.retain(is_held);
+            set.affinity &= held.members;
+        }
+        let held_range = self.held_range(old, compiled);
+        let ranges = compiled.ranges.iter().filter(|range| held_range(range));
+        let ranges = ranges.copied().collect();
+        drop(held_range);
+        compiled.ranges = ranges;
+        compiled
+            .serving
+            .retain(|(target, _)| self.number_of(target).is_some());
+        let held_keys = self.held_keys(old);
+        compiled.frontends.retain(|frontend| held_keys(&frontend.key));
+        if compiled.frontends.is_empty() {
+            compiled.sets.clear();
+            compiled.serving.clear();
+        }
+        if let Some(health) = &mut compiled.health {
+            for (ready, v4) in health.local_ready.iter_mut().zip([true, false]) {
+                let sets = compiled.sets.iter();
+                let local = sets.filter(|set| set.name.local && set.name.v4 == v4);
+                let left: BTreeSet<_> = local
+                    .flat_map(|set| &set.targets)
+                    .map(|target| target.addr)
+                    .collect();
+                *ready = ready.map(|ready| ready.min(left.len()));
+            }
+        }
+    }
+
+    /// How too little room is told, for each map.
+    fn too_little(
+        &self,
+        name: &NamespacedName,
+        others: Counts,
+        wanted: Counts,
+        left: &Compiled,
+    ) -> Vec<String> {
+        let what = if left.frontends.is_empty() {
+            "it is not served"
+        } else {
+            "it keeps the frontends, endpoints and ranges that it has and still wants, and gets no others"
+        };
+        let counts = wanted.each().into_iter().zip(others.each());
+        let mut problems = Vec::new();
+        for (((table, wanted), (_, others)), (_, most)) in counts.zip(self.fit.most.each()) {
+            if wanted + others > most {
+                let map = table.name();
+                problems.push(format!(
+                    "Service {name}: `{}` is {most}, other Services need {others} of that and this one {wanted}: {what} \
+                     until there is room; {}",
+                    setting(map).unwrap_or(map),
+                    capacity_remedy(map)
+                ));
+            }
+        }
+        problems
+    }
+}

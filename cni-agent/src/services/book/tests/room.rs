@@ -1,0 +1,428 @@
+//! Maps that are too small.
+
+use std::time::{Duration, Instant};
+
+use ipnetwork::IpNetwork;
+
+use super::*;
+use crate::services::Pending;
+
+/// A book, and the maps as an agent writes them.
+pub(super) struct World {
+    _folder: tempfile::TempDir,
+    capacity: Capacity,
+    pub(super) book: Book,
+    services: BTreeMap<ServiceKey, Service>,
+    slots: BTreeMap<SlotKey, u32>,
+    ranges: BTreeSet<SourceRange>,
+    backends: BTreeMap<u32, Backend>,
+    pending: Pending,
+    pub(super) wanted: BTreeMap<u8, Compiled>,
+}
+
+impl World {
+    pub(super) fn new(rows: Counts) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let capacity = Capacity { rows, maglev: 0 };
+        Self {
+            book: book_of(&folder, capacity),
+            _folder: folder,
+            capacity,
+            services: BTreeMap::new(),
+            slots: BTreeMap::new(),
+            ranges: BTreeSet::new(),
+            backends: BTreeMap::new(),
+            pending: Pending::default(),
+            wanted: BTreeMap::new(),
+        }
+    }
+
+    fn compile(&mut self, first: BTreeSet<Arc<NamespacedName>>) -> Edits {
+        let (mut edits, mut names) = (Edits::default(), first);
+        for _ in 0..100 {
+            let Some(name) = names.pop_first() else {
+                return edits;
+            };
+            let number: u8 = name.name[1..].parse().unwrap();
+            let compiled = self.wanted.get(&number).cloned().unwrap_or_default();
+            let more = self.book.set(&name, compiled);
+            names.append(&mut self.book.heirs(&more.gone.services));
+            edits.append(more);
+        }
+        panic!("Services look at each other for ever: {names:?}");
+    }
+
+    pub(super) fn change(&mut self, names: BTreeSet<Arc<NamespacedName>>) {
+        let Edits { put, gone } = self.compile(names);
+        self.put(&put);
+        gone.services.iter().for_each(|key| _ = self.services.remove(key));
+        self.pending.add(gone, Instant::now());
+        self.book.set_leaving(self.pending.counts());
+        let next = self.book.take_waiting();
+        if !next.is_empty() {
+            self.change(next);
+        }
+    }
+
+    fn put(&mut self, put: &Rows) {
+        self.pending.keep(put);
+        self.backends.extend(put.backends.iter().copied());
+        self.slots.extend(put.slots.iter().copied());
+        self.ranges.extend(put.ranges.iter().map(|(range, _)| *range));
+        self.services.extend(put.services.iter().copied());
+        let rows = self.rows();
+        assert!(
+            rows.within(self.capacity.rows),
+            "{rows:?} of {:?}",
+            self.capacity.rows
+        );
+    }
+
+    fn rows(&self) -> Counts {
+        Counts {
+            backends: self.backends.len(),
+            slots: self.slots.len(),
+            ranges: self.ranges.len(),
+            services: self.services.len(),
+        }
+    }
+
+    /// A moment later.
+    fn settle(&mut self) {
+        while self.pending.due().is_some() {
+            let due = self.pending.take_due(Instant::now() + Duration::from_secs(1));
+            due.slots.iter().for_each(|key| _ = self.slots.remove(key));
+            due.ranges.iter().for_each(|key| _ = self.ranges.remove(key));
+            due.backends.iter().for_each(|key| _ = self.backends.remove(key));
+            self.book.set_leaving(self.pending.counts());
+            let next = self.book.take_waiting();
+            self.change(next);
+        }
+    }
+
+    /// Another agent finds the maps, with whatever is on its way out of them.
+    pub(super) fn restart(&mut self) {
+        let mut recovered = Recovered::default();
+        let bytes = |value: &[u8]| value.to_vec();
+        for (key, value) in &self.services {
+            let (key, value) = (cni_ebpf::abi::as_bytes(key), cni_ebpf::abi::as_bytes(value));
+            recovered.take(Table::Services, &bytes(key), &bytes(value));
+        }
+        for (key, value) in &self.slots {
+            let (key, value) = (cni_ebpf::abi::as_bytes(key), cni_ebpf::abi::as_bytes(value));
+            recovered.take(Table::ServiceSlots, &bytes(key), &bytes(value));
+        }
+        for (key, value) in &self.backends {
+            let (key, value) = (cni_ebpf::abi::as_bytes(key), cni_ebpf::abi::as_bytes(value));
+            recovered.take(Table::Backends, &bytes(key), &bytes(value));
+        }
+        for key in &self.ranges {
+            recovered.take(Table::ServiceRanges, cni_ebpf::abi::as_bytes(key), &[]);
+        }
+        self.book = book_of(&self._folder, self.capacity);
+        self.book.recover(recovered);
+        let names: Vec<_> = self.wanted.keys().map(|number| name(*number)).collect();
+        names.into_iter().for_each(|name| _ = self.compile([name].into()));
+        self.book.recovery_is_over();
+        let view = self.book.view();
+        let mut missing = Rows::default();
+        for table in [
+            Table::Backends,
+            Table::ServiceSlots,
+            Table::ServiceRanges,
+            Table::Services,
+        ] {
+            missing.append(view.rows(table));
+        }
+        let keeps = |key: &ServiceKey| missing.services.iter().any(|(other, _)| other == key);
+        let mut gone = Keys::default();
+        gone.slots.extend(
+            self.slots
+                .keys()
+                .filter(|key| !missing.slots.iter().any(|(other, _)| other == *key)),
+        );
+        gone.ranges.extend(
+            self.ranges
+                .iter()
+                .filter(|key| !missing.ranges.iter().any(|(other, _)| other == *key)),
+        );
+        gone.backends.extend(
+            self.backends
+                .keys()
+                .filter(|key| !missing.backends.iter().any(|(other, _)| other == *key)),
+        );
+        self.services.retain(|key, _| keeps(key));
+        self.pending.clear();
+        self.put(&missing);
+        self.pending.add(gone, Instant::now());
+        self.book.set_leaving(self.pending.counts());
+        let next = self.book.take_waiting();
+        self.change(next);
+    }
+
+    /// The last octets of those behind each frontend.
+    pub(super) fn served(&self) -> BTreeMap<ServiceKey, BTreeSet<u8>> {
+        let of = |service: &Service| {
+            let slots = (0..service.slots).map(|slot| SlotKey {
+                service: service.id,
+                slot,
+            });
+            slots
+                .map(|key| self.backends[&self.slots[&key]].addr.octets()[15])
+                .collect()
+        };
+        let services = self.services.iter();
+        services.map(|(key, service)| (*key, of(service))).collect()
+    }
+
+    /// Rows that a Service needs for itself, if these are the endpoints of all others.
+    fn needs(compiled: &Compiled, others: &BTreeSet<Target>) -> Counts {
+        let slots = |set: &SlotSet| set.targets.len() * if set.affinity { 2 } else { 1 };
+        let serving = compiled.serving.iter();
+        Counts {
+            backends: serving.filter(|(target, _)| !others.contains(target)).count(),
+            slots: compiled.sets.iter().map(slots).sum(),
+            ranges: compiled.ranges.len(),
+            services: compiled.frontends.len(),
+        }
+    }
+
+    /// Who is served as it asks, and that nobody else could be.
+    fn check(&self) {
+        let troubled: BTreeMap<&NamespacedName, String> = self
+            .book
+            .troubled()
+            .map(|(name, why)| (name, why.join("\n")))
+            .collect();
+        let served = self.served();
+        for (number, wanted) in &self.wanted {
+            let asked: BTreeSet<u8> = wanted
+                .serving
+                .iter()
+                .map(|(target, _)| target.addr.octets()[15])
+                .collect();
+            let Some(why) = troubled.get(&*name(*number)) else {
+                assert_eq!(
+                    served.get(&key(*number)),
+                    Some(&asked),
+                    "{number} has no problem and is not served"
+                );
+                continue;
+            };
+            assert!(
+                why.contains(&format!("n/s{number}: `maps.")) && why.contains("restart"),
+                "{why}"
+            );
+            let nobody = BTreeSet::new();
+            let has = served.get(&key(*number)).unwrap_or(&nobody);
+            assert!(has.is_subset(&asked), "{number} leads to who is gone");
+            let mine: BTreeSet<Target> = has.iter().map(|last| target(*last)).collect();
+            let others = self.book.describe("");
+            let others: BTreeSet<Target> = others
+                .iter()
+                .filter(|other| other.name != *name(*number))
+                .flat_map(|other| &other.backends)
+                .map(|back| Target {
+                    addr: back.address.into(),
+                    port: Port::new(back.port),
+                    proto: back.protocol.number(),
+                })
+                .collect();
+            let alone = mine.difference(&others).count();
+            let used = self.rows();
+            let entry = self.book.entries.get(&name(*number));
+            let own = Counts {
+                backends: alone,
+                slots: entry.map_or(0, |entry| entry.slots()),
+                ranges: entry.map_or(0, |entry| entry.ranges.len()),
+                services: entry.map_or(0, |entry| entry.frontends.len()),
+            };
+            let needs = Self::needs(wanted, &others);
+            assert!(
+                !used.without(own).plus(needs).within(self.capacity.rows),
+                "{number} has room and is not served: {why}"
+            );
+        }
+    }
+}
+
+fn target(last: u8) -> Target {
+    Target {
+        addr: Addr::v4([10, 1, 0, last]),
+        port: Port::new(8080),
+        proto: 6,
+    }
+}
+
+fn with_ranges(mut compiled: Compiled, ranges: u8) -> Compiled {
+    for range in 0..ranges {
+        compiled
+            .ranges
+            .push(IpNetwork::new([192, 0, 2, range].into(), 32).unwrap());
+        compiled
+            .frontends
+            .iter_mut()
+            .for_each(|frontend| frontend.restricted = true);
+    }
+    compiled
+}
+
+proptest! {
+    #[test]
+    fn who_does_not_fit_waits_alone_and_no_map_ever_overflows(
+        most in (2usize..14, 2usize..24, 1usize..6, 1usize..6),
+        steps in proptest::collection::vec(
+            (0u8..6, proptest::collection::btree_set(0u8..12, 0..9), any::<bool>(), 0u8..4, 0u8..10), 1..40,
+        ),
+    ) {
+        let (backends, slots, ranges, services) = most;
+        let mut world = World::new(Counts { backends, slots, ranges, services });
+        for (number, endpoints, affinity, ranges, fate) in steps {
+            match fate {
+                0 => _ = world.wanted.remove(&number),
+                _ => _ = world.wanted.insert(number, with_ranges(compiled(number, &endpoints, affinity), ranges)),
+            }
+            world.change([name(number)].into());
+            match fate {
+                1..=2 => {
+                    world.settle();
+                    world.check();
+                    let before = world.served();
+                    world.restart();
+                    world.settle();
+                    prop_assert_eq!(world.served(), before, "a restart changes nothing");
+                    world.check();
+                }
+                3 => {
+                    // In the middle of a change.
+                    world.restart();
+                    world.settle();
+                    world.check();
+                }
+                4..=5 => {
+                    world.settle();
+                    world.check();
+                }
+                _ => {}
+            }
+            for (key, service) in &world.services {
+                let restricted = world.wanted.get(&key.addr.octets()[15]).is_some_and(|wanted| !wanted.ranges.is_empty());
+                prop_assert!(!restricted || service.ranges != 0, "a restricted Service is open to everybody");
+            }
+        }
+        world.settle();
+        world.check();
+        world.wanted.clear();
+        world.change((0..6).map(name).collect());
+        world.settle();
+        prop_assert_eq!(world.rows(), Counts::default(), "nothing is left");
+        prop_assert_eq!(world.book.fit.leaving, Counts::default());
+    }
+}
+
+/// More endpoints than a port number counts, on addresses of their own.
+fn large(number: u8, endpoints: u32, affinity: bool) -> Compiled {
+    let target = |endpoint: u32| Target {
+        addr: Addr::v4((0x0a01_0000 + endpoint).to_be_bytes()),
+        port: Port::new(8080),
+        proto: 6,
+    };
+    let targets: Vec<Target> = (0..endpoints).map(target).collect();
+    let mut compiled = compiled(number, &BTreeSet::new(), affinity);
+    compiled.serving = targets.iter().map(|target| (*target, 0)).collect();
+    let set = &mut compiled.sets[0];
+    set.targets.clone_from(&targets);
+    // The policy Local beside the policy Cluster.
+    let local = SetName {
+        local: true,
+        ..set.name
+    };
+    let second = SlotSet {
+        name: local,
+        ..set.clone()
+    };
+    compiled.sets.push(second);
+    let frontend = Frontend {
+        key: outside(number),
+        set: Some(local),
+        ..compiled.frontends[0]
+    };
+    compiled.frontends.push(frontend);
+    compiled
+}
+
+fn default_sizes() -> Capacity {
+    Capacity::of(&crate::config::MapSizes::default())
+}
+
+#[test]
+fn a_service_of_65_535_endpoints_with_both_policies_and_affinity_fits_alone_and_one_more_does_not() {
+    let mut world = World::new(default_sizes().rows);
+    world.wanted.insert(1, compiled(1, &BTreeSet::from([1]), false));
+    world.wanted.insert(2, large(2, 65_535, true));
+    world.change([name(1), name(2)].into());
+    assert_eq!(world.services[&key(2)].slots, 65_535);
+    assert_eq!(world.book.problems().count(), 0);
+    let neighbour = (
+        world.services[&key(1)],
+        world.backends[&world.slots[&SlotKey {
+            service: world.services[&key(1)].id,
+            slot: 0,
+        }]],
+    );
+    // Four rows for each endpoint: both policies, twice with affinity.
+    world.wanted.insert(2, large(2, 65_537, true));
+    world.change([name(2)].into());
+    world.settle();
+    assert_eq!(
+        world.services[&key(2)].slots,
+        65_535,
+        "it keeps those that it has"
+    );
+    let problems: Vec<&String> = world.book.problems().collect();
+    assert!(
+        matches!(&problems[..], [one] if one.contains("n/s2: `maps.serviceSlots` is 262144, other Services need 1 of that and this one 262148")),
+        "{problems:?}"
+    );
+    let troubles = Troubles {
+        room: 1,
+        ..Troubles::default()
+    };
+    assert_eq!(world.book.troubles(), troubles);
+    assert_eq!(world.services[&key(1)], neighbour.0);
+    let slot = SlotKey {
+        service: neighbour.0.id,
+        slot: 0,
+    };
+    assert_eq!(world.backends[&world.slots[&slot]], neighbour.1);
+    // Without affinity there is room.
+    world.wanted.insert(2, large(2, 65_537, false));
+    world.change([name(2)].into());
+    world.settle();
+    assert_eq!(world.services[&key(2)].slots, 65_537);
+    assert_eq!(world.book.problems().count(), 0);
+}
+
+#[test]
+fn a_new_service_of_too_many_endpoints_is_not_served_and_its_neighbours_are() {
+    let mut world = World::new(default_sizes().rows);
+    world.wanted.insert(1, large(1, 131_073, false));
+    for number in [2, 3] {
+        world
+            .wanted
+            .insert(number, compiled(number, &BTreeSet::from([number]), false));
+    }
+    world.change([name(1), name(2), name(3)].into());
+    let served: Vec<_> = world.served().into_keys().collect();
+    assert_eq!(served, [key(2), key(3)]);
+    let problems: Vec<&String> = world.book.problems().collect();
+    assert!(
+        problems[0].contains("`maps.backends` is 131072")
+            && problems[0].contains("this one 131073: it is not served"),
+        "{problems:?}"
+    );
+    // It gets its rows when it is small enough.
+    world.wanted.insert(1, large(1, 100_000, false));
+    world.change([name(1)].into());
+    assert_eq!(world.services[&key(1)].slots, 100_000);
+}
