@@ -32,11 +32,13 @@ use maglev::{Places, Room};
 use slots::slot_key;
 pub(super) use view::Verdict;
 
-/// What Services have in the kernel, and how many of them name each backend.
+/// What Services have in the kernel.
 #[derive(Debug)]
 pub struct Book {
     entries: BTreeMap<Arc<NamespacedName>, Box<Entry>>,
     backends: Backends,
+    /// How many Services there have been.
+    counted: u32,
     owners: HashMap<ServiceKey, Arc<NamespacedName>>,
     claims: Claims,
     numbers: Numbers,
@@ -51,6 +53,8 @@ pub struct Book {
 
 #[derive(Debug, Default)]
 struct Entry {
+    /// Which one it is, for its backends; 0: none yet.
+    owner: u32,
     frontends: Box<[(ServiceKey, Service)]>,
     sets: Box<[Set]>,
     /// Numbers of backends.
@@ -109,6 +113,7 @@ impl Book {
         Self {
             entries: BTreeMap::new(),
             backends: Backends::default(),
+            counted: 0,
             owners: HashMap::new(),
             claims: Claims::default(),
             numbers,
@@ -124,10 +129,7 @@ impl Book {
 
     /// Services that come now get the numbers that they have in the maps.
     pub fn recover(&mut self, recovered: Recovered) {
-        recovered
-            .backends
-            .values()
-            .for_each(|number| self.numbers.claim(*number));
+        recovered.backends().for_each(|number| self.numbers.claim(number));
         for service in recovered.sets.values() {
             self.numbers.claim(service.id);
             self.numbers.claim(service.ranges);
@@ -150,7 +152,7 @@ impl Book {
             .sets
             .values()
             .flat_map(|service| [service.id, service.ranges]);
-        let all = sets.chain(recovered.backends.values().copied());
+        let all = sets.chain(recovered.backends());
         let all = all.chain(recovered.tables());
         for number in all.chain(recovered.slots.keys().map(|key| key.service)) {
             if !used.contains(number) {
@@ -175,6 +177,14 @@ impl Book {
             None => (Arc::clone(name), Box::default()),
         };
         self.reopen(&old, compiled.created);
+        let owner = if old.owner == 0 {
+            self.counted += 1;
+            self.counted
+        } else {
+            old.owner
+        };
+        let keys = compiled.frontends.iter().map(|frontend| &frontend.key);
+        self.recovered.look_at(keys);
         // Without room for one of its ranges a Service is closed, and not open to everybody.
         let restricts = !compiled.ranges.is_empty();
         let of_object = compiled.problems.len();
@@ -184,11 +194,10 @@ impl Book {
         let ranges_number = self.ranges_number(&old, &compiled);
         let mut edits = Edits::default();
         let mut problems = compiled.problems;
-        // New users before old ones go: what both name stays as it is.
         let serving: Box<[u32]> = compiled
             .serving
             .iter()
-            .map(|(target, flags)| self.use_backend(*target, *flags, &mut edits.put))
+            .map(|(target, flags)| self.use_backend(owner, *target, *flags, &mut edits.put))
             .collect();
         let mut old_sets: BTreeMap<SetName, Set> = old.sets.into_iter().map(|set| (set.name, set)).collect();
         let mut sets = Vec::with_capacity(compiled.sets.len());
@@ -201,8 +210,8 @@ impl Book {
                 .remove(&set.name)
                 .or_else(|| self.recovered_set(set.name, keys.map(|frontend| frontend.key).collect()));
             let places = old.as_mut().and_then(|old| old.places.take());
-            let places = self.tabulate(&name, &set, places, &mut problems, &mut edits);
-            let filled = self.fill(set, old, &mut edits);
+            let places = self.tabulate((&name, owner), &set, places, &mut problems, &mut edits);
+            let filled = self.fill(owner, set, old, &mut edits);
             sets.push(Set { places, ..filled });
         }
         for set in old_sets.into_values() {
@@ -238,8 +247,12 @@ impl Book {
             self.owners.remove(key);
             edits.gone.services.push(*key);
         }
-        for number in &old.serving {
-            self.leave_backend(*number, &mut edits);
+        let kept: BTreeSet<u32> = serving.iter().copied().collect();
+        let before: BTreeSet<u32> = old.serving.into_iter().collect();
+        for number in before.difference(&kept) {
+            self.backends.remove(*number);
+            self.numbers.release(*number);
+            edits.gone.backends.push(*number);
         }
         let kinds = Kinds {
             object: of_object > 0,
@@ -248,6 +261,7 @@ impl Book {
         };
         problems.dedup();
         let entry = Box::new(Entry {
+            owner,
             frontends: frontends.into(),
             sets: sets.into(),
             serving,
@@ -319,39 +333,25 @@ impl Book {
     }
 
     /// Its number.
-    fn use_backend(&mut self, target: Target, flags: u32, put: &mut Rows) -> u32 {
-        let known = self.backends.number_of(&target);
+    fn use_backend(&mut self, owner: u32, target: Target, flags: u32, put: &mut Rows) -> u32 {
+        let known = self.backends.number_of(owner, &target);
         let number = known.unwrap_or_else(|| {
-            let recovered = self.recovered.backends.get(&target).copied();
+            let recovered = self.recovered.take_backend(&target);
             let number = recovered.unwrap_or_else(|| self.numbers.give());
             if recovered.is_some() {
                 self.fit.leaving.backends = self.fit.leaving.backends.saturating_sub(1);
             }
-            self.fit.inserted += 1;
-            let users = 0;
-            self.backends.insert(number, Known { target, users, flags });
+            let backend = Known { target, owner, flags };
+            self.backends.insert(number, backend);
             number
         });
-        if let Some(entry) = self.backends.get_mut(number) {
-            entry.users += 1;
-            if known.is_none() || entry.flags != flags {
-                entry.flags = flags;
-                put.backends.push((number, entry.row()));
-            }
+        if let Some(entry) = self.backends.get_mut(number)
+            && (known.is_none() || entry.flags != flags)
+        {
+            entry.flags = flags;
+            put.backends.push((number, entry.row()));
         }
         number
-    }
-
-    fn leave_backend(&mut self, number: u32, edits: &mut Edits) {
-        let Some(known) = self.backends.get_mut(number) else {
-            return;
-        };
-        known.users -= 1;
-        if known.users == 0 {
-            self.backends.remove(number);
-            self.numbers.release(number);
-            edits.gone.backends.push(number);
-        }
     }
 
     /// Rows that were in the maps already are on their way out no longer.

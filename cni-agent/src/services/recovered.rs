@@ -4,6 +4,8 @@ use std::collections::{HashMap, HashSet};
 
 use cni_ebpf::abi::{self, Backend, MaglevChunk, MaglevKey, Service, ServiceKey, SlotKey, SourceRange};
 
+use roaring::RoaringBitmap;
+
 use super::room::Counts;
 use crate::{
     compile::service::Target,
@@ -17,10 +19,14 @@ pub struct Recovered {
     pub(super) sets: HashMap<ServiceKey, Service>,
     pub(super) slots: HashMap<SlotKey, u32>,
     pub(super) maglev: HashMap<MaglevKey, MaglevChunk>,
-    pub(super) backends: HashMap<Target, u32>,
+    /// The lowest number that an endpoint has, and the others if it is more than one Service's.
+    backends: HashMap<Target, u32>,
+    twins: HashMap<Target, Vec<u32>>,
     pub(super) ranges: HashSet<SourceRange>,
-    /// Of backends there may be two rows for the same.
     rows: usize,
+    /// Backends in anybody's slots, and in those of the Service that is looked at.
+    in_slots: RoaringBitmap,
+    own: RoaringBitmap,
     /// Sets and tables that have found their Service.
     taken: HashSet<u32>,
 }
@@ -36,6 +42,7 @@ impl Recovered {
             Table::ServiceSlots => {
                 if let (Some(key), Some(value)) = (abi::from_bytes(key), abi::from_bytes(value)) {
                     self.slots.insert(key, value);
+                    self.in_slots.insert(value);
                 }
             }
             Table::Maglev => {
@@ -53,11 +60,12 @@ impl Recovered {
                         proto: backend.proto,
                     };
                     self.rows += 1;
-                    // The lower one, should there be two.
-                    self.backends
-                        .entry(target)
-                        .and_modify(|known| *known = id.min(*known))
-                        .or_insert(id);
+                    let lowest = self.backends.entry(target).or_insert(id);
+                    if *lowest != id {
+                        let twin = id.max(*lowest);
+                        *lowest = id.min(*lowest);
+                        self.twins.entry(target).or_default().push(twin);
+                    }
                 }
             }
             Table::ServiceRanges => self.ranges.extend(abi::from_bytes::<SourceRange>(key)),
@@ -86,6 +94,45 @@ impl Recovered {
         let service = self.find_set(keys)?;
         self.taken.insert(service.id);
         Some(service)
+    }
+
+    /// What follows is about the Service that has these frontends.
+    pub(super) fn look_at<'a>(&mut self, keys: impl Iterator<Item = &'a ServiceKey>) {
+        let sets = keys.filter_map(|key| self.sets.get(key));
+        let slots = sets.flat_map(|service| self.slots_of(service.id, service.slots));
+        self.own = slots.collect();
+    }
+
+    /// The number of a backend of the Service: one of its slots', or one of nobody's slots, which is about to end.
+    pub(super) fn backend(&self, target: &Target) -> Option<u32> {
+        let lowest = self.backends.get(target).copied()?;
+        let twins = self.twins.get(target).into_iter().flatten().copied();
+        let mut all = [lowest].into_iter().chain(twins.clone());
+        let own = all.find(|number| self.own.contains(*number));
+        let mut all = [lowest].into_iter().chain(twins);
+        own.or_else(|| all.find(|number| !self.in_slots.contains(*number)))
+    }
+
+    /// The same, for the one who takes it over.
+    pub(super) fn take_backend(&mut self, target: &Target) -> Option<u32> {
+        let number = self.backend(target)?;
+        let twins = self.twins.remove(target).unwrap_or_default();
+        let lowest = self.backends.remove(target);
+        let left = lowest.into_iter().chain(twins).filter(|other| *other != number);
+        let mut left: Vec<u32> = left.collect();
+        if let Some(at) = (0..left.len()).min_by_key(|at| left[*at]) {
+            self.backends.insert(*target, left.swap_remove(at));
+        }
+        if !left.is_empty() {
+            self.twins.insert(*target, left);
+        }
+        Some(number)
+    }
+
+    /// The numbers of all that nobody has taken over.
+    pub(super) fn backends(&self) -> impl Iterator<Item = u32> {
+        let twins = self.twins.values().flatten();
+        self.backends.values().chain(twins).copied()
     }
 
     /// The number of the source ranges that one of these frontends had; 0: none.

@@ -1,4 +1,6 @@
-//! Backends by their numbers, and found by what they are. There may be a hundred thousand: what each is stands here once.
+//! Backends by their numbers, and found by what they are and whose. There may be a hundred thousand: what each is stands here
+//! once. An endpoint of two Services is two backends: by its row a program sees that one Service has it no longer, while
+//! the other one has.
 
 use std::{
     collections::{HashMap, hash_map::RandomState},
@@ -20,8 +22,8 @@ pub(super) struct Backends {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Known {
     pub(super) target: Target,
-    /// How many Services name it.
-    pub(super) users: u32,
+    /// The Service, as the book counts them.
+    pub(super) owner: u32,
     pub(super) flags: u32,
 }
 
@@ -54,17 +56,21 @@ impl Backends {
         self.all.get_mut(&number)
     }
 
-    pub(super) fn number_of(&self, target: &Target) -> Option<u32> {
-        let is_it = |number: &u32| self.get(*number).is_some_and(|known| known.target == *target);
-        self.numbers.find(self.hasher.hash_one(target), is_it).copied()
+    pub(super) fn number_of(&self, owner: u32, target: &Target) -> Option<u32> {
+        let is_it = |number: &u32| {
+            let known = self.get(*number);
+            known.is_some_and(|known| known.owner == owner && known.target == *target)
+        };
+        let hash = self.hasher.hash_one((owner, target));
+        self.numbers.find(hash, is_it).copied()
     }
 
     /// One that is not there yet.
     pub(super) fn insert(&mut self, number: u32, known: Known) {
         self.all.insert(number, known);
         let hash = |number: &u32| {
-            let target = self.all.get(number).map(|known| known.target);
-            target.map_or(0, |target| self.hasher.hash_one(target))
+            let known = self.all.get(number);
+            known.map_or(0, |known| self.hasher.hash_one((known.owner, &known.target)))
         };
         self.numbers.insert_unique(hash(&number), number, hash);
     }
@@ -73,7 +79,7 @@ impl Backends {
         let Some(known) = self.all.get(&number) else {
             return;
         };
-        let hash = self.hasher.hash_one(known.target);
+        let hash = self.hasher.hash_one((known.owner, &known.target));
         if let Ok(entry) = self.numbers.find_entry(hash, |other| *other == number) {
             entry.remove();
         }
@@ -98,7 +104,7 @@ mod tests {
         for number in 1..2_000 {
             let known = Known {
                 target: target(number),
-                users: 1,
+                owner: number % 2,
                 flags: 0,
             };
             backends.insert(number * 3, known);
@@ -107,7 +113,13 @@ mod tests {
         assert_eq!(backends.len(), 1_000);
         for number in 1..2_000 {
             let expected = (number >= 1_000).then_some(number * 3);
-            assert_eq!(backends.number_of(&target(number)), expected, "{number}");
+            assert_eq!(
+                backends.number_of(number % 2, &target(number)),
+                expected,
+                "{number}"
+            );
+            let another = (number + 1) % 2;
+            assert_eq!(backends.number_of(another, &target(number)), None, "{number}");
         }
     }
 }

@@ -25,16 +25,12 @@ pub(super) struct Fit {
     counted: Counts,
     /// Services that found no room.
     waiting: BTreeMap<Arc<NamespacedName>, Lack>,
-    /// How many backends have ever got a row.
-    pub(super) inserted: usize,
 }
 
 /// What a Service lacked when it was looked at.
 #[derive(Clone, Copy, Debug)]
 struct Lack {
     rows: Counts,
-    /// Others may have brought some of its backends since then.
-    inserted: usize,
     /// There will be room when what is on its way out is gone, unless others take it.
     soon: bool,
     /// Whether they did has to be seen.
@@ -55,7 +51,6 @@ impl Fit {
             leaving: Counts::default(),
             counted: Counts::default(),
             waiting: BTreeMap::new(),
-            inserted: 0,
         }
     }
 
@@ -99,11 +94,7 @@ impl Book {
         let used = self.in_use();
         let mut ready = self.room.take_waiting();
         let fit = &self.fit;
-        let fits = |lack: &Lack| {
-            let mut rows = lack.rows;
-            rows.backends = rows.backends.saturating_sub(fit.inserted - lack.inserted);
-            lack.due || fit.has(used, rows)
-        };
+        let fits = |lack: &Lack| lack.due || fit.has(used, lack.rows);
         let waiting = fit.waiting.iter().filter(|(_, lack)| fits(lack));
         ready.extend(waiting.map(|(name, _)| Arc::clone(name)));
         ready.iter().for_each(|name| _ = self.fit.waiting.remove(name));
@@ -134,10 +125,9 @@ impl Book {
             return;
         }
         // What is on its way out makes room by itself: that is nothing to talk about.
-        let alone = self.alone(old);
+        let alone = Self::alone(old);
         let others = used.without(alone);
         let wanted = Counts {
-            backends: self.own_backends(old, compiled),
             services: self.own_frontends(name, compiled),
             ..new
         };
@@ -145,7 +135,6 @@ impl Book {
         let problems = self.too_little(name, others, wanted, compiled);
         let lack = Lack {
             rows: lack,
-            inserted: self.fit.inserted,
             soon: problems.is_empty(),
             due: false,
         };
@@ -178,9 +167,9 @@ impl Book {
     }
 
     /// A backend that needs no new row.
-    fn number_of(&self, target: &Target) -> Option<u32> {
-        let recovered = || self.recovered.backends.get(target).copied();
-        self.backends.number_of(target).or_else(recovered)
+    fn number_of(&self, old: &Entry, target: &Target) -> Option<u32> {
+        let recovered = || self.recovered.backend(target);
+        self.backends.number_of(old.owner, target).or_else(recovered)
     }
 
     /// Those that it gets.
@@ -204,7 +193,7 @@ impl Book {
         let slots = |(set, held): (&SlotSet, &Held)| {
             let new = set.targets.len().saturating_sub(held.slots.len());
             let is_member = |target: &&Target| {
-                let number = self.number_of(target);
+                let number = self.number_of(old, target);
                 held.members && number.is_some_and(|number| held.known.contains(&number))
             };
             let members = set.targets.iter().filter(|target| !is_member(target)).count();
@@ -215,7 +204,7 @@ impl Book {
         let held_range = self.held_range(old, compiled);
         Counts {
             backends: unknown
-                .filter(|(target, _)| self.number_of(target).is_none())
+                .filter(|(target, _)| self.number_of(old, target).is_none())
                 .count(),
             slots: compiled.sets.iter().zip(held).map(slots).sum(),
             ranges: compiled.ranges.iter().filter(|range| !held_range(range)).count(),
@@ -244,42 +233,20 @@ impl Book {
     }
 
     /// The rows that nobody but this Service has.
-    fn alone(&self, old: &Entry) -> Counts {
+    fn alone(old: &Entry) -> Counts {
         Counts {
-            backends: old
-                .serving
-                .iter()
-                .filter(|number| self.is_alone(**number))
-                .count(),
+            backends: old.serving.len(),
             slots: old.slots(),
             ranges: old.ranges.len(),
             services: old.frontends.len(),
         }
     }
 
-    fn is_alone(&self, backend: u32) -> bool {
-        self.backends.get(backend).is_some_and(|known| known.users == 1)
-    }
-
-    /// Backends that it would have and no other Service has.
-    fn own_backends(&self, old: &Entry, compiled: &Compiled) -> usize {
-        let mine: HashSet<u32> = old.serving.iter().copied().collect();
-        let is_own = |target: &Target| match self.backends.number_of(target) {
-            Some(number) => mine.contains(&number) && self.is_alone(number),
-            None => true,
-        };
-        compiled
-            .serving
-            .iter()
-            .filter(|(target, _)| is_own(target))
-            .count()
-    }
-
     /// Leaves what stands in the maps already. Nothing of it is wider than what is asked for: an endpoint that is gone gets
     /// nothing more, and no client comes in whom the source ranges keep out.
     fn trim(&self, old: &Entry, held: &[Held], compiled: &mut Compiled) {
         for (set, held) in compiled.sets.iter_mut().zip(held) {
-            let is_held = |target: &Target| matches!(self.number_of(target), Some(number) if held.known.contains(&number));
+            let is_held = |target: &Target| matches!(self.number_of(old, target), Some(number) if held.known.contains(&number));
             set.targets.retain(is_held);
             set.affinity &= held.members;
         }
@@ -290,7 +257,7 @@ impl Book {
         compiled.ranges = ranges;
         compiled
             .serving
-            .retain(|(target, _)| self.number_of(target).is_some());
+            .retain(|(target, _)| self.number_of(old, target).is_some());
         let held_keys = self.held_keys(old);
         compiled.frontends.retain(|frontend| held_keys(&frontend.key));
         if compiled.frontends.is_empty() {

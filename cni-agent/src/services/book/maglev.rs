@@ -103,7 +103,7 @@ impl Book {
     /// number, and the frontend, which is written behind it, switches. `None` too if there is no room.
     pub(super) fn tabulate(
         &mut self,
-        name: &Arc<NamespacedName>,
+        (name, owner): (&Arc<NamespacedName>, u32),
         set: &SlotSet,
         old: Option<Box<Places>>,
         problems: &mut Vec<String>,
@@ -126,7 +126,7 @@ impl Book {
             self.room.waiting.insert(Arc::clone(name));
             return None;
         }
-        let backends = self.place(&set.targets, size);
+        let backends = self.place(owner, &set.targets, size);
         if let Some(old) = old {
             if old.backends == backends {
                 return Some(old);
@@ -142,10 +142,10 @@ impl Book {
         Some(places)
     }
 
-    fn place(&self, targets: &[Target], size: u32) -> Box<[u32]> {
+    fn place(&self, owner: u32, targets: &[Target], size: u32) -> Box<[u32]> {
         let numbers: Vec<u32> = targets
             .iter()
-            .map(|target| self.backends.number_of(target).unwrap_or(0))
+            .map(|target| self.backends.number_of(owner, target).unwrap_or(0))
             .collect();
         let places = maglev::fill(targets, size);
         places.into_iter().map(|place| numbers[place as usize]).collect()

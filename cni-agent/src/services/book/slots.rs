@@ -13,7 +13,7 @@ use crate::{
 
 impl Book {
     /// Puts the endpoints into slots so that as few as possible change, and none is left out on the way.
-    pub(super) fn fill(&mut self, set: SlotSet, old: Option<Set>, edits: &mut Edits) -> Set {
+    pub(super) fn fill(&mut self, owner: u32, set: SlotSet, old: Option<Set>, edits: &mut Edits) -> Set {
         let (number, before, had_members) = match old {
             Some(old) => (old.number, old.slots, old.members),
             None => (self.numbers.give(), Box::default(), false),
@@ -21,7 +21,7 @@ impl Book {
         let wanted: BTreeSet<u32> = set
             .targets
             .iter()
-            .filter_map(|target| self.backends.number_of(target))
+            .filter_map(|target| self.backends.number_of(owner, target))
             .collect();
         let slots = arrange(&before, &wanted);
         for (slot, backend) in slots.iter().enumerate() {

@@ -442,3 +442,22 @@ fn a_table_without_room_is_said_and_comes_when_there_is_some() {
     assert!(table(&edits, 3).is_some_and(|number| number != 0));
     assert_eq!((book.problems().count(), edits.put.services.len()), (0, 1));
 }
+
+/// By its row a program sees it, whoever else has the endpoint.
+#[test]
+fn svc_53_svc_55_an_endpoint_that_one_service_loses_is_gone_for_it_and_stays_for_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut book, mut maps) = (book(&folder), Maps::default());
+    let both = BTreeSet::from([1, 2]);
+    maps.apply(&book.set(&name(1), compiled(1, &both, false)));
+    let first: BTreeSet<u32> = maps.backends.keys().copied().collect();
+    maps.apply(&book.set(&name(2), compiled(2, &both, false)));
+    let second = |number: &u32| !first.contains(number);
+    assert_eq!(maps.backends.keys().filter(|number| second(number)).count(), 2);
+    let edits = book.set(&name(1), compiled(1, &BTreeSet::from([2]), false));
+    assert_eq!(edits.gone.backends.len(), 1);
+    assert!(edits.gone.backends.iter().all(|number| first.contains(number)));
+    maps.apply(&edits);
+    assert_eq!(maps.backends.keys().filter(|number| second(number)).count(), 2);
+    assert_eq!(maps.targets(&key(2)), [1, 2]);
+}

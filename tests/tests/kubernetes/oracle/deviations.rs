@@ -29,17 +29,9 @@ pub(super) const DEVIATIONS: &[Deviation] = &[
     },
     Deviation {
         cases: &[
-            "53: it serves others still, a pod",
-            "53: it serves others still, a process's loose socket",
-            "53: it serves others still, who is outside",
+            "55: it serves no longer, a process",
             "55: it serves others still, a process",
         ],
-        millrace: "a, a, a",
-        kube_proxy: "a, b, b",
-        reason: "to be mended: an endpoint that two Services have is one row, and serves as long as one of them has it",
-    },
-    Deviation {
-        cases: &["55: it serves no longer, a process"],
         millrace: "a, ended",
         kube_proxy: "a, b, b",
         reason: "a connected socket of the host is connected to the endpoint: it ends, so that its owner dials anew",
