@@ -24,10 +24,18 @@ impl Named {
     /// What it says.
     #[track_caller]
     pub(crate) fn run(&self, arguments: &[&str]) -> String {
+        self.tried(arguments)
+            .unwrap_or_else(|complaint| panic!("{complaint}"))
+    }
+
+    /// What it says, or why it failed.
+    pub(crate) fn tried(&self, arguments: &[&str]) -> Result<String, String> {
         let output = self.command(arguments).output().unwrap();
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
+        }
         let complaint = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{arguments:?}: {complaint}");
-        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        Err(format!("{arguments:?}: {complaint}"))
     }
 
     /// Everything on this machine that bears the name.
