@@ -107,10 +107,9 @@ impl Recovered {
     pub(super) fn backend(&self, target: &Target) -> Option<u32> {
         let lowest = self.backends.get(target).copied()?;
         let twins = self.twins.get(target).into_iter().flatten().copied();
-        let mut all = [lowest].into_iter().chain(twins.clone());
-        let own = all.find(|number| self.own.contains(*number));
-        let mut all = [lowest].into_iter().chain(twins);
-        own.or_else(|| all.find(|number| !self.in_slots.contains(*number)))
+        let all = || [lowest].into_iter().chain(twins.clone());
+        let own = all().find(|number| self.own.contains(*number));
+        own.or_else(|| all().find(|number| !self.in_slots.contains(*number)))
     }
 
     /// The same, for the one who takes it over.

@@ -2,7 +2,6 @@
 
 use cni_agent::{
     capabilities::NEEDED,
-    desired::{LinkKey, LinkOwner, Program},
     kernel::{
         Kernel,
         host::{self, Check, State},
@@ -11,7 +10,7 @@ use cni_agent::{
 };
 use cni_ebpf::abi::Config;
 
-use crate::namespace::{Host, block_on, cable, ifindex, ip, on_host, run};
+use crate::namespace::{Host, attach_to, block_on, cable, ip, on_host, run};
 
 fn find(host: &Host, name: &str) -> Check {
     let checks = host::checks(&host.config);
@@ -100,14 +99,7 @@ fn rel_51_each_named_capability_is_needed_and_no_other() {
                 .collect();
             caps::set(None, CapSet::Effective, &held).unwrap();
             caps::set(None, CapSet::Permitted, &held).unwrap();
-            let link = LinkKey {
-                owner: LinkOwner::Netdev("eth0".into()),
-                program: Program::FromNetdev,
-            };
-            let attach = Change::Attach {
-                link,
-                ifindex: ifindex("eth0"),
-            };
+            let attach = attach_to("eth0");
             let done = block_on(async {
                 linux.apply(&Change::Load(Config::DEFAULT)).await?;
                 linux.apply(&attach).await

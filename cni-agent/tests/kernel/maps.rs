@@ -1,13 +1,13 @@
 //! Pinned maps and their replacement.
 
 use cni_agent::{
-    desired::{Desired, LinkKey, LinkOwner, Program, Table},
+    desired::{Desired, Table},
     kernel::{Kernel, Linux, Scope, bpf, maps},
     reconcile::Change,
 };
 use cni_ebpf::abi::{self, Addr, Config, Flow, FlowKey, MapSpec, MapType, Peer, Port, Racy};
 
-use crate::namespace::{block_on, cable, ifindex, on_host};
+use crate::namespace::{attach_to, block_on, cable, on_host};
 
 fn flow(number: u16) -> (Vec<u8>, Vec<u8>) {
     let key = FlowKey {
@@ -150,14 +150,7 @@ fn rel_29_connections_survive_a_resize_up_and_down() {
 fn rel_29_what_old_programs_write_during_a_resize_is_kept() {
     on_host(|host| {
         cable("eth0");
-        let link = LinkKey {
-            owner: LinkOwner::Netdev("eth0".into()),
-            program: Program::FromNetdev,
-        };
-        let attach = Change::Attach {
-            link,
-            ifindex: ifindex("eth0"),
-        };
+        let attach = attach_to("eth0");
         let mut linux = host.linux(None);
         load(&mut linux);
         block_on(linux.apply(&attach)).unwrap();
@@ -192,14 +185,7 @@ fn rel_29_what_old_programs_write_during_a_resize_is_kept() {
 fn rel_29_programs_are_exchanged_between_two_copies_of_what_old_ones_write() {
     on_host(|host| {
         cable("eth0");
-        let link = LinkKey {
-            owner: LinkOwner::Netdev("eth0".into()),
-            program: Program::FromNetdev,
-        };
-        let attach = Change::Attach {
-            link,
-            ifindex: ifindex("eth0"),
-        };
+        let attach = attach_to("eth0");
         let mut linux = host.linux(None);
         load(&mut linux);
         block_on(linux.apply(&attach)).unwrap();

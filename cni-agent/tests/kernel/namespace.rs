@@ -4,7 +4,9 @@ use std::{path::Path, process::Command, thread};
 
 use cni_agent::{
     config::Config,
+    desired::{LinkKey, LinkOwner, Program},
     kernel::{Linux, Pins, links::Attachment, loader, netlink::Netlink},
+    reconcile::Change,
 };
 use nix::{
     mount::{MsFlags, mount},
@@ -90,6 +92,17 @@ pub(crate) fn ip(arguments: &str) -> String {
 pub(crate) fn cable(name: &str) {
     ip(&format!("link add {name} type veth peer name p{name}"));
     ip(&format!("link set p{name} up"));
+}
+
+/// What has `from_netdev` run on this device.
+pub(crate) fn attach_to(device: &str) -> Change {
+    Change::Attach {
+        link: LinkKey {
+            owner: LinkOwner::Netdev(device.into()),
+            program: Program::FromNetdev,
+        },
+        ifindex: ifindex(device),
+    }
 }
 
 pub(crate) fn run(program: &str, arguments: &str) -> String {

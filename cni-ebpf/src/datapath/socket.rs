@@ -1,8 +1,9 @@
 //! Services for sockets: the destination is exchanged when a socket connects or sends, and no packet is ever translated.
 //!
 //! Streams and datagrams of the host's own sockets are served here, because what the host sends meets no program that could
-//! lead it to a backend; the kernel asks no program where an SCTP socket connects. Of pods only streams are: their datagrams are balanced packet by packet, where a flow can leave a
-//! backend that serves no longer, connected or not. And what a pod is to be refused, its packets are told.
+//! lead it to a backend; the kernel asks no program where an SCTP socket connects. Of pods only streams are: their datagrams
+//! are balanced packet by packet, where a flow can leave a backend that serves no longer, connected or not. And what a pod
+//! is to be refused, its packets are told.
 
 use super::headers::proto;
 use super::service::{self, Choice};

@@ -3,9 +3,9 @@
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 
 use cni_tests::{
-    lab::{Lab, Routing, ServiceManifest, Signal, binary, cluster_ip},
+    lab::{Lab, Pod, Routing, ServiceManifest, Signal, binary, cluster_ip},
     netns::Namespace,
-    traffic::{Steady, connect, tcp, udp, udp_socket},
+    traffic::{Echo, Steady, connect, tcp, udp, udp_socket},
 };
 use serde_json::json;
 
@@ -34,6 +34,22 @@ fn written(address: SocketAddr) -> String {
     };
     let ip = u32::from_ne_bytes(address.ip().octets());
     format!("{ip:08X}:{:04X}", address.port())
+}
+
+/// A node of its own with this setting.
+fn balancing_sockets(setting: &str) -> Lab {
+    let mut plan = plan(Routing::Direct).nodes(1);
+    plan.config["services"]["socketLb"] = json!(setting);
+    Lab::start(plan).unwrap()
+}
+
+/// Two pods of the first node; the second is behind the first Service as long as its servers are kept.
+fn client_and_server(lab: &Lab) -> (Pod, Pod, Vec<Echo>) {
+    let node = &lab.nodes[0];
+    let (client, server) = (node.add_pod("client").unwrap(), node.add_pod("server").unwrap());
+    let echoes = serve(&server, 8080);
+    publish(lab, &ServiceManifest::new(1).endpoint(&server, 8080));
+    (client, server, echoes)
 }
 
 #[test]
@@ -124,13 +140,9 @@ fn svc_63_sockets_are_let_go_by_uninstalling() {
 fn packets_of_pods_bear_the_services_address_where_they_are_asked_to() {
     needs_root!();
     for (setting, bears_it) in [("host", true), ("all", false)] {
-        let mut plan = plan(Routing::Direct).nodes(1);
-        plan.config["services"]["socketLb"] = json!(setting);
-        let lab = Lab::start(plan).unwrap();
+        let lab = balancing_sockets(setting);
         let node = &lab.nodes[0];
-        let (client, server) = (node.add_pod("client").unwrap(), node.add_pod("server").unwrap());
-        let _echoes = serve(&server, 8080);
-        publish(&lab, &ServiceManifest::new(1).endpoint(&server, 8080));
+        let (client, server, _echoes) = client_and_server(&lab);
         let to = vip(1, true);
         let of = |namespace: &Namespace| {
             let stream = node.with_sockets(|| connect(namespace, to).unwrap());
@@ -155,9 +167,7 @@ fn a_node_without_such_cgroups_serves_its_pods_and_says_what_the_host_lacks() {
     let node = &lab.nodes[0];
     node.start_agent_with(&[("MILLRACE_CGROUP", "/proc")]).unwrap();
     node.wait_until_ready().unwrap();
-    let (client, server) = (node.add_pod("client").unwrap(), node.add_pod("server").unwrap());
-    let _echoes = serve(&server, 8080);
-    publish(&lab, &ServiceManifest::new(1).endpoint(&server, 8080));
+    let (client, _server, _echoes) = client_and_server(&lab);
     tcp(&client.namespace, vip(1, true), 10).unwrap();
     let status = node.millrace(["status", "--cgroup", "/proc"]).output().unwrap();
     let text = String::from_utf8_lossy(&status.stdout).into_owned();
@@ -204,13 +214,9 @@ fn svc_55_a_connected_datagram_socket_of_the_host_leaves_a_backend_that_is_gone(
 fn connections_are_counted_whether_packets_or_sockets_lead_to_the_endpoint() {
     needs_root!();
     for (setting, translated, dialled) in [("all", 0, 3), ("host", 3, 0)] {
-        let mut plan = plan(Routing::Direct).nodes(1);
-        plan.config["services"]["socketLb"] = json!(setting);
-        let lab = Lab::start(plan).unwrap();
+        let lab = balancing_sockets(setting);
         let node = &lab.nodes[0];
-        let (client, server) = (node.add_pod("client").unwrap(), node.add_pod("server").unwrap());
-        let _echoes = serve(&server, 8080);
-        publish(&lab, &ServiceManifest::new(1).endpoint(&server, 8080));
+        let (client, _server, _echoes) = client_and_server(&lab);
         let streams =
             [(); 3].map(|()| node.with_sockets(|| connect(&client.namespace, vip(1, true)).unwrap()));
         let services = node.ask(["services", "service-1"]).unwrap();
