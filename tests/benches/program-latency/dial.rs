@@ -73,7 +73,7 @@ impl<'a> Dial<'a> {
             Arc::clone(&dial.dialling),
             place.dialled(),
         );
-        let pause = (place.name != MILLRACE).then_some(PAUSE);
+        let pause = Some(if place.name == MILLRACE { Duration::from_micros(50) } else { PAUSE });
         dial.threads.push(thread::spawn(move || {
             client.run(|| {
                 while !stop.load(Ordering::Relaxed) {

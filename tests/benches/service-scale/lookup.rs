@@ -15,6 +15,8 @@ const ENDPOINTS: u32 = 3;
 /// As large for a few Services as for all that they have room for.
 const ROOM: u32 = 1 << 17;
 const NET: &str = "look-up, net";
+/// The least: one row of the table of frontends, found and read.
+const ROW: &str = "one row, net";
 const MORE: f64 = 0.05;
 const MOST: f64 = 250.0;
 
@@ -60,7 +62,7 @@ impl Crowd {
         ];
         let mut crowd = Self {
             services,
-            ebpf: open(&sizes, &["bench_dial", "bench_choose"])?,
+            ebpf: open(&sizes, &["bench_dial", "bench_row", "bench_choose"])?,
         };
         crowd.fill()?;
         Ok(crowd)
@@ -125,16 +127,16 @@ impl Crowd {
         self.put::<24, 32>("services", frontends)
     }
 
-    fn name(&self) -> String {
-        contender(self.services)
-    }
-
-    fn measure(&mut self, keys: Keys) -> Result<f64> {
+    fn measure(&mut self, keys: Keys, samples: &mut Samples) -> Result<()> {
         set_order(&mut self.ebpf, &keys.order(self.services))?;
         let packet = [0; 64];
         let asked = nanoseconds(&self.ebpf, "bench_dial", &packet, 1, 0)?;
-        let answered = nanoseconds(&self.ebpf, "bench_choose", &packet, 1, 0)?;
-        Ok(answered - asked)
+        for (what, program) in [(NET, "bench_choose"), (ROW, "bench_row")] {
+            let answered = nanoseconds(&self.ebpf, program, &packet, 1, 0)?;
+            let contender = contender(what, self.services);
+            samples.add(&contender, keys.name(), "ns", answered - asked);
+        }
+        Ok(())
     }
 }
 
@@ -144,8 +146,8 @@ fn raw<T: cni_ebpf::abi::Plain, const N: usize>(value: &T) -> [u8; N] {
     bytes
 }
 
-fn contender(services: u32) -> String {
-    format!("{NET}, {services} Services")
+fn contender(what: &str, services: u32) -> String {
+    format!("{what}, {services} Services")
 }
 
 /// Takes the samples of all rounds.
@@ -162,8 +164,7 @@ pub(crate) fn measure(services: &[u32], rounds: usize, samples: &mut Samples) ->
             for round in 0..rounds {
                 for turn in turns(crowds.len(), round) {
                     for keys in Keys::ALL {
-                        let value = crowds[turn].measure(keys)?;
-                        samples.add(&crowds[turn].name(), keys.name(), "ns", value);
+                        crowds[turn].measure(keys, samples)?;
                     }
                 }
             }
@@ -179,12 +180,15 @@ pub(crate) fn judge(services: &[u32], report: &mut Report, samples: &Samples) {
     let [Some(few), Some(many)] = [services.iter().min(), services.iter().max()] else {
         return;
     };
-    let [few, many] = [few, many].map(|number| contender(*number));
+    let [few, many] = [few, many].map(|number| contender(NET, *number));
     let metric = Keys::Hot.name();
     // More is better: the time of few by that of many.
     let value = samples.ratio(&few, &many, metric);
     report.ratio(metric, &many, &few, value, Some(1.0 / (1.0 + MORE)));
     let uniform = Keys::Uniform.name();
+    let row = contender(ROW, *services.iter().max().unwrap_or(&0));
+    // Again a time.
+    report.ratio(uniform, &many, &row, samples.ratio(&row, &many, uniform), None);
     let value = samples.values(&many, uniform).and_then(median);
     report.limits.extend(value.map(|value| Limit {
         metric: format!("{uniform}, {many}"),

@@ -1,8 +1,8 @@
 //! Frames that a device really sends (`BPF_F_TEST_XDP_LIVE_FRAMES`), out of one end of a virtual cable whose other end drops
 //! them in its driver.
 //!
-//! Each frame of `bench_nodeport` is written anew before the pipeline sees it, because nothing restores what was sent;
-//! `bench_swap`, which needs no such thing, is measured without.
+//! Each frame of `bench_nodeport` and `bench_floor` is written anew before anything else, because nothing restores what was
+//! sent; `bench_swap`, which needs no such thing, is measured without.
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::{PerCpuArray, PerCpuValues};
@@ -27,7 +27,13 @@ const ROOM: u32 = 1 << 18;
 
 const NODEPORT: &str = "xdp_nodeport";
 const SWAP: &str = "addresses swapped";
-const PROGRAMS: [(&str, &str); 2] = [(NODEPORT, "bench_nodeport"), (SWAP, "bench_swap")];
+/// One look-up of the connection and one of the route, which is the most that can be hoped for.
+const FLOOR: &str = "two look-ups and no more";
+const PROGRAMS: [(&str, &str); 3] = [
+    (NODEPORT, "bench_nodeport"),
+    (SWAP, "bench_swap"),
+    (FLOOR, "bench_floor"),
+];
 
 fn metric(v6: bool, many: bool) -> String {
     let flows = if many {
@@ -212,6 +218,9 @@ pub(crate) fn report(samples: &Samples, report: &mut Report) {
             let metric = metric(v6, many);
             let value = samples.ratio(NODEPORT, SWAP, &metric);
             report.ratio(&metric, NODEPORT, SWAP, value, Some(GOAL));
+            for (of, to) in [(FLOOR, SWAP), (NODEPORT, FLOOR)] {
+                report.ratio(&metric, of, to, samples.ratio(of, to, &metric), None);
+            }
         }
     }
 }
