@@ -14,12 +14,17 @@ use anyhow::{Context, Result, bail, ensure};
 use cni_tests::bench::cluster::{Editor, MILLRACE, Place};
 use cni_tests::netns::Namespace;
 use cni_tests::wire::Tap;
+use nix::sys::prctl::set_timerslack;
 use socket2::{Domain, SockRef, Socket, Type};
 
 /// For a peer.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Whoever has rules to walk is not flooded with flows that it must remember.
-const PAUSE: Duration = Duration::from_millis(1);
+/// Between connections: who dials without rest takes the agent's processor from it, and whoever has rules to walk is flooded
+/// with flows that it must remember. A peer's is longer, and nothing beside what it takes.
+const PAUSE: Duration = Duration::from_micros(50);
+const PAUSE_OF_PEER: Duration = Duration::from_millis(1);
+/// Nanoseconds by which a thread may sleep longer than it asked for.
+const SLACK: u64 = 1;
 const API: u16 = 6443;
 /// An event of a slice is larger than what keeps a connection alive, also as protobuf.
 const EVENT: usize = 200;
@@ -73,13 +78,18 @@ impl<'a> Dial<'a> {
             Arc::clone(&dial.dialling),
             place.dialled(),
         );
-        let pause = Some(if place.name == MILLRACE { Duration::from_micros(50) } else { PAUSE });
+        let pause = if place.name == MILLRACE {
+            PAUSE
+        } else {
+            PAUSE_OF_PEER
+        };
         dial.threads.push(thread::spawn(move || {
+            let _ = set_timerslack(SLACK);
             client.run(|| {
                 while !stop.load(Ordering::Relaxed) {
                     if dialling.load(Ordering::Relaxed) {
                         connect(to);
-                        pause.into_iter().for_each(thread::sleep);
+                        thread::sleep(pause);
                     } else {
                         thread::sleep(Duration::from_millis(1));
                     }
