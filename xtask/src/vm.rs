@@ -215,13 +215,14 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// The tests of the netns layer that ask for a machine by `require_in_vm!`. One that is missing here is a failure where the
 /// layers `vm` and `netns` run together.
-const MACHINES_ALONE: [&str; 6] = [
+const MACHINES_ALONE: [&str; 7] = [
     "sctp_direct",
     "sctp_vxlan",
     "a_bond_",
     "a_vlan_",
     "is_paced",
     "rel_42_",
+    "_by_the_driver_of_",
 ];
 
 /// Those, and the ways of the packet in either routing, through clsact where there is no tcx: what is worth its time on

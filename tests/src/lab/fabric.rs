@@ -1,8 +1,11 @@
 //! The network between the nodes, and the world outside.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    process::Command,
+};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use aya::programs::xdp::XdpMode;
 use cni_ebpf::abi::Config;
 
@@ -109,6 +112,25 @@ impl Lab {
             Ok(())
         })?;
         Ok(ebpf)
+    }
+
+    /// Exchanges the virtual cable of a node on the bridge for two devices of the calling thread's network that are connected
+    /// with each other. They go back where they came from when their namespaces are removed.
+    pub fn recable(&self, node: &Node, [near, far]: &[String; 2]) -> Result<()> {
+        let port = node.name();
+        ensure!(self.plan.fabric == Fabric::Bridge, "only a bridge's cable is exchanged");
+        self.fabric.ip(&format!("link delete {port}"))?;
+        let ends = [(near, &node.namespace, "eth0"), (far, &self.fabric, port.as_str())];
+        for (device, namespace, name) in ends {
+            let moved = Command::new("ip")
+                .args(["link", "set", device, "down", "netns", namespace.name(), "name", name])
+                .output()?;
+            let complaint = String::from_utf8_lossy(&moved.stderr);
+            ensure!(moved.status.success(), "move {device}: {}", complaint.trim());
+        }
+        self.fabric
+            .ip(&format!("link set {port} up master bridge0"))?;
+        node.live_on("eth0")
     }
 
     /// Gives a host that is no node of the lab a device `eth0` by which it reaches the fabric, and the fabric it.

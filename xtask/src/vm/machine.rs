@@ -132,6 +132,12 @@ impl Machine {
         qemu.args(["-mon", "chardev=console"])
             .arg("-serial")
             .arg(format!("file:{}", self.status.display()));
+        // Two devices with a driver of their own, at the two ends of a cable: what virtual ones do not show.
+        for end in ["cable0", "cable1"] {
+            qemu.args(["-netdev", &format!("hubport,id={end},hubid=0")]);
+            // Without the part that boots from the network.
+            qemu.args(["-device", &format!("virtio-net-pci,netdev={end},romfile=")]);
+        }
         qemu.arg("-kernel")
             .arg(kernel.image())
             .arg("-initrd")

@@ -36,6 +36,8 @@ pub(crate) const WANTED: &[&str] = &[
     "sctp_diag",
     "tun",
     "veth",
+    "virtio_net",
+    "virtio_pci",
     "vrf",
     "vxlan",
     "xt_MASQUERADE",

@@ -6,7 +6,7 @@ use aya::programs::xdp::XdpMode;
 use cni_ebpf::abi::Config;
 use cni_tests::{
     lab::{Lab, Node, Plan, Pod, Routing, ServiceManifest, Signal, binary},
-    object,
+    object, require_in_vm,
     traffic::{Echo, Steady, tcp, udp},
 };
 use serde_json::json;
@@ -91,6 +91,47 @@ fn svc_33_a_node_port_whose_endpoint_is_elsewhere_never_reaches_the_stack() {
         tcp(&lab.outside, here.address, 100_000).unwrap();
         udp(&pod.namespace, there.address, 1000).unwrap();
     }
+}
+
+/// Devices of this machine that a driver has.
+fn driven_by(driver: &str) -> Vec<String> {
+    let devices = std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+    let of_driver = devices.filter(|device| {
+        let link = std::fs::read_link(device.path().join("device/driver"));
+        link.is_ok_and(|link| link.ends_with(driver))
+    });
+    of_driver
+        .map(|device| device.file_name().to_string_lossy().into_owned())
+        .collect()
+}
+
+#[test]
+fn svc_33_a_node_port_is_turned_round_by_the_driver_of_a_device() {
+    needs_root!();
+    let cable: Result<[String; 2], _> = driven_by("virtio_net").try_into();
+    require_in_vm!(
+        cable.is_ok() && std::env::var_os("MILLRACE_VM").is_some(),
+        "a machine of its own has two devices of virtio: {cable:?}"
+    );
+    let name = format!("mrlab-virtio-{}", std::process::id());
+    let lab = Lab::prepare(with("native"), &name).unwrap();
+    let [near, far] = lab.pair();
+    lab.recable(near, &cable.unwrap()).unwrap();
+    // The other node's is a virtual one, and has nothing to turn round.
+    for node in [near, far] {
+        node.start_agent().unwrap();
+        node.wait_until_ready().unwrap();
+    }
+    let pod = far.add_pod("pod").unwrap();
+    let _echoes = serve(&pod, 8080);
+    elsewhere(&lab, &[&pod]);
+    assert_eq!(xdp_of(near, "eth0")["mode"], json!(1), "{}", xdp_of(near, "eth0"));
+    lab.outside.finish_checksums("eth0").unwrap();
+    pod.namespace.finish_checksums("eth0").unwrap();
+    let before = turned_round(near);
+    reach(&lab, near);
+    let count = turned_round(near) - before;
+    assert!(count > 4 * 69, "{count} packets were turned round");
 }
 
 #[test]
