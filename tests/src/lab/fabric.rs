@@ -118,18 +118,32 @@ impl Lab {
     /// with each other. They go back where they came from when their namespaces are removed.
     pub fn recable(&self, node: &Node, [near, far]: &[String; 2]) -> Result<()> {
         let port = node.name();
-        ensure!(self.plan.fabric == Fabric::Bridge, "only a bridge's cable is exchanged");
+        ensure!(
+            self.plan.fabric == Fabric::Bridge,
+            "only a bridge's cable is exchanged"
+        );
         self.fabric.ip(&format!("link delete {port}"))?;
-        let ends = [(near, &node.namespace, "eth0"), (far, &self.fabric, port.as_str())];
+        let ends = [
+            (near, &node.namespace, "eth0"),
+            (far, &self.fabric, port.as_str()),
+        ];
         for (device, namespace, name) in ends {
             let moved = Command::new("ip")
-                .args(["link", "set", device, "down", "netns", namespace.name(), "name", name])
+                .args([
+                    "link",
+                    "set",
+                    device,
+                    "down",
+                    "netns",
+                    namespace.name(),
+                    "name",
+                    name,
+                ])
                 .output()?;
             let complaint = String::from_utf8_lossy(&moved.stderr);
             ensure!(moved.status.success(), "move {device}: {}", complaint.trim());
         }
-        self.fabric
-            .ip(&format!("link set {port} up master bridge0"))?;
+        self.fabric.ip(&format!("link set {port} up master bridge0"))?;
         node.live_on("eth0")
     }
 

@@ -14,7 +14,7 @@ pub fn cluster_ip(number: u8, v4: bool) -> IpAddr {
     }
 }
 
-/// Ports 80 of TCP and UDP.
+/// Ports 80 of TCP and UDP, named `t` and `u`. Endpoints have a port `s` of SCTP too, for a `spec` that asks for it.
 #[derive(Clone, Debug)]
 pub struct ServiceManifest {
     pub number: u8,
@@ -104,6 +104,7 @@ impl ServiceManifest {
                     "ports": [
                         { "name": "t", "port": port, "protocol": "TCP" },
                         { "name": "u", "port": port, "protocol": "UDP" },
+                        { "name": "s", "port": port, "protocol": "SCTP" },
                     ],
                     "endpoints": [{
                         "addresses": [endpoint["addresses"][place]], "conditions": endpoint["conditions"],

@@ -1,5 +1,6 @@
 //! Services from a folder of manifests, and what clients see of them.
 
+mod associations;
 mod direct;
 mod external;
 mod health;

@@ -95,7 +95,10 @@ fn svc_33_a_node_port_whose_endpoint_is_elsewhere_never_reaches_the_stack() {
 
 /// Devices of this machine that a driver has.
 fn driven_by(driver: &str) -> Vec<String> {
-    let devices = std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+    let devices = std::fs::read_dir("/sys/class/net")
+        .into_iter()
+        .flatten()
+        .flatten();
     let of_driver = devices.filter(|device| {
         let link = std::fs::read_link(device.path().join("device/driver"));
         link.is_ok_and(|link| link.ends_with(driver))
