@@ -97,8 +97,10 @@ impl Machine<'_> {
             "--config=/etc/kubernetes/kubelet.json".to_owned(),
             "--kubeconfig=/etc/kubernetes/kubelet.kubeconfig".to_owned(),
             format!("--hostname-override={}", self.node),
-            // As if each node stood in another building.
-            format!("--node-labels=topology.kubernetes.io/zone=zone-{}", self.node),
+            format!(
+                "--node-labels=topology.kubernetes.io/zone={}",
+                self.plan.zone(self.node)
+            ),
             format!("--node-ip={addresses}"),
             "--v=2".to_owned(),
         ];

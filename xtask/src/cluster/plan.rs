@@ -12,6 +12,9 @@ pub(crate) struct Plan {
     /// How many nodes
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=9))]
     pub(crate) nodes: u8,
+    /// In how many zones the nodes stand, in turn; without a word each in its own
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=9))]
+    pub(crate) zones: Option<u8>,
     /// Address families of nodes, pods and Services
     #[arg(long, value_enum, default_value_t)]
     pub(crate) family: Family,
@@ -78,6 +81,7 @@ impl Default for Plan {
     fn default() -> Self {
         Self {
             nodes: 2,
+            zones: None,
             family: Family::default(),
             routing: None,
             proxy: None,
@@ -91,6 +95,7 @@ impl Plan {
     pub(crate) fn without_nodes(family: Family) -> Self {
         Self {
             nodes: 0,
+            zones: None,
             family,
             routing: None,
             proxy: Some(Proxy::None),
@@ -133,6 +138,12 @@ impl Plan {
 
     pub(crate) fn nodes(&self) -> impl Iterator<Item = Node> + use<> {
         (1..=self.nodes).map(Node)
+    }
+
+    /// As if each zone were another building.
+    pub(crate) fn zone(&self, node: Node) -> String {
+        let zones = self.zones.unwrap_or(self.nodes).max(1);
+        format!("zone-{}", (node.0 - 1) % zones + 1)
     }
 
     /// Something of each family in a list with commas, as Kubernetes' programs take it.
@@ -255,6 +266,20 @@ mod tests {
             cni: Cni::Bridge,
             ..Plan::without_nodes(family)
         }
+    }
+
+    #[test]
+    fn nodes_stand_in_zones_in_turn() {
+        let zones = |zones| {
+            let plan = Plan {
+                nodes: 3,
+                zones,
+                ..Plan::default()
+            };
+            plan.nodes().map(|node| plan.zone(node)).collect::<Vec<_>>()
+        };
+        assert_eq!(zones(None), ["zone-1", "zone-2", "zone-3"]);
+        assert_eq!(zones(Some(2)), ["zone-1", "zone-2", "zone-1"]);
     }
 
     #[test]

@@ -15,7 +15,8 @@ use crate::workspace;
 const HEAD: &str = "\
 # Upstream's network specs without the conformance ones, which all pass in the test layer `cluster`.
 # A spec that does not pass for Millrace, or for kube-proxy, has a reason. `cargo xtask cluster e2e --whole --record` writes the
-# results of the cluster that is up, of three nodes (`up --nodes 3`), which some specs need; reasons are written by hand.
+# results of the cluster that is up, of six nodes in three zones (`up --nodes 6 --zones 3`), which some specs need; reasons are
+# written by hand.
 # millrace\tkube-proxy-nft\tspec\treason
 ";
 
