@@ -183,7 +183,11 @@ pub fn compile(place: &Place, service: &Service, slices: &[&EndpointSlice]) -> C
 fn open_to_nobody(service: &Service, v4: bool, fronts: &[(IpAddr, Kind)]) -> Option<String> {
     let first = service.source_ranges.first()?;
     let (ip, _) = fronts.iter().find(|(_, kind)| *kind == Kind::LoadBalancer)?;
-    let (family, everybody) = if v4 { ("IPv4", "0.0.0.0/0") } else { ("IPv6", "::/0") };
+    let (family, everybody) = if v4 {
+        ("IPv4", "0.0.0.0/0")
+    } else {
+        ("IPv6", "::/0")
+    };
     Some(format!(
         "Service {}: spec.loadBalancerSourceRanges ({first} is one) has no range of {family}, so that nobody reaches its address \
          {ip}. Add one, {everybody} for everybody",

@@ -46,9 +46,17 @@ fn svc_40_ranges_of_the_other_family_alone_let_nobody_in_and_that_is_said() {
     let families = |families| Place { families, ..place() };
     let (dual, v4) = (place(), families(crate::config::Families::V4));
     for (place, ranges, said) in [
-        (&v4, "2001:db8:9::/48", "no range of IPv4, so that nobody reaches its address 203.0.113.1"),
+        (
+            &v4,
+            "2001:db8:9::/48",
+            "no range of IPv4, so that nobody reaches its address 203.0.113.1",
+        ),
         (&dual, "2001:db8:9::/48", "Add one, 0.0.0.0/0 for everybody"),
-        (&dual, "198.51.100.0/24", "no range of IPv6, so that nobody reaches its address 2001:db8:7::1"),
+        (
+            &dual,
+            "198.51.100.0/24",
+            "no range of IPv6, so that nobody reaches its address 2001:db8:7::1",
+        ),
     ] {
         let mut object = service(json!({ "type": "LoadBalancer", "loadBalancerSourceRanges": [ranges] }));
         object["status"] =
@@ -58,7 +66,9 @@ fn svc_40_ranges_of_the_other_family_alone_let_nobody_in_and_that_is_said() {
         assert!(shut.restricted);
         let problems = compiled.problems.concat();
         assert!(
-            problems.contains(said) && problems.contains("n/s") && problems.contains("spec.loadBalancerSourceRanges"),
+            problems.contains(said)
+                && problems.contains("n/s")
+                && problems.contains("spec.loadBalancerSourceRanges"),
             "{problems}"
         );
         assert_eq!(compiled.problems.len(), 1, "{problems}");
