@@ -151,7 +151,11 @@ pub fn compile(place: &Place, service: &Service, slices: &[&EndpointSlice]) -> C
             }
         }
         let of_family = service.source_ranges.iter().filter(|range| range.is_ipv4() == v4);
+        let before = compiled.ranges.len();
         compiled.ranges.extend(of_family.copied());
+        if compiled.ranges.len() == before {
+            compiled.problems.extend(open_to_nobody(service, v4, &fronts));
+        }
     }
     if !compiled.ranges.is_empty() || !service.source_ranges.is_empty() {
         admit_the_node(place, &mut compiled.ranges);
@@ -173,6 +177,22 @@ pub fn compile(place: &Place, service: &Service, slices: &[&EndpointSlice]) -> C
     }
     compiled.problems.dedup();
     compiled
+}
+
+/// Whoever names ranges does not mean everybody: in a family without any, nobody comes in.
+fn open_to_nobody(service: &Service, v4: bool, fronts: &[(IpAddr, Kind)]) -> Option<String> {
+    let first = service.source_ranges.first()?;
+    let (ip, _) = fronts.iter().find(|(_, kind)| *kind == Kind::LoadBalancer)?;
+    let (family, everybody) = if v4 {
+        ("IPv4", "0.0.0.0/0")
+    } else {
+        ("IPv6", "::/0")
+    };
+    Some(format!(
+        "Service {}: spec.loadBalancerSourceRanges ({first} is one) has no range of {family}, so that nobody reaches its address \
+         {ip}. Add one, {everybody} for everybody",
+        service.name
+    ))
 }
 
 /// One of two families is enough: the other one is other nodes' business.

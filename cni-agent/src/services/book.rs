@@ -185,8 +185,9 @@ impl Book {
         };
         let keys = compiled.frontends.iter().map(|frontend| &frontend.key);
         self.recovered.look_at(keys);
-        // Without room for one of its ranges a Service is closed, and not open to everybody.
-        let restricts = !compiled.ranges.is_empty();
+        // Without room for one of its ranges, or with none of its family, a Service is closed, and not open to everybody.
+        let restricts =
+            !compiled.ranges.is_empty() || compiled.frontends.iter().any(|frontend| frontend.restricted);
         let of_object = compiled.problems.len();
         self.squeeze(&name, &old, &mut compiled);
         self.slots -= old.slots();

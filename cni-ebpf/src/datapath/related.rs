@@ -90,7 +90,9 @@ fn through<'t, T: Tables>(tables: &'t T, work: &mut Work, key: &FlowKey) -> Opti
 ///
 /// The receiver knows its flow by the tuple it sent: what it dialled, from its own address. The error's source is
 /// translated if it is the flow's other side itself; a router's stays, except where the flow has a source of this node's:
-/// the way to its backend is open to that one only.
+/// the way to its backend is open to that one only, and who dialled the node hears it from there. A router that has the
+/// client on its other side would take nothing that bears its own address, and networks that check sources nothing that
+/// bears another's than the node's.
 #[inline(always)]
 fn leaving(work: &mut Work, found: &Found<'_>) -> crate::abi::Addr {
     let flow = found.flow;
@@ -109,7 +111,7 @@ fn leaving(work: &mut Work, found: &Found<'_>) -> crate::abi::Addr {
             work.out.dst_port = flow.snat_port;
         }
     }
-    let hidden = work.reply == 0 && flags & flow_flags::SNAT != 0;
+    let hidden = flags & flow_flags::SNAT != 0 && (work.reply == 0 || flags & flow_flags::DNAT != 0);
     if hidden || work.tuple.src == work.inner.dst {
         work.out.dst
     } else {

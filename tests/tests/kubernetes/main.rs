@@ -15,6 +15,7 @@ mod kube_proxy;
 mod oracle;
 mod own_node;
 mod rbac;
+mod service_events;
 mod services;
 mod settings;
 mod shipped;

@@ -67,7 +67,7 @@ fn nodes_are_reached_by_pods_that_are_older_than_the_tunnel(lab: &Lab, pods: [&P
         );
         let [bulk, datagrams] = pods;
         traffic::tcp(&bulk.namespace, tcp.address, 300_000).unwrap();
-        sizes::learns(datagrams, &udp, 1450, 1450);
+        sizes::learns(&datagrams.namespace, udp.address, 1450, 1450);
     }
 }
 

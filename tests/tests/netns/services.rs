@@ -5,6 +5,8 @@ mod direct;
 mod external;
 mod health;
 mod maglev;
+mod narrow;
+mod reach;
 mod segments;
 mod sockets;
 mod xdp;

@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, UdpSocket};
 
 use cni_tests::{
-    lab::{Fabric, Families, Lab, Node, Plan, Pod, Routing},
+    lab::{Fabric, Families, Lab, Node, Plan, Routing},
     netns::Namespace,
     traffic::{self, Echo},
 };
@@ -109,17 +109,12 @@ pub(crate) fn undivided(from: &Namespace, to: SocketAddr) -> UdpSocket {
 }
 
 /// Sends `bytes` in one piece until somebody on the way has said that this is too much, then what he said fits.
-pub(crate) fn learns(from: &Pod, server: &Echo, bytes: usize, fits: usize) {
-    let socket = undivided(&from.namespace, server.address);
+pub(crate) fn learns(from: &Namespace, to: SocketAddr, bytes: usize, fits: usize) {
+    let socket = undivided(from, to);
     socket.send(&vec![1; bytes]).unwrap();
     let error = socket.recv(&mut vec![0; bytes]).unwrap_err();
-    assert_eq!(
-        error.raw_os_error(),
-        Some(libc::EMSGSIZE),
-        "{error}, to {}",
-        server.address
-    );
-    let header = if server.address.is_ipv4() { 28 } else { 48 };
+    assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE), "{error}, to {}", to);
+    let header = if to.is_ipv4() { 28 } else { 48 };
     let fits = fits - header;
     assert_eq!(
         socket.send(&vec![1; fits + 1]).unwrap_err().raw_os_error(),
@@ -127,11 +122,7 @@ pub(crate) fn learns(from: &Pod, server: &Echo, bytes: usize, fits: usize) {
     );
     socket.send(&vec![1; fits]).unwrap();
     let got = socket.recv(&mut vec![0; fits]);
-    assert!(
-        matches!(got, Ok(length) if length == fits),
-        "{got:?}, to {}",
-        server.address
-    );
+    assert!(matches!(got, Ok(length) if length == fits), "{got:?}, to {}", to);
 }
 
 /// A router between the nodes, behind which the links are smaller; outside too.
@@ -154,7 +145,7 @@ fn rel_47_a_routers_too_big_reaches_the_pod_also_of_a_masqueraded_flow() {
     for v4 in [true, false] {
         for (there, ip) in [(&c.namespace, c.ip(v4)), (&lab.outside, lab.outside_address(v4))] {
             let udp = Echo::udp(there, ip, 0).unwrap();
-            learns(&a, &udp, 1400, 1300);
+            learns(&a.namespace, udp.address, 1400, 1300);
             // Bulk finds its way as well, from a pod that knows nothing yet.
             let tcp = Echo::tcp(there, ip, 0).unwrap();
             traffic::tcp(&a.namespace, tcp.address, 300_000).unwrap();
@@ -173,6 +164,6 @@ fn rel_47_too_big_for_the_tunnel_is_said_to_datagrams_too() {
     }
     for v4 in [true, false] {
         let udp = Echo::udp(&c.namespace, c.ip(v4), 0).unwrap();
-        learns(&a, &udp, 1440, 1450);
+        learns(&a.namespace, udp.address, 1440, 1450);
     }
 }

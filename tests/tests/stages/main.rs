@@ -7,6 +7,7 @@
     reason = "a test that cannot go on panics"
 )]
 
+mod draw;
 mod fragments;
 mod headers;
 mod policy;

@@ -107,11 +107,18 @@ enum Dialled {
     Tunnelled,
     /// From outside: with the source translated, and with the client's own.
     NodePort,
+    FarNodePort,
     LocalNodePort,
 }
 
+/// Whether both of its addresses are translated: each side then knows the Service's address or the node's, and nobody else.
+fn hides(dialled: Dialled) -> bool {
+    use Dialled::{FarNodePort, HiddenService, Itself, NodePort};
+    matches!(dialled, HiddenService | Itself | NodePort | FarNodePort)
+}
+
 impl Dialled {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Pod,
         Self::Service,
         Self::HiddenService,
@@ -120,6 +127,7 @@ impl Dialled {
         Self::Routed,
         Self::Tunnelled,
         Self::NodePort,
+        Self::FarNodePort,
         Self::LocalNodePort,
     ];
 
@@ -139,6 +147,7 @@ impl Dialled {
             Self::Routed => (ifindex::POD_A, a, either("10.2.0.9", "fd00:2::9"), None),
             Self::Tunnelled => (ifindex::POD_A, a, either("10.3.0.9", "fd00:3::9"), None),
             Self::NodePort => (ifindex::NETDEV, outside, node, Some(port::NODE_CLUSTER)),
+            Self::FarNodePort => (ifindex::NETDEV, outside, node, Some(port::NODE_REMOTE)),
             Self::LocalNodePort => (ifindex::NETDEV, outside, node, Some(port::NODE_LOCAL)),
         };
         (place, from(place, src, dst), port)
@@ -264,6 +273,7 @@ proptest! {
         let (outer, inner) = read(&shown);
         prop_assert_eq!(inner, sent);
         prop_assert_eq!(outer.dst, sent.src);
+        prop_assert!(!hides(dialled) || outer.src == sent.dst, "{:?} tells of {:?}", outer.src, step);
     }
 
     #[test]

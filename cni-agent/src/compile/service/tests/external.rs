@@ -42,6 +42,46 @@ fn svc_40_source_ranges_restrict_the_load_balancers_addresses_alone() {
 }
 
 #[test]
+fn svc_40_ranges_of_the_other_family_alone_let_nobody_in_and_that_is_said() {
+    let families = |families| Place { families, ..place() };
+    let (dual, v4) = (place(), families(crate::config::Families::V4));
+    for (place, ranges, said) in [
+        (
+            &v4,
+            "2001:db8:9::/48",
+            "no range of IPv4, so that nobody reaches its address 203.0.113.1",
+        ),
+        (&dual, "2001:db8:9::/48", "Add one, 0.0.0.0/0 for everybody"),
+        (
+            &dual,
+            "198.51.100.0/24",
+            "no range of IPv6, so that nobody reaches its address 2001:db8:7::1",
+        ),
+    ] {
+        let mut object = service(json!({ "type": "LoadBalancer", "loadBalancerSourceRanges": [ranges] }));
+        object["status"] =
+            json!({ "loadBalancer": { "ingress": [{ "ip": "203.0.113.1" }, { "ip": "2001:db8:7::1" }] } });
+        let compiled = compiled_at(place, &[object, slice("s-1", endpoints(&["10.1.0.1"]))]);
+        let shut = frontend(&compiled, "203.0.113.1", 80, 6, service_scope::EXTERNAL).unwrap();
+        assert!(shut.restricted);
+        let problems = compiled.problems.concat();
+        assert!(
+            problems.contains(said)
+                && problems.contains("n/s")
+                && problems.contains("spec.loadBalancerSourceRanges"),
+            "{problems}"
+        );
+        assert_eq!(compiled.problems.len(), 1, "{problems}");
+    }
+    // Both, none, and none that anything depends on.
+    for ranges in [&["198.51.100.0/24", "2001:db8:9::/48"][..], &[]] {
+        assert_eq!(restricted(ranges).problems, Vec::<String>::new());
+    }
+    let unbalanced = service(json!({ "loadBalancerSourceRanges": ["2001:db8:9::/48"] }));
+    assert_eq!(compiled(&[unbalanced]).problems, Vec::<String>::new());
+}
+
+#[test]
 fn svc_41_a_node_in_one_of_the_ranges_reaches_its_own_load_balancer() {
     let has = |ranges: &[&str], ip: &str| {
         let ip: IpAddr = ip.parse().unwrap();

@@ -232,16 +232,14 @@ impl World {
     }
 }
 
-fn with_ranges(mut compiled: Compiled, ranges: u8) -> Compiled {
-    for range in 0..ranges {
-        compiled
-            .ranges
-            .push(IpNetwork::new([192, 0, 2, range].into(), 32).unwrap());
-        compiled
-            .frontends
-            .iter_mut()
-            .for_each(|frontend| frontend.restricted = true);
-    }
+/// `None`: it is for everybody; none at all: for nobody.
+fn with_ranges(mut compiled: Compiled, ranges: Option<u8>) -> Compiled {
+    let range = |last| IpNetwork::new([192, 0, 2, last].into(), 32).unwrap();
+    compiled.ranges.extend((0..ranges.unwrap_or(0)).map(range));
+    compiled
+        .frontends
+        .iter_mut()
+        .for_each(|frontend| frontend.restricted = ranges.is_some());
     compiled
 }
 
@@ -250,7 +248,7 @@ proptest! {
     fn who_does_not_fit_waits_alone_and_no_map_ever_overflows(
         most in (2usize..14, 2usize..24, 1usize..6, 1usize..6),
         steps in proptest::collection::vec(
-            (0u8..6, proptest::collection::btree_set(0u8..12, 0..9), any::<bool>(), 0u8..4, 0u8..10), 1..40,
+            (0u8..6, proptest::collection::btree_set(0u8..12, 0..9), any::<bool>(), proptest::option::of(0u8..4), 0u8..10), 1..40,
         ),
     ) {
         let (backends, slots, ranges, services) = most;
@@ -284,7 +282,8 @@ proptest! {
                 _ => {}
             }
             for (key, service) in &world.services {
-                let restricted = world.wanted.get(&key.addr.octets()[15]).is_some_and(|wanted| !wanted.ranges.is_empty());
+                let wanted = world.wanted.get(&key.addr.octets()[15]);
+                let restricted = wanted.is_some_and(|wanted| wanted.frontends[0].restricted);
                 prop_assert!(!restricted || service.ranges != 0, "a restricted Service is open to everybody");
             }
         }
