@@ -4,6 +4,7 @@
 mod bench;
 mod frame;
 mod kernel;
+mod link_header;
 mod maps;
 mod packet;
 mod programs;

@@ -155,4 +155,5 @@ globals! {
     limits_bandwidth: bandwidth u32;
     balances_sockets: socket_lb u32;
     netns_of_host: host_netns u64;
+    has_xdp: xdp u32;
 }

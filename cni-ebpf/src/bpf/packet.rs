@@ -9,7 +9,7 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::generated as helper;
 use cni_ebpf::abi::{Addr, Plain, Tuple};
 use cni_ebpf::datapath::stage::Stage;
-use cni_ebpf::datapath::{Fib, NotRewritten, Packet, Tables, Work};
+use cni_ebpf::datapath::{Fib, GSO_BY_FRAGS, NotRewritten, Packet, Tables, Work};
 
 use super::kernel::{cleared, gateway, look_up, receives};
 
@@ -20,8 +20,6 @@ pub(super) const REACH: u32 = 0x3ff;
 const PACKET_HOST: u32 = 0;
 /// `BPF_SKB_TSTAMP_DELIVERY_MONO`
 const DELIVERY_MONO: u32 = 1;
-/// The segment size of a packet that is a list of segments (SCTP's).
-const GSO_BY_FRAGS: u32 = 0xffff;
 /// `BPF_F_MARK_MANGLED_0`: a UDP checksum of zero means "none" and stays so.
 const MARK_MANGLED_0: u64 = 1 << 5;
 /// Up to here the structure is the same on every kernel from 6.1 on.

@@ -15,6 +15,7 @@ use cni_ebpf::datapath::{self, Outcome, Tables, Work, way};
 
 use super::frame::Frame;
 use super::kernel::cleared;
+use super::link_header;
 use super::maps::WORK;
 use super::packet::Skb;
 use super::tables::Maps;
@@ -135,6 +136,9 @@ pub(crate) fn to_pod(context: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub(crate) fn from_netdev(context: TcContext) -> i32 {
+    if Maps.config().has_xdp() != 0 {
+        link_header::put_back(context.as_ptr().cast());
+    }
     run(
         &context,
         #[inline(always)]
@@ -168,6 +172,7 @@ pub(super) fn turn_round(context: &XdpContext) -> u32 {
     let mut frame = Frame::over(context.ctx);
     let outcome = datapath::xdp_nodeport(&Maps, &mut frame, work);
     if !datapath::takes(work, &outcome) {
+        link_header::mark(context.ctx);
         return XDP_PASS;
     }
     datapath::finish(&Maps, &mut frame, work, &outcome);

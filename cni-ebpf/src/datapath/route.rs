@@ -3,7 +3,7 @@
 use super::headers::L3;
 use super::stage::{self, Stage};
 use super::work::fragment;
-use super::{Fib, Outcome, Packet, Tables, Work, way};
+use super::{Fib, GSO_BY_FRAGS, Outcome, Packet, Tables, Work, way};
 use crate::abi::{
     Addr, Endpoint, Flow, Prefix, Reason, Route, endpoint_flags, route_action, route_flags, via,
 };
@@ -193,17 +193,13 @@ pub(super) fn exceeds<P: Packet>(packet: &P, work: &Work, mtu: u32) -> bool {
     mtu != 0 && on_the_wire(packet, work) > mtu
 }
 
-/// What the kernel says instead of a size where segments are of the sizes that their sender chose (`GSO_BY_FRAGS` in
-/// `include/linux/skbuff.h`): SCTP's, which it makes for the path that it knows.
-const OWN_SIZES: u32 = 0xffff;
-
 /// The length, from the network header on, of the packet or of the segments that it will be cut into; 0 if nobody can tell.
 #[inline(always)]
 fn on_the_wire<P: Packet>(packet: &P, work: &Work) -> u32 {
     let headers = &work.headers;
     match packet.segment_size() {
         0 => headers.length,
-        OWN_SIZES => 0,
+        GSO_BY_FRAGS => 0,
         segment => headers.l4 - L3 + headers.l4_length + segment,
     }
 }

@@ -107,6 +107,10 @@ pub struct Hop {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NotRewritten;
 
+/// Instead of a segment size: a list of segments of the sizes that their sender chose (SCTP's), which it made for the path that
+/// it knows (`include/linux/skbuff.h`).
+pub const GSO_BY_FRAGS: u32 = 0xffff;
+
 /// The packet, and what the kernel can tell about it.
 pub trait Packet {
     /// Length with all headers.
@@ -118,7 +122,7 @@ pub trait Packet {
     fn mark(&self) -> u32;
     /// A VLAN tag stands beside the packet.
     fn vlan(&self) -> bool;
-    /// Size of the segments that this packet will be cut into; 0: it is sent as it is.
+    /// Size of the segments that this packet will be cut into, or [`GSO_BY_FRAGS`]; 0: it is sent as it is.
     fn segment_size(&self) -> u32;
     /// The remote end and number of the tunnel that the packet came through.
     fn tunnel_source(&self) -> Option<(Addr, u32)>;

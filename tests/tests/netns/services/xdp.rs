@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::Path};
 use aya::programs::xdp::XdpMode;
 use cni_ebpf::abi::Config;
 use cni_tests::{
-    lab::{Lab, Node, Plan, Pod, Routing, ServiceManifest, Signal, binary},
+    lab::{Drops, Lab, Node, Plan, Pod, Routing, ServiceManifest, Signal, binary},
     object, require_in_vm,
     traffic::{Echo, Steady, tcp, udp},
 };
@@ -91,6 +91,37 @@ fn svc_33_a_node_port_whose_endpoint_is_elsewhere_never_reaches_the_stack() {
         tcp(&lab.outside, here.address, 100_000).unwrap();
         udp(&pod.namespace, there.address, 1000).unwrap();
     }
+}
+
+/// Where a driver has no XDP the program may see a copy of the packet, of which newer kernels lose the link header.
+#[test]
+fn svc_33_behind_a_driver_without_xdp_all_is_served_as_before() {
+    needs_root!();
+    let lab = Lab::start(with("generic")).unwrap();
+    let [near, far] = lab.pair();
+    let (pod, local) = (far.add_pod("pod").unwrap(), near.add_pod("local").unwrap());
+    let _echoes = serve(&pod, 8080);
+    elsewhere(&lab, &[&pod]);
+    assert_eq!(xdp_of(near, "eth0")["mode"], json!(2), "{}", xdp_of(near, "eth0"));
+    for finished in [false, true] {
+        if finished {
+            lab.outside.finish_checksums("eth0").unwrap();
+            pod.namespace.finish_checksums("eth0").unwrap();
+        }
+        // By the hook behind, or by the program itself; and what is the business of neither.
+        reach(&lab, near);
+        reach(&lab, far);
+        for v4 in [true, false] {
+            let (here, there) = (
+                Echo::tcp(&near.namespace, near.address(v4), 0).unwrap(),
+                Echo::udp(&local.namespace, local.ip(v4), 0).unwrap(),
+            );
+            tcp(&lab.outside, here.address, 100_000).unwrap();
+            udp(&pod.namespace, there.address, 1000).unwrap();
+        }
+    }
+    let drops = [near, far].map(|node| node.drops().unwrap());
+    assert_eq!(drops, [Drops::new(), Drops::new()]);
 }
 
 /// Devices of this machine that a driver has.
