@@ -4,6 +4,7 @@ mod direct;
 mod external;
 mod health;
 mod maglev;
+mod ports;
 mod segments;
 mod sockets;
 mod xdp;
