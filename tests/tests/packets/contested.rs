@@ -118,7 +118,7 @@ fn both(
                     ((ends.dst, ends.dst_port), (ends.src, ends.src_port))
                 );
             }
-            let [first, second] = outs.map(|out| self::ends(&out));
+            let [first, second] = outs.map(|out| ends(&out));
             assert_eq!(first.1, second.1, "one backend");
             of_each.push([first.0, second.0]);
         }
