@@ -1,6 +1,7 @@
 //! Clients that reach one endpoint by two frontends from one port, at the same time.
 
 use std::{
+    collections::BTreeSet,
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
 };
@@ -10,13 +11,13 @@ use cni_tests::{
     lab::{Lab, Routing, ServiceManifest, cluster_ip},
     netns::Namespace,
     patience,
-    traffic::any,
+    traffic::{Echo, any},
 };
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 
 use super::{plan, publish, serve};
-use crate::needs_root;
+use crate::{eventually, needs_root};
 
 const PORT: u16 = 45_678;
 const LIMIT: std::time::Duration = std::time::Duration::from_secs(20);
@@ -39,7 +40,8 @@ fn connected(from: &Namespace, to: SocketAddr, kind: Type) -> Result<Socket> {
 /// Each of the frontends answers, while the others' connections stand.
 fn all_answer(from: &Namespace, frontends: &[SocketAddr]) {
     let open = |kind| -> Vec<Socket> {
-        let connect = |to: &SocketAddr| connected(from, *to, kind).unwrap();
+        let connect =
+            |to: &SocketAddr| connected(from, *to, kind).unwrap_or_else(|error| panic!("{to} {error:#}"));
         frontends.iter().map(connect).collect()
     };
     let mut streams: Vec<TcpStream> = open(Type::STREAM).into_iter().map(Into::into).collect();
@@ -88,12 +90,21 @@ fn svc_22_svc_33_svc_34_one_port_of_a_client_has_a_connection_by_each_of_two_fro
                 .endpoint_at(&server, 8080, "node1", json!({}));
             publish(&lab, &service);
         }
+        // The endpoint of all was there with the first.
+        for node in &lab.nodes {
+            eventually(|| {
+                let text = node.ask(["dump", "services"]).unwrap().to_string();
+                let missing = (30_081..=30_084).find(|port: &u16| !text.contains(&port.to_string()));
+                missing.map(|port| format!("{port}: {text}"))
+            });
+        }
+        let echoes = serve(&server, 8080);
         for v4 in [true, false] {
+            let all = || echoes.iter().flat_map(Echo::peers).collect::<BTreeSet<_>>();
             let seen_by = |ask: &dyn Fn()| {
-                let echoes = serve(&server, 8080);
+                let before = all();
                 ask();
-                let peers = echoes.iter().flat_map(cni_tests::traffic::Echo::peers);
-                peers.collect::<Vec<SocketAddr>>()
+                all().difference(&before).copied().collect::<Vec<_>>()
             };
             let alike = |seen: &[SocketAddr], ip: IpAddr| {
                 assert!(seen.iter().all(|peer| peer.ip() == ip), "{routing:?} {seen:?}");
