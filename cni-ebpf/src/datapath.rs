@@ -190,14 +190,14 @@ fn connection_from_pod<T: Tables, P: Packet>(
     }
     conntrack::begin(packet, work);
     policy::admit(tables, packet, work, Some(sender), receiver, false)?;
-    if served {
-        stage::call(Stage::Dial, tables, packet, work)?;
-    }
+    balance::enter_among(tables, packet, work)?;
     work.flow.via_reply = via::PEER;
     if let Some(receiver) = receiver {
         // A pod that meets itself behind a Service would take its own address for a forged one.
         if served && (balance::hides_source(work) || receiver.id == sender.id) {
             balance::hide_source(tables, packet, work, 0)?;
+        } else {
+            balance::keep_source(tables, packet, work)?;
         }
         // The stack would see one side of a translation on the way there and the other on the way back.
         work.straight = u8::from(served);
@@ -235,6 +235,7 @@ fn masquerade_new<T: Tables, P: Packet>(
     route: &crate::abi::Route,
 ) -> Outcome {
     if route.flags & route_flags::MASQUERADE == 0 || tables.config().masquerades() == 0 {
+        balance::keep_source(tables, packet, work)?;
         return route::leave(tables, packet, work, route);
     }
     // The address to masquerade with is that of the device by which the packet leaves, so the kernel's route comes
@@ -418,9 +419,8 @@ fn arriving<T: Tables, P: Packet>(
         work.flow.flags.set(work.flow.flags.get() | flow_flags::OUTSIDE);
     }
     policy::admit(tables, packet, work, None, Some(receiver), false)?;
-    if work.direct == work::direct::CAME {
-        stage::call(Stage::Dial, tables, packet, work)?;
-    }
+    balance::enter_among(tables, packet, work)?;
+    balance::keep_source(tables, packet, work)?;
     work.flow.via_forward = route::via_to(work, receiver);
     work.flow.via_reply = if work.flow.via_forward == via::STACK {
         via::STACK
@@ -430,6 +430,7 @@ fn arriving<T: Tables, P: Packet>(
         via::DEVICE
     };
     enter(tables, work)?;
+    balance::show_source(work);
     work.stack_reply = 0;
     deliver(tables, packet, work, receiver)
 }

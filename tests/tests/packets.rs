@@ -10,6 +10,8 @@
 mod admission;
 #[path = "packets/clock.rs"]
 mod clock;
+#[path = "packets/contested.rs"]
+mod contested;
 #[path = "packets/departure.rs"]
 mod departure;
 #[path = "packets/direct.rs"]

@@ -430,7 +430,7 @@ impl PortAt<'_> {
         let restricted = restricted && !self.service.source_ranges.is_empty();
         let local = self.service.external_policy == TrafficPolicy::Local;
         let (inside, outside) = if local {
-            (service_flags::MASQUERADE_NODE, 0)
+            (0, 0)
         } else {
             (
                 service_flags::MASQUERADE,

@@ -58,6 +58,8 @@ crate::abi! {
         pub b_port: Port,
         pub proto: u8,
         pub pad: u8,
+        /// Not 0 where another flow had the tuple when this one began: a number for what was dialled. Such a flow is found
+        /// by its aliases alone. A key's fields keep their names, or no other release could read it.
         pub reserved: u16,
     }
 }
@@ -72,7 +74,7 @@ impl FlowKey {
         self.b_port = other.b_port;
         self.proto = other.proto;
         self.pad = 0;
-        self.reserved = 0;
+        self.reserved = other.reserved;
     }
 }
 

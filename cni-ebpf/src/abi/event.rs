@@ -69,7 +69,7 @@ reasons! {
     TooBig = 33, "too_big", "larger than the tunnel carries, to a node whose address the host's stack would send past the tunnel";
     ServiceSource = 34, "service_source", "a client outside of the Service's source ranges";
     ServiceUnknown = 35, "service_unknown", "an address of the Service range that no Service has";
-    ServiceTuple = 36, "service_tuple", "a client's port that already leads to this backend through another Service";
+    ServiceTuple = 36, "service_tuple", "a client's port that leads to this backend already, and no other port of the client is free for a second connection";
     TtlExceeded = 37, "ttl_exceeded", "an expired TTL on the way to a Service's backend on another node";
     Unsettled = 38, "unsettled", "amidst a connection that is not known yet, while programs of another release take over: it is to be sent again";
 }

@@ -20,8 +20,6 @@ pub mod service_flags {
     pub const DROP: u32 = 1 << 2;
     /// The source is translated.
     pub const MASQUERADE: u32 = 1 << 3;
-    /// Only the source of what the node itself sends is.
-    pub const MASQUERADE_NODE: u32 = 1 << 4;
     /// Clients from outside keep their address all the same, where the backend's node can answer them itself.
     pub const DSR: u32 = 1 << 5;
     /// Besides, every node leads a client to the same backend: a stream may come here in its middle.

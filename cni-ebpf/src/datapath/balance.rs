@@ -3,8 +3,8 @@
 use super::refuse::{self, answer};
 use super::stage::{self, Stage};
 use super::work::direct;
-use super::{Outcome, Packet, Table, Tables, Work, conntrack, nat, service};
-use crate::abi::{Addr, Flow, Reason, client_kind, flow_flags, put, service_flags};
+use super::{Outcome, Packet, Table, Tables, Work, conntrack, lot, nat, service};
+use crate::abi::{Addr, Flow, Reason, Tuple, client_kind, flow_flags, put, service_flags};
 
 /// Asks whether `work.tuple` dials a Service, and which backend it is given: `work.choice`. A Service that nobody serves
 /// refuses at once.
@@ -111,25 +111,69 @@ pub(super) fn moves<T: Tables, P: Packet>(
     true
 }
 
-/// A flow in which something moved this lately is in use.
-const IN_USE: u64 = 120 * conntrack::SECOND;
+/// What a new connection, `work.flow` from `work.tuple` to `work.out`, has to know of others of its client: see [`dial`].
+#[inline(always)]
+pub(super) fn enter_among<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
+    put(&mut work.contested, 0);
+    if tables.config().has_services() == 0 || !service::serves(work.tuple.proto) {
+        return Ok(());
+    }
+    stage::call(Stage::Dial, tables, packet, work)
+}
 
-/// Tells `work.flow` what was dialled and where it goes. Two Services may lead one client's port to one backend: the
-/// connection that is there is not broken, and who tries again is given another backend or another port.
+/// Tells `work.flow` what was dialled and where it goes, if it is a Service's.
+///
+/// Two frontends may lead one client's port to one backend. The connection that is there keeps the tuple; the second one
+/// has a key of its own, is found by its aliases alone, and must not be answered at the same port: `work.contested`. So
+/// must not any that begins from the port that such a second one was given.
 #[inline(always)]
 pub(super) fn dial<T: Tables>(tables: &T, work: &mut Work) -> Result<(), Reason> {
-    if let Some(found) = conntrack::by_key(tables, &work.key, work.now) {
-        let flow = found.flow;
-        let same = flow.flags.get() & flow_flags::DNAT != 0
-            && flow.dnat == work.tuple.dst
-            && flow.dnat_port == work.tuple.dst_port;
-        if !same && !conntrack::ended(flow) && work.now.saturating_sub(flow.seen.get()) < IN_USE {
+    let disputed = nat::is_disputed(tables, work);
+    work.contested = u8::from(disputed);
+    if work.choice.found == 0 {
+        return Ok(());
+    }
+    if disputed || is_anothers(tables, work) {
+        work.contested = 1;
+        work.key.reserved = number(&work.tuple);
+        if is_anothers(tables, work) {
             return Err(Reason::ServiceTuple);
         }
     }
     work.flow.service = work.choice.service;
     work.flow.backend = work.choice.backend;
     nat::enter_dialled(tables, work)
+}
+
+/// Whether a connection to something else than `work.tuple.dst` stands under `work.key`.
+#[inline(always)]
+fn is_anothers<T: Tables>(tables: &T, work: &Work) -> bool {
+    conntrack::by_key(tables, &work.key, work.now).is_some_and(|found| {
+        let flow = found.flow;
+        let same = flow.flags.get() & flow_flags::DNAT != 0
+            && flow.dnat == work.tuple.dst
+            && flow.dnat_port == work.tuple.dst_port;
+        !same && !conntrack::ended(flow)
+    })
+}
+
+/// What tells the connections of one client's port to one backend apart: never 0.
+#[inline(always)]
+fn number(dialled: &Tuple) -> u16 {
+    let Tuple { dst, dst_port, .. } = dialled;
+    let hash = lot::mix(0, [dst.hi, dst.lo, u64::from(dst_port.wire())]);
+    ((hash >> 48) as u16).max(1)
+}
+
+/// Gives `work.flow` another port of its client's address, if it must not be answered at its own.
+#[inline(always)]
+pub(super) fn keep_source<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
+    if work.contested == 0 {
+        return Ok(());
+    }
+    work.snat = work.tuple.src;
+    work.keep_port = 0;
+    stage::call(Stage::Allocate, tables, packet, work).map_err(|_| Reason::ServiceTuple)
 }
 
 /// Whether the frontend says that the source is to be translated, and no reason is known to keep it.

@@ -176,10 +176,14 @@ pub(super) fn find<'t, T: Tables>(tables: &'t T, work: &mut Work) -> Option<Foun
     usable(work, found)
 }
 
-/// Whether the packet bears the port that a flow of the host has given up to somebody behind the node, who is answered by it.
+/// Whether the packet bears the port that the flow's originator has given up to another flow, which is answered by it:
+/// to somebody behind the node, or to one of its own.
 #[inline(always)]
 fn gave_way(work: &Work, flow: &Flow) -> bool {
-    work.reply != 0 && flow.flags.get() & flow_flags::HOST != 0 && work.tuple.dst_port != flow.snat_port
+    work.reply != 0
+        && flow.flags.get() & flow_flags::SNAT != 0
+        && work.tuple.dst_port != flow.snat_port
+        && work.tuple.dst == flow.snat
 }
 
 /// Whether the flow behind the alias is younger than the one that may be over.

@@ -7,7 +7,7 @@
 
 use super::work::direct;
 use super::{Packet, Tables, Work, conntrack};
-use crate::abi::{Addr, Flow, Port, ServiceKey, Tuple, flow_flags, service_scope};
+use crate::abi::{Addr, Flow, Port, ServiceKey, Tuple, flow_flags, put, service_scope};
 
 /// The first byte of both link addresses: given out by hand and for one device, as a link address must be, and not how the
 /// addresses of other tunnelled frames begin.
@@ -65,6 +65,7 @@ pub(super) fn leads_there(work: &mut Work, flow: &Flow) -> bool {
 /// A new connection: the backend is the one that was named, the Service the one whose frontend was dialled.
 #[inline(always)]
 pub(super) fn choose<T: Tables>(tables: &T, work: &mut Work) {
+    put(&mut work.choice.found, 0);
     if work.direct != direct::CAME {
         return;
     }
@@ -80,6 +81,7 @@ pub(super) fn choose<T: Tables>(tables: &T, work: &mut Work) {
     };
     choice.service = tables.service(&choice.key).map_or(0, |service| service.id);
     choice.backend = 0;
+    choice.found = 1;
     out.dst = choice.addr;
     out.dst_port = choice.port;
 }

@@ -2,6 +2,7 @@
 //! translated ones, whichever node their ends are on.
 
 use super::connection::{advance_known, enter, known};
+use super::conntrack::Found;
 use super::stage::{self, Stage};
 use super::work::direct;
 use super::{
@@ -154,6 +155,8 @@ fn begin<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunn
     // The stack takes nothing that bears an address of its own from outside.
     if balance::hides_source(work) && !stack {
         balance::hide_source(tables, packet, work, 0)?;
+    } else {
+        balance::keep_source(tables, packet, work)?;
     }
     enter(tables, work)?;
     balance::show_source(work);
@@ -220,7 +223,9 @@ fn begin_remote<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Wor
         work.flow.via_forward = via::STACK;
         work.flow.via_reply = via::STACK;
         stage::call(Stage::Dial, tables, packet, work)?;
+        balance::keep_source(tables, packet, work)?;
         enter(tables, work)?;
+        balance::show_source(work);
         deliver::translate(tables, packet, work)?;
         return work.pass();
     }
@@ -297,13 +302,18 @@ pub(super) fn leaving<T: Tables, P: Packet>(
         return Ok(done);
     }
     let from_a = conntrack::key_of(&work.tuple, &mut work.key);
-    let Some(found) = conntrack::by_key(tables, &work.key, work.now) else {
+    let (found, replies) = if let Some(found) = conntrack::by_key(tables, &work.key, work.now) {
+        let replies = (found.flow.flags.get() & flow_flags::ORIGIN_A != 0) != from_a;
+        (found, replies)
+    } else if let Some(found) = answers_by_alias(tables, work) {
+        (found, true)
+    } else {
         return super::stack::began_by_host(tables, packet, work);
     };
     let flags = found.flow.flags.get();
-    let replies = (flags & flow_flags::ORIGIN_A != 0) != from_a;
     if !replies && flags & flow_flags::HOST != 0 {
-        return super::stack::of_host(tables, packet, work, found.flow);
+        super::stack::of_host(tables, packet, work, found.flow)?;
+        return Ok(true);
     }
     if !replies || flags & flow_flags::DNAT == 0 {
         return Ok(false);
@@ -320,4 +330,14 @@ pub(super) fn leaving<T: Tables, P: Packet>(
     }
     deliver::translate(tables, packet, work)?;
     Ok(true)
+}
+
+/// The flow of an answer to a client that was given another port of its own.
+#[inline(always)]
+fn answers_by_alias<'t, T: Tables>(tables: &'t T, work: &mut Work) -> Option<Found<'t>> {
+    let alias = conntrack::by_alias(tables, &work.tuple)?;
+    if alias.reply == 0 {
+        return None;
+    }
+    conntrack::behind(tables, work, alias)
 }

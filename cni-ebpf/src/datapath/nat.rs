@@ -281,6 +281,7 @@ pub(super) fn rebuild<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut W
     let a_is_sender = key.a == work.tuple.src && key.a_port == work.tuple.src_port;
     conntrack::oriented(&key, a_is_sender != reply, &mut work.out);
     conntrack::begin(packet, work);
+    work.key.reserved = key.reserved;
     work.flow.source_endpoint = alias.endpoint;
     if reply {
         work.flow.snat = work.tuple.dst;

@@ -64,10 +64,12 @@ fn find<'t, T: Tables>(tables: &'t T, work: &mut Work) -> Option<Found<'t>> {
         return Some(found);
     }
     // The packet inside was dialled to a frontend: the error goes back to the originator.
-    if let Some(alias) = conntrack::by_alias(tables, &work.inner)
-        && alias.reply == 0
-    {
-        return through(tables, work, &alias.flow);
+    // Or it answers a translated source, and the stack could not carry it there: the error goes to the backend.
+    if let Some(alias) = conntrack::by_alias(tables, &work.inner) {
+        let answers = alias.reply != 0;
+        let found = through(tables, work, &alias.flow)?;
+        work.reply = u8::from(!answers);
+        return Some(found);
     }
     // The packet inside left with a translated source: the alias stands under its answer.
     work.alias_tuple = work.inner.reversed();
@@ -98,6 +100,7 @@ fn leaving(work: &mut Work, found: &Found<'_>) -> crate::abi::Addr {
     let flow = found.flow;
     let flags = flow.flags.get();
     conntrack::forward_tuple(&work.key, flow, &mut work.out);
+    let hides = flags & flow_flags::SNAT != 0 && flow.snat != work.out.src;
     if work.reply != 0 {
         if flags & flow_flags::DNAT != 0 {
             work.out.dst = flow.dnat;
@@ -111,7 +114,7 @@ fn leaving(work: &mut Work, found: &Found<'_>) -> crate::abi::Addr {
             work.out.dst_port = flow.snat_port;
         }
     }
-    let hidden = flags & flow_flags::SNAT != 0 && (work.reply == 0 || flags & flow_flags::DNAT != 0);
+    let hidden = hides && (work.reply == 0 || flags & flow_flags::DNAT != 0);
     if hidden || work.tuple.src == work.inner.dst {
         work.out.dst
     } else {

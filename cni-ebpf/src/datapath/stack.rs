@@ -181,12 +181,18 @@ fn enter_stacks<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Wor
 /// answers. Its own are translated where the pod sends them, for the stack knows nothing of another port.
 #[inline(always)]
 pub(super) fn give_way<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
-    let source = work.tuple.src;
-    if nat::is_disputed(tables, work) && host_flow(tables, work, &source) {
+    if must_give_way(tables, work) {
         keep_or_exchange_port(tables, packet, work)?;
         work.flow.via_reply = via::DEVICE;
     }
     Ok(())
+}
+
+/// Whether `work.out`, which nobody knows, begins a flow of the host whose answers would be another's.
+#[inline(always)]
+fn must_give_way<T: Tables>(tables: &T, work: &mut Work) -> bool {
+    let source = work.tuple.src;
+    nat::is_disputed(tables, work) && host_flow(tables, work, &source)
 }
 
 /// What the host sends to the cluster has no entry, unless it had to give way.
@@ -197,8 +203,7 @@ pub(super) fn began_by_host<T: Tables, P: Packet>(
     work: &mut Work,
 ) -> Result<bool, Reason> {
     work.out = work.tuple;
-    let source = work.tuple.src;
-    if !nat::is_disputed(tables, work) || !host_flow(tables, work, &source) {
+    if !must_give_way(tables, work) {
         return Ok(false);
     }
     conntrack::begin(packet, work);
@@ -215,14 +220,13 @@ pub(super) fn of_host<T: Tables, P: Packet>(
     packet: &mut P,
     work: &mut Work,
     flow: &Flow,
-) -> Result<bool, Reason> {
+) -> Outcome {
     if nat::due(work, flow) {
         stage::call(Stage::LookAfter, tables, packet, work)?;
     }
     flow.seen.set(work.now);
     nat::leaving(work, flow);
-    translate(tables, packet, work)?;
-    Ok(true)
+    translate(tables, packet, work)
 }
 
 /// Whether this is a flow of the host from a port that could be allocated to a pod.

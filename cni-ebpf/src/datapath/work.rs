@@ -124,7 +124,9 @@ pub struct Work {
     pub straight: u8,
     /// Direct server return: see [`direct`].
     pub direct: u8,
-    pub pad4: [u8; 3],
+    /// Another flow is answered at the port of the one that begins.
+    pub contested: u8,
+    pub pad4: [u8; 2],
     /// Where the packet goes: see [`way`](super::way); device and neighbour as far as the way needs them.
     pub gateway: Addr,
     /// The link header, where the program writes it itself.

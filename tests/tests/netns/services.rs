@@ -6,6 +6,7 @@ mod external;
 mod health;
 mod maglev;
 mod narrow;
+mod ports;
 mod reach;
 mod segments;
 mod sockets;

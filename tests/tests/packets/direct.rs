@@ -129,13 +129,18 @@ fn the_named_pod_sees_the_client_and_answers_it_as_the_service() {
         let flows = pair.memory.flows[0].entries();
         let numbers: Vec<u32> = flows.iter().map(|(_, flow)| flow.service).collect();
         assert_eq!(numbers, [0, 0, 0], "no frontend of this node");
+        // One client's port, two Services, one backend.
         let own = outside(v6, port::NODE_DIRECT_HERE);
-        let (verdict, _) = comes(pair, &sent_on(&own.tcp(SYN, b""), pod(3, v6), 8080));
+        let (verdict, out) = comes(pair, &sent_on(&own.tcp(SYN, b""), pod(3, v6), 8080));
         assert_eq!(
-            verdict,
-            Err(Reason::ServiceTuple),
-            "one client's port, two Services, one backend"
+            (verdict, ends(&out)),
+            (TO_B, ((client(v6), 40000), (pod(3, v6), 8080)))
         );
+        assert!(holds(&out));
+        let (verdict, out) = pod_sends(pair, from_pod_b(&out).tcp(SYN_ACK, b""));
+        assert_eq!(verdict, gateway(v6));
+        assert_eq!(ends(&out), ((own.dst, own.dst_port), (client(v6), 50123)));
+        assert!(holds(&out));
         let own = Ends {
             src_port: 50124,
             ..own

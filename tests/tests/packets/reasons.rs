@@ -234,11 +234,17 @@ fn case(reason: Reason, v6: bool) -> Case {
             Case::sent(from_a(ip(if v6 { "fd00:96::99" } else { "10.96.0.99" })).udp(b"x"))
         }
         Reason::ServiceTuple => {
+            // From the only port that there is to give.
             let dial = |dst_port| Ends {
+                src_port: world::CONFIG.snat_first as u16,
                 dst_port,
                 ..from_a(ip(if v6 { "fd00:96::1" } else { "10.96.0.1" }))
             };
             Case::sent(dial(port::HIDDEN).tcp(SYN, b"")).with(|memory| {
+                let key =
+                    |port| crate::services::key(ip(if v6 { "fd00:96::1" } else { "10.96.0.1" }), port, 6);
+                let kept = *memory.services.get(&key(port::TO_B)).unwrap();
+                memory.services.put(key(port::HIDDEN), kept);
                 let mut first = world::frame(dial(port::TO_B).tcp(SYN, b""), ifindex::POD_A);
                 world::run(memory, Hook::FromPod, &mut first, &mut Default::default()).unwrap();
                 memory.counts.take();

@@ -434,31 +434,6 @@ fn svc_58_all_parts_of_a_datagram_go_to_one_backend() {
 }
 
 #[test]
-fn a_port_that_leads_to_the_backend_already_does_not_lose_its_connection() {
-    families(|pair, v6| {
-        let first = dial(v6, port::TO_B);
-        let (verdict, _) = pair.run(Hook::FromPod, &first.tcp(SYN, b""), ifindex::POD_A);
-        assert_eq!(verdict, TO_B);
-        let second = key(vip(v6), 9997, 6);
-        let service = Service {
-            id: service_id(port::TO_B, v6, 0),
-            slots: 1,
-            ..Service::default()
-        };
-        pair.put_service(second, service);
-        let (verdict, _) = pair.run(Hook::FromPod, &dial(v6, 9997).tcp(SYN, b""), ifindex::POD_A);
-        assert_eq!(verdict, Err(Reason::ServiceTuple));
-        let direct = Ends {
-            dst: pod(3, v6),
-            dst_port: 8080,
-            ..first
-        };
-        let (verdict, out) = pair.run(Hook::FromPod, &from_b(direct).tcp(SYN_ACK, b""), ifindex::POD_B);
-        assert_eq!((verdict, ends(&out).0), (TO_A, (vip(v6), port::TO_B)));
-    });
-}
-
-#[test]
 fn events_name_what_was_dialled() {
     families(|pair, v6| {
         let dialled = dial(v6, port::TO_B);

@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use cni_ebpf::abi::{Addr, Port, backend_flags, service_flags, service_scope};
+use cni_ebpf::abi::{Addr, Port, backend_flags, service_scope};
 
 use super::{Compiled, Frontend, HintsUsed, Place, SetName, SlotSet, Target, key};
 use crate::model::{HostPort, Pod};
@@ -59,11 +59,11 @@ pub fn compile(place: &Place, pod: &Pod) -> Compiled {
 }
 
 fn frontends(front: IpAddr, port: &HostPort, set: SetName, frontends: &mut Vec<Frontend>) {
-    let mut add = |scope, flags| {
+    let mut add = |scope| {
         let frontend = Frontend {
             key: key(front, port.port, set.proto, scope),
             set: Some(set),
-            flags,
+            flags: 0,
             affinity_seconds: 0,
             restricted: false,
         };
@@ -71,9 +71,9 @@ fn frontends(front: IpAddr, port: &HostPort, set: SetName, frontends: &mut Vec<F
             frontends.push(frontend);
         }
     };
-    add(service_scope::CLUSTER, service_flags::MASQUERADE_NODE);
+    add(service_scope::CLUSTER);
     if !front.is_loopback() {
-        add(service_scope::EXTERNAL, 0);
+        add(service_scope::EXTERNAL);
     }
 }
 

@@ -33,7 +33,6 @@ pub(super) fn service(name: &NamespacedName, compiled: &service::Compiled, out: 
             (service_flags::REJECT, "refuse"),
             (service_flags::DROP, "drop"),
             (service_flags::MASQUERADE, "masquerade"),
-            (service_flags::MASQUERADE_NODE, "masquerade-node"),
             (service_flags::DSR, "dsr"),
             (service_flags::ANY_NODE, "any-node"),
         ];

@@ -37,24 +37,6 @@ pub(super) const DEVIATIONS: &[Deviation] = &[
         reason: "a connected socket of the host is connected to the endpoint: it ends, so that its owner dials anew",
     },
     Deviation {
-        cases: &["22: two Services from one port, by packets"],
-        millrace: "a sees client, silence",
-        kube_proxy: "a sees client",
-        reason: PORT,
-    },
-    Deviation {
-        cases: &["33: two addresses from one port"],
-        millrace: "a sees node0, silence",
-        kube_proxy: "a sees node0",
-        reason: PORT,
-    },
-    Deviation {
-        cases: &["34: two addresses from one port"],
-        millrace: "a sees outside, silence",
-        kube_proxy: "a sees outside",
-        reason: PORT,
-    },
-    Deviation {
         cases: &["22: two Services from one port, a process"],
         millrace: "Tcp4 Tcp6: Cannot assign requested address (os error 99), a sees node0; Udp4 Udp6: a sees node0, silence",
         kube_proxy: "a sees node0",
@@ -87,7 +69,5 @@ pub(super) const DEVIATIONS: &[Deviation] = &[
 /// One that is not connected too, which hears nothing of the stack's refusals.
 const TOLD: &str =
     "a socket of the host is told at once of what would be dropped, instead of waiting in vain";
-/// The stack would give the second connection another source port.
-const PORT: &str = "the connection that is there is kept, and the second dropped as `service_tuple`";
 const CONNECTED: &str =
     "a pod's stream is connected to the endpoint, as to any other pod: there is nothing to translate";
