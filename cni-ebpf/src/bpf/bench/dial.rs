@@ -65,7 +65,7 @@ fn row(work: &mut Work) -> Option<u32> {
         pad: 0,
     };
     // SAFETY: the entry lives until the end of the RCU section, which is the program's.
-    unsafe { SERVICES.get(&key) }.map(|service| service.slots)
+    unsafe { SERVICES.get(key) }.map(|service| service.slots)
 }
 
 #[classifier]

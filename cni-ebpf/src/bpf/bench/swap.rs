@@ -82,7 +82,7 @@ pub(crate) fn bench_floor(context: XdpContext) -> u32 {
 fn sent_where_its_pod_is(frame: &mut Frame) -> Option<()> {
     let tuple = dialled(frame)?;
     // SAFETY: the entry lives until the end of the RCU section, which is the program's.
-    let alias = unsafe { NAT.get(&tuple) }?;
+    let alias = unsafe { NAT.get(tuple) }?;
     // The other side is the node's address, which hides the client.
     let pod = if alias.flow.a == tuple.dst {
         alias.flow.b
