@@ -211,7 +211,8 @@ pub struct MapSizes {
     pub fragments: u32,
     /// Frontends: a ClusterIP's port is one, and one more each ClusterIP; each external address's port is two.
     pub services: u32,
-    /// One for each endpoint of each Service's port, two where there is a local policy or affinity.
+    /// One for each endpoint of each Service's port, two where there is a local policy, and some to grow. As many rows for those of
+    /// Services with affinity.
     pub service_slots: u32,
     /// Endpoints.
     pub backends: u32,

@@ -6,6 +6,7 @@
 //! from the maps by the next agent, so that a restart changes no row.
 
 pub mod audit;
+mod blocks;
 mod book;
 mod numbers;
 mod pending;
@@ -14,6 +15,7 @@ pub mod recovered;
 mod room;
 mod rows;
 
+pub use blocks::Block;
 pub use book::{Answer, Back, Book, Clients, Description, Front, Summary, Troubles};
 pub use numbers::Numbers;
 pub use pending::Pending;

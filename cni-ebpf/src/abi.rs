@@ -40,8 +40,8 @@ pub use policy::{
 pub use racy::Racy;
 pub use route::{Device, Route, device_flags, route_action, route_flags};
 pub use service::{
-    Affinity, AffinityKey, Backend, Dialled, MaglevChunk, MaglevKey, Service, ServiceKey, SlotKey, SocketKey,
-    SourceRange, backend_flags, client_kind, service_flags, service_scope,
+    Affinity, AffinityKey, Backend, Dialled, MaglevChunk, MaglevKey, MemberKey, Service, ServiceKey, Slot,
+    SocketKey, SourceRange, backend_flags, client_kind, service_flags, service_scope,
 };
 
 /// Every type that stands in a map, for the generated table.
@@ -73,7 +73,8 @@ pub const LAYOUTS: &[Layout] = &[
     Service::LAYOUT,
     MaglevKey::LAYOUT,
     MaglevChunk::LAYOUT,
-    SlotKey::LAYOUT,
+    Slot::LAYOUT,
+    MemberKey::LAYOUT,
     SourceRange::LAYOUT,
     Backend::LAYOUT,
     AffinityKey::LAYOUT,

@@ -43,7 +43,8 @@ pub struct Memory {
     pub cidrs: Lpm<u32>,
     pub grants: Slab<GrantKey, Grant>,
     pub services: Slab<ServiceKey, Service>,
-    pub slots: Slab<SlotKey, u32>,
+    pub slots: Slab<u32, Slot>,
+    pub members: Slab<MemberKey, u32>,
     pub backends: Slab<u32, Backend>,
     pub maglev: Slab<MaglevKey, MaglevChunk>,
     /// By the number of the ranges.
@@ -54,6 +55,17 @@ pub struct Memory {
     pub counts: RefCell<HashMap<(u8, u8), u64>>,
     pub events: RefCell<Vec<Event>>,
 }
+
+/// Those of the array, which are all there.
+const PLACES: std::ops::Range<u32> = 0..262_144;
+const NOBODYS: Slot = Slot {
+    addr: Addr::UNSPECIFIED,
+    port: Port::ZERO,
+    pad: 0,
+    backend: 0,
+    service: 0,
+    seal: 0,
+};
 
 /// When searches for a port failed.
 pub struct Failures(Box<[Racy<u64>]>);
@@ -98,6 +110,7 @@ impl Memory {
         self.affinity.settle();
         self.services.settle();
         self.slots.settle();
+        self.members.settle();
         self.backends.settle();
         self.maglev.settle();
         self.events.get_mut().clear();
@@ -239,8 +252,13 @@ impl Tables for Memory {
         self.services.get(key)
     }
 
-    fn slot(&self, key: &SlotKey) -> Option<&u32> {
-        self.slots.get(key)
+    fn slot(&self, place: u32) -> Option<&Slot> {
+        let nobodys = || PLACES.contains(&place).then_some(&NOBODYS);
+        self.slots.get(&place).or_else(nobodys)
+    }
+
+    fn member(&self, key: &MemberKey) -> Option<&u32> {
+        self.members.get(key)
     }
 
     fn backend(&self, id: &u32) -> Option<&Backend> {

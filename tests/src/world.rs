@@ -13,7 +13,7 @@ use cni_ebpf::datapath::{self, Outcome, Verdict, Work};
 use crate::memory::{Frame, Memory};
 use crate::object;
 
-pub use content::{MAGLEV, MAGLEV_SIZE, NODES_RANGES, backend, port, service_id};
+pub use content::{MAGLEV, MAGLEV_SIZE, NODES_RANGES, backend, place, port, service_id};
 use content::{NEIGHBOURS, device, endpoints, fib, ranges, routes, services, settings, tables};
 pub use kernel::{Bytes, Kernel, THIS_NETNS};
 pub use rules::KUBELET;
@@ -116,14 +116,21 @@ pub fn memory() -> Memory {
             .or_default()
             .push(entry);
     }
-    let (frontends, slots, backends) = services();
-    frontends
+    let services = services();
+    services
+        .frontends
         .iter()
         .for_each(|(key, value)| memory.services.put(*key, *value));
-    slots
+    services
+        .slots
         .iter()
         .for_each(|(key, value)| memory.slots.put(*key, *value));
-    backends
+    services
+        .members
+        .iter()
+        .for_each(|(key, value)| memory.members.put(*key, *value));
+    services
+        .backends
         .iter()
         .for_each(|(key, value)| memory.backends.put(*key, *value));
     tables()

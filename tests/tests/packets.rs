@@ -48,6 +48,8 @@ mod refusals;
 mod reports;
 #[path = "packets/services.rs"]
 mod services;
+#[path = "packets/slots.rs"]
+mod slots;
 #[path = "packets/sockets.rs"]
 mod sockets;
 #[path = "packets/stack.rs"]

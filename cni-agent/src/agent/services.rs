@@ -203,11 +203,15 @@ impl<K: Kernel> Agent<K> {
         let due = self.services.pending.take_due(now);
         if !due.is_empty() {
             self.remove_rows(&due).await;
-            self.settle_room();
             // Not before: up to here each seemed to serve.
             if !due.backends.is_empty() {
                 self.services.release.get_or_insert(now + RELEASE);
             }
+        }
+        let blocks = self.services.pending.take_blocks(now);
+        if !due.is_empty() || !blocks.is_empty() {
+            self.services.book.free_blocks(blocks);
+            self.settle_room();
         }
         // Room that became free is given away at once.
         self.change_services().await;
@@ -269,6 +273,12 @@ impl<K: Kernel> Agent<K> {
         }
     }
 
+    /// What no frontend names since the last write goes to others when nobody can be reading it.
+    fn retire_blocks(&mut self, now: Instant) {
+        let retired = self.services.book.take_retired();
+        self.services.pending.retire(retired, now);
+    }
+
     /// Rows that are gone make room for Services that wait for it.
     fn settle_room(&mut self) {
         let services = &mut self.services;
@@ -313,6 +323,7 @@ impl<K: Kernel> Agent<K> {
             self.services.release.get_or_insert(now + RELEASE);
         }
         self.services.pending.add(gone, now);
+        self.retire_blocks(now);
         self.settle_room();
         true
     }
@@ -347,7 +358,11 @@ impl<K: Kernel> Agent<K> {
         if let Err(error) = self.carry_out(&missing, &frontends).await {
             return self.services.failed(error);
         }
-        self.services.pending.add(findings.superfluous, Instant::now());
+        let now = Instant::now();
+        self.services.pending.add(findings.superfluous, now);
+        if fits {
+            self.retire_blocks(now);
+        }
         self.settle_room();
         if !fits {
             let error = "rows that are not Millrace's fill the maps; they go first";

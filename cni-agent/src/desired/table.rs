@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use cni_ebpf::abi::{
     self, Addr, Backend, Bucket, ClassBits, ClassKey, Device, Endpoint, GroupChunk, GroupKey, MaglevChunk,
-    MaglevKey, Peer, Prefix, Route, RuleKey, RuleList, RuleSet, Service, ServiceKey, Settings, SlotKey,
-    SourceRange,
+    MaglevKey, MemberKey, Peer, Prefix, Route, RuleKey, RuleList, RuleSet, Service, ServiceKey, Settings,
+    Slot, SourceRange,
 };
 
 /// Bytes read from a map do not have the size of its key or value.
@@ -90,7 +90,8 @@ macro_rules! tables {
 
 tables! {
     Backends backends: u32 => Backend;
-    ServiceSlots service_slots: SlotKey => u32;
+    ServiceSlots service_slots: u32 => Slot;
+    ServiceMembers service_members: MemberKey => u32;
     ServiceRanges service_ranges: SourceRange => u32;
     Maglev maglev: MaglevKey => MaglevChunk;
     Services services: ServiceKey => Service;
@@ -120,9 +121,12 @@ impl Table {
     /// What the table belongs to; an endpoint names its rule sets.
     pub const fn chain(self) -> Option<Chain> {
         match self {
-            Self::Backends | Self::ServiceSlots | Self::ServiceRanges | Self::Maglev | Self::Services => {
-                Some(Chain::Service)
-            }
+            Self::Backends
+            | Self::ServiceSlots
+            | Self::ServiceMembers
+            | Self::ServiceRanges
+            | Self::Maglev
+            | Self::Services => Some(Chain::Service),
             Self::Classes
             | Self::Cidrs
             | Self::RuleGroups
@@ -148,7 +152,10 @@ impl Table {
 
     /// True for arrays, whose keys are always there: a value of zeros is an absent entry.
     pub const fn is_array(self) -> bool {
-        matches!(self, Self::RuleSets | Self::Settings | Self::Endpoints)
+        matches!(
+            self,
+            Self::ServiceSlots | Self::RuleSets | Self::Settings | Self::Endpoints
+        )
     }
 }
 

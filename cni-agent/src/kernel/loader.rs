@@ -82,7 +82,7 @@ pub fn entries(spec: &MapSpec, sizes: &MapSizes) -> u32 {
         "conntrack_new" | "nat_new" => sizes.conntrack_new,
         "fragments" => sizes.fragments,
         "services" => sizes.services,
-        "service_slots" => sizes.service_slots,
+        "service_slots" | "service_members" => sizes.service_slots,
         "backends" => sizes.backends,
         "maglev" => sizes.maglev,
         "service_ranges" => sizes.service_ranges,

@@ -276,8 +276,11 @@ impl Map {
         Ok(())
     }
 
-    /// Deletes entries whose keys lie one behind the other. One that is not there is fine.
+    /// Deletes entries whose keys lie one behind the other (of an array: writes zeros). One that is not there is fine.
     pub fn remove_packed(&self, keys: &[u8]) -> Result<(), KernelError> {
+        if matches!(self.spec.map_type, MapType::Array) {
+            return self.put_packed(keys, &vec![0; keys.len() / self.spec.key * self.spec.value]);
+        }
         let action = || format!("delete entries of map {}", self.spec.name);
         for key in keys.chunks_exact(self.spec.key) {
             bpf::delete(self, key).map_err(|error| KernelError::new(action(), error))?;
@@ -371,7 +374,7 @@ pub fn setting(map: &str) -> Option<&'static str> {
     match map {
         "addresses" => Some("maps.endpoints"),
         "services" => Some("maps.services"),
-        "service_slots" => Some("maps.serviceSlots"),
+        "service_slots" | "service_members" => Some("maps.serviceSlots"),
         "backends" => Some("maps.backends"),
         "maglev" => Some("maps.maglev"),
         "service_ranges" => Some("maps.serviceRanges"),

@@ -8,9 +8,10 @@ use crate::{
 };
 
 /// Referenced before referrer.
-const TABLES: [Table; 5] = [
+const TABLES: [Table; 6] = [
     Table::Backends,
     Table::ServiceSlots,
+    Table::ServiceMembers,
     Table::ServiceRanges,
     Table::Maglev,
     Table::Services,

@@ -15,10 +15,13 @@ use std::{
     sync::Arc,
 };
 
-use cni_ebpf::abi::{Service, ServiceKey, SlotKey, SourceRange};
+use cni_ebpf::abi::{MemberKey, Service, ServiceKey, SourceRange};
 use roaring::RoaringBitmap;
 
-use super::{Capacity, Counts, Edits, Numbers, Recovered, Rows};
+use super::{
+    Capacity, Counts, Edits, Numbers, Recovered, Rows,
+    blocks::{Block, Blocks},
+};
 use crate::{
     compile::service::{Compiled, Health, HintsUsed, SetName, Target},
     model::NamespacedName,
@@ -29,7 +32,6 @@ use claims::Claims;
 pub use describe::{Answer, Back, Clients, Description, Front};
 use fit::Fit;
 use maglev::{Places, Room};
-use slots::slot_key;
 pub(super) use view::Verdict;
 
 /// What Services have in the kernel.
@@ -43,7 +45,12 @@ pub struct Book {
     claims: Claims,
     numbers: Numbers,
     recovered: Recovered,
+    /// Where the slots stand.
+    blocks: Blocks,
+    /// Blocks that nothing written from now on names.
+    retired: Vec<Block>,
     slots: usize,
+    members: usize,
     ranges: usize,
     health: BTreeMap<Arc<NamespacedName>, Health>,
     troubled: BTreeSet<Arc<NamespacedName>>,
@@ -92,6 +99,8 @@ pub struct Troubles {
 struct Set {
     name: SetName,
     number: u32,
+    block: Block,
+    /// Numbers of backends: those of its block, from the first on.
     slots: Box<[u32]>,
     /// Its backends have rows of their own.
     members: bool,
@@ -118,7 +127,10 @@ impl Book {
             claims: Claims::default(),
             numbers,
             recovered: Recovered::default(),
+            blocks: Blocks::new(capacity.rows.slots),
+            retired: Vec::new(),
             slots: 0,
+            members: 0,
             ranges: 0,
             health: BTreeMap::new(),
             troubled: BTreeSet::new(),
@@ -128,7 +140,7 @@ impl Book {
     }
 
     /// Services that come now get the numbers that they have in the maps.
-    pub fn recover(&mut self, recovered: Recovered) {
+    pub fn recover(&mut self, mut recovered: Recovered) {
         recovered.backends().for_each(|number| self.numbers.claim(number));
         for service in recovered.sets.values() {
             self.numbers.claim(service.id);
@@ -136,9 +148,10 @@ impl Book {
         }
         recovered.tables().for_each(|number| self.numbers.claim(number));
         recovered
-            .slots
-            .keys()
-            .for_each(|key| self.numbers.claim(key.service));
+            .sets_of_slots()
+            .for_each(|number| self.numbers.claim(number));
+        // Whoever comes new must not get what another one will find to be his.
+        recovered.keep_places(|block| self.blocks.claim(block));
         self.fit.leaving = recovered.counts();
         self.recovered = recovered;
     }
@@ -154,11 +167,12 @@ impl Book {
             .flat_map(|service| [service.id, service.ranges]);
         let all = sets.chain(recovered.backends());
         let all = all.chain(recovered.tables());
-        for number in all.chain(recovered.slots.keys().map(|key| key.service)) {
+        for number in all.chain(recovered.sets_of_slots()) {
             if !used.contains(number) {
                 self.numbers.release(number);
             }
         }
+        recovered.blocks().for_each(|block| self.retire(block));
     }
 
     fn numbers_in_use(&self) -> impl Iterator<Item = u32> {
@@ -191,6 +205,7 @@ impl Book {
         let of_object = compiled.problems.len();
         self.squeeze(&name, &old, &mut compiled);
         self.slots -= old.slots();
+        self.members -= old.members();
         self.ranges -= old.ranges.len();
         let ranges_number = self.ranges_number(&old, &compiled);
         let mut edits = Edits::default();
@@ -202,17 +217,22 @@ impl Book {
             .collect();
         let mut old_sets: BTreeMap<SetName, Set> = old.sets.into_iter().map(|set| (set.name, set)).collect();
         let mut sets = Vec::with_capacity(compiled.sets.len());
-        for set in compiled.sets {
+        let mut before = Vec::with_capacity(compiled.sets.len());
+        for set in &compiled.sets {
             let keys = compiled
                 .frontends
                 .iter()
                 .filter(|frontend| frontend.set == Some(set.name));
-            let mut old = old_sets
+            let old = old_sets
                 .remove(&set.name)
                 .or_else(|| self.recovered_set(set.name, keys.map(|frontend| frontend.key).collect()));
+            before.push(old);
+        }
+        let blocks = self.allot(&compiled.sets, &before);
+        for ((set, mut old), block) in compiled.sets.into_iter().zip(before).zip(blocks) {
             let places = old.as_mut().and_then(|old| old.places.take());
             let places = self.tabulate((&name, owner), &set, places, &mut problems, &mut edits);
-            let filled = self.fill(owner, set, old, &mut edits);
+            let filled = self.fill(owner, (set, block), old, &mut edits);
             sets.push(Set { places, ..filled });
         }
         for set in old_sets.into_values() {
@@ -235,6 +255,7 @@ impl Book {
                 flags: frontend.flags,
                 affinity_seconds: frontend.affinity_seconds,
                 ranges: if frontend.restricted { ranges_number } else { 0 },
+                first: set.map_or(0, |set| set.block.first),
                 ..Service::default()
             };
             set.iter().for_each(|set| set.tell(&frontend.key, &mut service));
@@ -275,6 +296,7 @@ impl Book {
         self.fit.leaving = self.fit.leaving.plus(edits.gone.counts());
         self.recognize(&entry);
         self.slots += entry.slots();
+        self.members += entry.members();
         self.ranges += entry.ranges.len();
         match compiled.health {
             Some(health) => _ = self.health.insert(Arc::clone(&name), health),
@@ -357,15 +379,15 @@ impl Book {
 
     /// Rows that were in the maps already are on their way out no longer.
     fn recognize(&mut self, entry: &Entry) {
-        let Recovered { slots, ranges, .. } = &mut self.recovered;
-        if slots.is_empty() && ranges.is_empty() {
+        let Recovered { members, ranges, .. } = &mut self.recovered;
+        if members.is_empty() && ranges.is_empty() {
             return;
         }
-        let keys = entry.sets.iter().flat_map(Set::keys);
-        let slots = keys.filter(|key| slots.remove(key).is_some()).count();
+        let keys = entry.sets.iter().flat_map(Set::members);
+        let members = keys.filter(|key| members.remove(key)).count();
         let ranges = entry.ranges.iter().filter(|range| ranges.remove(range)).count();
         let recognized = Counts {
-            slots,
+            members,
             ranges,
             ..Counts::default()
         };
@@ -374,11 +396,14 @@ impl Book {
 
     fn recovered_set(&mut self, name: SetName, keys: Vec<ServiceKey>) -> Option<Set> {
         let service = self.recovered.set_of(keys.iter())?;
+        let (block, slots) = self.recovered.slots_of(&service);
+        self.recovered.take_block(block);
         Some(Set {
             places: self.recovered_places(&keys),
             name,
             number: service.id,
-            slots: self.recovered.slots_of(service.id, service.slots).into(),
+            block,
+            slots: slots.into(),
             members: false,
             hints: HintsUsed::default(),
         })
@@ -386,20 +411,28 @@ impl Book {
 }
 
 impl Set {
-    fn keys(&self) -> impl Iterator<Item = SlotKey> {
-        let slots = (0..self.slots.len()).map(|slot| slot_key(self.number, slot));
-        let members = self.members.then(|| self.member_keys());
-        slots.chain(members.into_iter().flatten())
-    }
-
-    fn rows(&self) -> usize {
-        self.slots.len() * if self.members { 2 } else { 1 }
+    /// What its rows of backends are found by, if it has any.
+    fn members(&self) -> impl Iterator<Item = MemberKey> {
+        let members = self.slots.iter().filter(|_| self.members);
+        members.map(|backend| MemberKey {
+            service: self.number,
+            backend: *backend,
+        })
     }
 }
 
 impl Entry {
     fn slots(&self) -> usize {
-        self.sets.iter().map(Set::rows).sum()
+        self.sets.iter().map(|set| set.slots.len()).sum()
+    }
+
+    fn members(&self) -> usize {
+        self.sets.iter().map(|set| set.members().count()).sum()
+    }
+
+    /// Places of its blocks.
+    fn places(&self) -> usize {
+        self.sets.iter().map(|set| set.block.len as usize).sum()
     }
 
     fn is_empty(&self) -> bool {

@@ -2,13 +2,12 @@
 
 use std::{fs, io, path::PathBuf};
 
-use cni_ebpf::abi::SlotKey;
 use roaring::RoaringBitmap;
 
 /// How many are set aside at a time: a write for each would be a write for each endpoint of the cluster.
 const BLOCK: u32 = 65_536;
-/// The bit above says that a slot's key is not a slot.
-const LAST: u32 = SlotKey::MEMBER - 1;
+/// To a release whose slots were a hash the bit above says that a slot's key is not a slot.
+const LAST: u32 = (1 << 31) - 1;
 
 /// Gives numbers from 1, round and round.
 #[derive(Debug)]

@@ -1,12 +1,14 @@
 //! What an earlier agent has left in the maps: the numbers, and the order of slots.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-use cni_ebpf::abi::{self, Backend, MaglevChunk, MaglevKey, Service, ServiceKey, SlotKey, SourceRange};
+use cni_ebpf::abi::{
+    self, Backend, MaglevChunk, MaglevKey, MemberKey, Service, ServiceKey, Slot, SourceRange,
+};
 
 use roaring::RoaringBitmap;
 
-use super::room::Counts;
+use super::{blocks::Block, room::Counts};
 use crate::{
     compile::service::Target,
     desired::Table,
@@ -17,7 +19,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Recovered {
     pub(super) sets: HashMap<ServiceKey, Service>,
-    pub(super) slots: HashMap<SlotKey, u32>,
+    slots: BTreeMap<u32, Slot>,
+    pub(super) members: HashSet<MemberKey>,
     pub(super) maglev: HashMap<MaglevKey, MaglevChunk>,
     /// The lowest number that an endpoint has, and the others if it is more than one Service's.
     backends: HashMap<Target, u32>,
@@ -40,11 +43,12 @@ impl Recovered {
                 }
             }
             Table::ServiceSlots => {
-                if let (Some(key), Some(value)) = (abi::from_bytes(key), abi::from_bytes(value)) {
+                if let (Some(key), Some(value)) = (abi::from_bytes(key), abi::from_bytes::<Slot>(value)) {
+                    self.in_slots.insert(value.backend);
                     self.slots.insert(key, value);
-                    self.in_slots.insert(value);
                 }
             }
+            Table::ServiceMembers => self.members.extend(abi::from_bytes::<MemberKey>(key)),
             Table::Maglev => {
                 if let (Some(key), Some(value)) = (abi::from_bytes(key), abi::from_bytes(value)) {
                     self.maglev.insert(key, value);
@@ -77,7 +81,8 @@ impl Recovered {
     pub(super) fn counts(&self) -> Counts {
         Counts {
             backends: self.rows,
-            slots: self.slots.len(),
+            slots: 0,
+            members: self.members.len(),
             ranges: self.ranges.len(),
             services: self.sets.len(),
         }
@@ -99,7 +104,7 @@ impl Recovered {
     /// What follows is about the Service that has these frontends.
     pub(super) fn look_at<'a>(&mut self, keys: impl Iterator<Item = &'a ServiceKey>) {
         let sets = keys.filter_map(|key| self.sets.get(key));
-        let slots = sets.flat_map(|service| self.slots_of(service.id, service.slots));
+        let slots = sets.flat_map(|service| self.slots_of(service).1);
         self.own = slots.collect();
     }
 
@@ -164,11 +169,51 @@ impl Recovered {
         named.chain(self.maglev.keys().map(|key| key.table))
     }
 
-    /// The slots of a set in their order.
-    pub(super) fn slots_of(&self, set: u32, count: u32) -> Vec<u32> {
-        (0..count)
-            .map_while(|slot| self.slots.get(&SlotKey { service: set, slot }).copied())
-            .collect()
+    /// Where a set's slots are, and the backends in them in their order.
+    pub(super) fn slots_of(&self, set: &Service) -> (Block, Vec<u32>) {
+        let places = set.first..set.first.saturating_add(set.slots);
+        let backends: Vec<u32> = places
+            .map_while(|place| self.slots.get(&place))
+            .take_while(|slot| slot.service == set.id)
+            .map(|slot| slot.backend)
+            .collect();
+        let block = match u32::try_from(backends.len()) {
+            Ok(0) | Err(_) => Block::NONE,
+            Ok(len) => Block {
+                first: set.first,
+                len,
+            },
+        };
+        (block, backends)
+    }
+
+    /// Numbers of the sets that have slots or members.
+    pub(super) fn sets_of_slots(&self) -> impl Iterator<Item = u32> {
+        let members = self.members.iter().map(|key| key.service);
+        self.slots.values().map(|slot| slot.service).chain(members)
+    }
+
+    /// Each place where anything stands that nobody has taken over.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = Block> {
+        self.slots.keys().map(|place| Block {
+            first: *place,
+            len: 1,
+        })
+    }
+
+    /// Forgets places that there are not.
+    pub(super) fn keep_places(&mut self, mut are_there: impl FnMut(Block) -> bool) {
+        self.slots.retain(|place, _| {
+            are_there(Block {
+                first: *place,
+                len: 1,
+            })
+        });
+    }
+
+    /// A set has its block from now on.
+    pub(super) fn take_block(&mut self, block: Block) {
+        block.places().for_each(|place| _ = self.slots.remove(&place));
     }
 }
 
@@ -178,6 +223,7 @@ pub async fn read<K: Kernel>(reconciler: &mut Reconciler<K>) -> Result<Recovered
     for table in [
         Table::Services,
         Table::ServiceSlots,
+        Table::ServiceMembers,
         Table::ServiceRanges,
         Table::Maglev,
         Table::Backends,

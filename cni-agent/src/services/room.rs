@@ -7,7 +7,9 @@ use crate::{config::MapSizes, desired::Table, kernel::loader};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     pub backends: usize,
+    /// Places of the array that are in blocks.
     pub slots: usize,
+    pub members: usize,
     pub ranges: usize,
     pub services: usize,
 }
@@ -22,10 +24,11 @@ pub struct Capacity {
 
 impl Counts {
     /// By the map that holds them.
-    pub fn each(self) -> [(Table, usize); 4] {
+    pub fn each(self) -> [(Table, usize); 5] {
         [
             (Table::Backends, self.backends),
             (Table::ServiceSlots, self.slots),
+            (Table::ServiceMembers, self.members),
             (Table::ServiceRanges, self.ranges),
             (Table::Services, self.services),
         ]
@@ -36,6 +39,7 @@ impl Counts {
         Self {
             backends: self.backends + other.backends,
             slots: self.slots + other.slots,
+            members: self.members + other.members,
             ranges: self.ranges + other.ranges,
             services: self.services + other.services,
         }
@@ -46,6 +50,7 @@ impl Counts {
         Self {
             backends: self.backends.saturating_sub(other.backends),
             slots: self.slots.saturating_sub(other.slots),
+            members: self.members.saturating_sub(other.members),
             ranges: self.ranges.saturating_sub(other.ranges),
             services: self.services.saturating_sub(other.services),
         }
@@ -68,6 +73,7 @@ impl Capacity {
             rows: Counts {
                 backends: entries(Table::Backends),
                 slots: entries(Table::ServiceSlots),
+                members: entries(Table::ServiceMembers),
                 ranges: entries(Table::ServiceRanges),
                 services: entries(Table::Services),
             },

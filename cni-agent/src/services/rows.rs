@@ -3,7 +3,7 @@
 use std::{collections::HashSet, hash::Hash};
 
 use cni_ebpf::abi::{
-    self, Backend, MaglevChunk, MaglevKey, Plain, Service, ServiceKey, SlotKey, SourceRange,
+    self, Backend, MaglevChunk, MaglevKey, MemberKey, Plain, Service, ServiceKey, Slot, SourceRange,
 };
 
 use super::room::Counts;
@@ -13,7 +13,8 @@ use crate::{desired::Table, reconcile::Change};
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rows {
     pub backends: Vec<(u32, Backend)>,
-    pub slots: Vec<(SlotKey, u32)>,
+    pub slots: Vec<(u32, Slot)>,
+    pub members: Vec<(MemberKey, u32)>,
     pub ranges: Vec<(SourceRange, u32)>,
     pub maglev: Vec<(MaglevKey, MaglevChunk)>,
     pub services: Vec<(ServiceKey, Service)>,
@@ -25,7 +26,9 @@ pub struct Keys {
     pub services: Vec<ServiceKey>,
     pub ranges: Vec<SourceRange>,
     pub maglev: Vec<MaglevKey>,
-    pub slots: Vec<SlotKey>,
+    pub members: Vec<MemberKey>,
+    /// Places.
+    pub slots: Vec<u32>,
     pub backends: Vec<u32>,
 }
 
@@ -40,18 +43,21 @@ impl Rows {
     pub fn is_empty(&self) -> bool {
         self.backends.is_empty()
             && self.slots.is_empty()
+            && self.members.is_empty()
             && self.ranges.is_empty()
             && self.maglev.is_empty()
             && self.services.is_empty()
     }
 
     pub fn len(&self) -> usize {
-        self.backends.len() + self.slots.len() + self.ranges.len() + self.maglev.len() + self.services.len()
+        let slots = self.slots.len() + self.members.len();
+        self.backends.len() + slots + self.ranges.len() + self.maglev.len() + self.services.len()
     }
 
     pub fn append(&mut self, mut other: Self) {
         self.backends.append(&mut other.backends);
         self.slots.append(&mut other.slots);
+        self.members.append(&mut other.members);
         self.ranges.append(&mut other.ranges);
         self.maglev.append(&mut other.maglev);
         self.services.append(&mut other.services);
@@ -61,6 +67,7 @@ impl Rows {
         [
             put(Table::Backends, &self.backends),
             put(Table::ServiceSlots, &self.slots),
+            put(Table::ServiceMembers, &self.members),
             put(Table::ServiceRanges, &self.ranges),
             put(Table::Maglev, &self.maglev),
             put(Table::Services, &self.services),
@@ -93,13 +100,16 @@ impl Keys {
         keep(&mut self.ranges, &rows.ranges);
         keep(&mut self.maglev, &rows.maglev);
         keep(&mut self.slots, &rows.slots);
+        keep(&mut self.members, &rows.members);
         keep(&mut self.backends, &rows.backends);
     }
 
+    /// Without the slots: these have their places whether anything stands there or not.
     pub fn counts(&self) -> Counts {
         Counts {
             backends: self.backends.len(),
-            slots: self.slots.len(),
+            slots: 0,
+            members: self.members.len(),
             ranges: self.ranges.len(),
             services: self.services.len(),
         }
@@ -109,6 +119,7 @@ impl Keys {
         self.services.is_empty()
             && self.ranges.is_empty()
             && self.maglev.is_empty()
+            && self.members.is_empty()
             && self.slots.is_empty()
             && self.backends.is_empty()
     }
@@ -117,6 +128,7 @@ impl Keys {
         self.services.append(&mut other.services);
         self.ranges.append(&mut other.ranges);
         self.maglev.append(&mut other.maglev);
+        self.members.append(&mut other.members);
         self.slots.append(&mut other.slots);
         self.backends.append(&mut other.backends);
     }
@@ -126,6 +138,7 @@ impl Keys {
             delete(Table::Services, &self.services),
             delete(Table::ServiceRanges, &self.ranges),
             delete(Table::Maglev, &self.maglev),
+            delete(Table::ServiceMembers, &self.members),
             delete(Table::ServiceSlots, &self.slots),
             delete(Table::Backends, &self.backends),
         ]

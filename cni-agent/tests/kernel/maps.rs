@@ -5,7 +5,7 @@ use cni_agent::{
     kernel::{Kernel, Linux, Scope, bpf, maps},
     reconcile::Change,
 };
-use cni_ebpf::abi::{self, Addr, Config, Flow, FlowKey, MapSpec, MapType, Peer, Port, Racy};
+use cni_ebpf::abi::{self, Addr, Config, Flow, FlowKey, MapSpec, MapType, Peer, Port, Racy, Slot};
 
 use crate::namespace::{attach_to, block_on, cable, on_host};
 
@@ -142,6 +142,78 @@ fn rel_29_connections_survive_a_resize_up_and_down() {
             assert_eq!(map.capacity(), size);
             assert_eq!(map.get(&key).unwrap(), Some(value.clone()), "{size}");
             assert!(!host.pins().next_map(spec).exists());
+        }
+    });
+}
+
+#[test]
+fn slots_keep_their_places_through_a_resize_and_the_hash_that_they_were_is_collected() {
+    on_host(|host| {
+        let spec = maps::spec("service_slots").unwrap();
+        let hash = MapSpec {
+            version: 1,
+            map_type: MapType::Hash,
+            key: 8,
+            value: 4,
+            ..*spec
+        };
+        let map = maps::Map::create(&hash, 16).unwrap();
+        bpf::pin(&map, &host.pins().map(&hash)).unwrap();
+        let slot = Slot::new(7, 8, Addr::v4([10, 1, 0, 2]), Port::new(80));
+        let row = |place: u32| (place.to_ne_bytes().to_vec(), abi::as_bytes(&slot).to_vec());
+        for (size, left) in [(100, vec![]), (200, vec![3, 99]), (50, vec![3])] {
+            let mut config = host.config.clone();
+            config.maps.service_slots = size;
+            let mut linux = Linux::open(&config).unwrap();
+            load(&mut linux);
+            block_on(linux.observe(&Desired::default(), Scope::Whole)).unwrap();
+            assert!(!host.pins().map(&hash).exists());
+            assert!(!host.pins().next_map(spec).exists());
+            let map = maps::open(&host.pins(), spec).unwrap().unwrap();
+            assert_eq!(map.capacity(), size);
+            assert_eq!(map.dump().unwrap(), left.into_iter().map(row).collect(), "{size}");
+            for (key, value) in [3, 99].into_iter().filter(|place| *place < size).map(row) {
+                map.put(&key, &value).unwrap();
+            }
+            let taken_away = Change::DeleteAll {
+                table: Table::ServiceSlots,
+                keys: row(7).0,
+            };
+            map.put(&row(7).0, &row(7).1).unwrap();
+            block_on(linux.apply(&taken_away)).unwrap();
+        }
+    });
+}
+
+/// Programs run on the newer one.
+#[test]
+fn a_resize_that_was_interrupted_leaves_the_slots_that_were_written_since() {
+    on_host(|host| {
+        cable("eth0");
+        let mut linux = host.linux(None);
+        load(&mut linux);
+        block_on(linux.apply(&attach_to("eth0"))).unwrap();
+        let spec = maps::spec("service_slots").unwrap();
+        let slot = |set| Slot::new(set, 8, Addr::v4([10, 1, 0, 2]), Port::new(80));
+        let row = |place: u32, set| (place.to_ne_bytes().to_vec(), abi::as_bytes(&slot(set)).to_vec());
+        let old = maps::open(&host.pins(), spec).unwrap().unwrap();
+        old.put_all([(&row(1, 5).0, &row(1, 5).1), (&row(2, 5).0, &row(2, 5).1)])
+            .unwrap();
+        drop(linux);
+        let mut config = host.config.clone();
+        config.maps.service_slots = 2048;
+        for _ in 0..2 {
+            let mut linux = Linux::open(&config).unwrap();
+            load(&mut linux);
+            let (keys, values) = row(1, 6);
+            let table = Table::ServiceSlots;
+            block_on(linux.apply(&Change::PutAll { table, keys, values })).unwrap();
+            // Where only agents write, nothing is taken back to what it was.
+            block_on(linux.apply(&Change::CarryOver)).unwrap();
+            let mut found = Vec::new();
+            let mut take = |key: &[u8], value: &[u8]| found.push((key.to_vec(), value.to_vec()));
+            block_on(linux.scan(table, &mut take)).unwrap();
+            assert_eq!(found, [row(1, 6), row(2, 5)]);
         }
     });
 }

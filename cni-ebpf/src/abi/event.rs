@@ -71,7 +71,7 @@ reasons! {
     ServiceUnknown = 35, "service_unknown", "an address of the Service range that no Service has";
     ServiceTuple = 36, "service_tuple", "a client's port that leads to this backend already, and no other port of the client is free for a second connection";
     TtlExceeded = 37, "ttl_exceeded", "an expired TTL on the way to a Service's backend on another node";
-    Unsettled = 38, "unsettled", "amidst a connection that is not known yet, while programs of another release take over: it is to be sent again";
+    Unsettled = 38, "unsettled", "amidst a connection, or to a Service's slots, that are not known yet, while another release takes over: it is to be sent again";
 }
 
 /// The number of counters: a reason's number times two, plus the direction. Reason 0 counts what passed.

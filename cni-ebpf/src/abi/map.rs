@@ -104,7 +104,12 @@ pub const MAPS: &[MapSpec] = &[
     spec::<Prefix, u32>("cidrs", Lpm, 16_384),
     keep(spec::<GrantKey, Grant>("grants", Hash, 65_536)),
     spec::<ServiceKey, Service>("services", Hash, 65_536),
-    spec::<SlotKey, u32>("service_slots", Hash, 262_144),
+    MapSpec {
+        // Of the first version it was a hash.
+        version: 2,
+        ..spec::<u32, Slot>("service_slots", Array, 262_144)
+    },
+    spec::<MemberKey, u32>("service_members", Hash, 262_144),
     spec::<u32, Backend>("backends", Hash, 131_072),
     spec::<MaglevKey, MaglevChunk>("maglev", Hash, 32_768),
     spec::<SourceRange, u32>("service_ranges", Lpm, 16_384),

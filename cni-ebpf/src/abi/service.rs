@@ -1,5 +1,7 @@
-//! Services: a frontend leads to slots, a slot to a backend. Backends are written before the slots that name them,
+//! Services: a frontend leads to slots, a slot is an endpoint. Backends are written before the slots that name them,
 //! slots before the frontend that counts them.
+
+use core::ptr::read_volatile;
 
 use super::{Addr, Port, Racy};
 
@@ -49,7 +51,7 @@ crate::abi! {
     pub struct Service: 32 {
         /// Of the slots, which frontends with the same endpoints share.
         pub id: u32,
-        /// Slots 0 to `slots` - 1 are filled.
+        /// So many slots are filled, from `first` on.
         pub slots: u32,
         pub flags: u32,
         pub affinity_seconds: u32,
@@ -60,7 +62,8 @@ crate::abi! {
         pub maglev: u32,
         /// How many places the table has.
         pub maglev_size: u32,
-        pub reserved: u32,
+        /// The place of the first slot. Releases whose slots are a hash write zero here and read nothing.
+        pub first: u32,
     }
 }
 
@@ -99,24 +102,78 @@ crate::abi! {
 }
 
 crate::abi! {
-    #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-    pub struct SlotKey: 8 {
+    /// An endpoint in its place of the array, so that who has a frontend is one look-up away from where the packet goes.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+    pub struct Slot: 32 {
+        pub addr: Addr,
+        pub port: Port,
+        pub pad: u16,
+        /// The backend's number.
+        pub backend: u32,
+        /// [`Service::id`]. Of another Service, or of none, this slot is nobody's who came here by that Service.
         pub service: u32,
-        pub slot: u32,
+        /// See [`Slot::sealed`].
+        pub seal: u32,
     }
 }
 
-impl SlotKey {
-    /// Set in `slot`: not the number of a slot but that of a backend, which is among the Service's slots. Services with
-    /// affinity have one such row for each of their backends, so that a client is not kept at one that left.
-    pub const MEMBER: u32 = 1 << 31;
-
-    #[inline(always)]
-    pub const fn member(service: u32, backend: u32) -> Self {
-        Self {
+impl Slot {
+    pub fn new(service: u32, backend: u32, addr: Addr, port: Port) -> Self {
+        let slot = Self {
+            addr,
+            port,
+            pad: 0,
+            backend,
             service,
-            slot: backend | Self::MEMBER,
+            seal: 0,
+        };
+        Self {
+            seal: slot.sealed(),
+            ..slot
         }
+    }
+
+    /// What a whole slot bears as its seal. The kernel writes an array's value byte by byte under its readers: of one endpoint's
+    /// address and another one's port the seal is a third one's.
+    #[inline(always)]
+    pub const fn sealed(&self) -> u32 {
+        const MIX: [u64; 3] = [
+            0x9e37_79b9_7f4a_7c15,
+            0xbf58_476d_1ce4_e5b9,
+            0x94d0_49bb_1331_11eb,
+        ];
+        let rest = ((self.backend as u64) << 32 | self.port.wire() as u64).wrapping_mul(MIX[0]);
+        let hash = (self.addr.lo ^ rest).wrapping_mul(MIX[1]) ^ self.addr.hi.wrapping_mul(MIX[2]);
+        (hash >> 32) as u32
+    }
+
+    /// The slot as it is at this moment: each word is read once, so what was looked at is what is used.
+    #[inline(always)]
+    pub fn read(&self) -> Self {
+        // SAFETY: references are valid and aligned; any bytes are a valid slot.
+        unsafe {
+            Self {
+                addr: Addr {
+                    hi: read_volatile(&raw const self.addr.hi),
+                    lo: read_volatile(&raw const self.addr.lo),
+                },
+                port: read_volatile(&raw const self.port),
+                pad: 0,
+                backend: read_volatile(&raw const self.backend),
+                service: read_volatile(&raw const self.service),
+                seal: read_volatile(&raw const self.seal),
+            }
+        }
+    }
+}
+
+crate::abi! {
+    /// A backend that is among the Service's slots. Services with affinity have one such row for each of their backends, so
+    /// that a client is not kept at one that left.
+    #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+    pub struct MemberKey: 8 {
+        pub service: u32,
+        pub backend: u32,
     }
 }
 
@@ -182,5 +239,44 @@ crate::abi! {
         pub service: u32,
         pub backend: u32,
         pub reserved: u32,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::{as_bytes, from_bytes};
+
+    #[test]
+    fn a_slot_that_is_half_another_ones_is_not_sealed() {
+        let slot = |number: u8| {
+            let last = u32::from(number);
+            Slot::new(
+                7,
+                100 + last,
+                Addr::v4([10, 1, 0, number]),
+                Port::new(8000 + u16::from(number)),
+            )
+        };
+        let (before, after) = (slot(1), slot(2));
+        for torn in 1..31u8 {
+            let words = as_bytes(&before).chunks(4).zip(as_bytes(&after).chunks(4));
+            // The seal is the eighth, the Service the seventh and the same.
+            let mixed = words.enumerate().flat_map(|(at, (before, after))| {
+                let new = [2, 3, 4, 5, 7].iter().position(|word| *word == at);
+                if new.is_some_and(|bit| torn & 1 << bit != 0) {
+                    after
+                } else {
+                    before
+                }
+            });
+            let bytes: Vec<u8> = mixed.copied().collect();
+            let mixed: Slot = from_bytes(&bytes).unwrap();
+            if mixed != before && mixed != after {
+                assert_ne!(mixed.sealed(), mixed.seal, "{mixed:?}");
+            }
+        }
+        assert_eq!(after.read(), after);
+        assert_eq!(after.sealed(), after.seal);
     }
 }

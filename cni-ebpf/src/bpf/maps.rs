@@ -49,7 +49,9 @@ pub(super) static GRANTS: HashMap<GrantKey, Grant> = HashMap::with_max_entries(6
 pub(super) static SERVICES: HashMap<ServiceKey, Service> =
     HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 #[map(name = "service_slots")]
-pub(super) static SLOTS: HashMap<SlotKey, u32> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+pub(super) static SLOTS: Array<Slot> = Array::with_max_entries(262_144, 0);
+#[map(name = "service_members")]
+pub(super) static MEMBERS: HashMap<MemberKey, u32> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
 #[map(name = "backends")]
 pub(super) static BACKENDS: HashMap<u32, Backend> = HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
 #[map(name = "maglev")]

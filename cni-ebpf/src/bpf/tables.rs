@@ -189,8 +189,13 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn slot(&self, key: &SlotKey) -> Option<&u32> {
-        get!(SLOTS, key)
+    fn slot(&self, place: u32) -> Option<&Slot> {
+        SLOTS.get(place)
+    }
+
+    #[inline(always)]
+    fn member(&self, key: &MemberKey) -> Option<&u32> {
+        get!(MEMBERS, key)
     }
 
     #[inline(always)]

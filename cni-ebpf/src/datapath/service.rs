@@ -7,8 +7,8 @@ use super::conntrack::SECOND;
 use super::headers::proto;
 use super::{Tables, Work, conntrack, lot, maglev};
 use crate::abi::{
-    Addr, Affinity, AffinityKey, Flow, Port, Racy, Reason, Service, ServiceKey, SlotKey, SourceRange, Tuple,
-    flow_flags, service_flags, service_scope, tcp_state, via,
+    Addr, Affinity, AffinityKey, Flow, MemberKey, Port, Racy, Reason, Service, ServiceKey, SourceRange,
+    Tuple, flow_flags, service_flags, service_scope, tcp_state, via,
 };
 
 /// What a new connection dialled, and the backend that was chosen for it.
@@ -99,42 +99,53 @@ pub(super) fn choose<T: Tables>(
         return Err(Reason::ServiceNotLocal);
     }
     choice.client.service = service.id;
-    choice.backend = pick(tables, service, choice, tuple, now)?;
-    let target = tables.backend(&choice.backend).ok_or(Reason::ServiceNoBackend)?;
-    choice.addr = target.addr;
-    choice.port = target.port;
+    pick(tables, service, choice, tuple, now)?;
     choice.found = 1;
     Ok(())
 }
 
-/// A slot of the Service: the client's own, if it has one, or any.
+/// Leads the client to a backend of the Service: to its own, if it has one, or to any.
 #[inline(always)]
 fn pick<T: Tables>(
     tables: &T,
     service: &Service,
-    choice: &Choice,
+    choice: &mut Choice,
     tuple: &Tuple,
     now: u64,
-) -> Result<u32, Reason> {
+) -> Result<(), Reason> {
     if service.flags & service_flags::AFFINITY == 0 {
-        return any(tables, service, choice.scope, tuple, now);
+        return any(tables, service, choice, tuple, now);
     }
-    let client = &choice.client;
-    if let Some(last) = tables.affinity(client)
+    if let Some(last) = tables.affinity(&choice.client)
         && now.saturating_sub(last.seen.get()) <= u64::from(service.affinity_seconds) * SECOND
-        && tables.slot(&SlotKey::member(service.id, last.backend)).is_some()
     {
-        last.seen.set(now);
-        return Ok(last.backend);
+        let member = MemberKey {
+            service: service.id,
+            backend: last.backend,
+        };
+        if tables.member(&member).is_some() {
+            last.seen.set(now);
+            return lead(tables, choice, member.backend);
+        }
     }
-    let backend = any(tables, service, choice.scope, tuple, now)?;
+    any(tables, service, choice, tuple, now)?;
     let last = Affinity {
         seen: Racy::new(now),
-        backend,
+        backend: choice.backend,
         pad: 0,
     };
-    tables.remember_client(client, &last);
-    Ok(backend)
+    tables.remember_client(&choice.client, &last);
+    Ok(())
+}
+
+/// To the backend of this number.
+#[inline(always)]
+fn lead<T: Tables>(tables: &T, choice: &mut Choice, backend: u32) -> Result<(), Reason> {
+    choice.backend = backend;
+    let target = tables.backend(&choice.backend).ok_or(Reason::ServiceNoBackend)?;
+    choice.addr = target.addr;
+    choice.port = target.port;
+    Ok(())
 }
 
 /// What comes from outside may be asked about twice, by `xdp_nodeport` and by the hook behind that it leaves the packet
@@ -150,24 +161,40 @@ fn repeatable<T: Tables>(tables: &T, tuple: &Tuple, now: u64) -> u32 {
 }
 
 #[inline(always)]
-fn any<T: Tables>(tables: &T, service: &Service, scope: u8, tuple: &Tuple, now: u64) -> Result<u32, Reason> {
+fn any<T: Tables>(
+    tables: &T,
+    service: &Service,
+    choice: &mut Choice,
+    tuple: &Tuple,
+    now: u64,
+) -> Result<(), Reason> {
     if service.maglev != 0
         && let Some(backend) = maglev::backend(tables, service, tuple)
     {
-        return Ok(backend);
+        return lead(tables, choice, backend);
     }
-    // A slot that is gone between two look-ups was just removed; the frontend's count follows.
-    let lot = if scope == service_scope::EXTERNAL {
+    let lot = if choice.scope == service_scope::EXTERNAL {
         repeatable(tables, tuple, now)
     } else {
         tables.random()
     };
     let slot = lot.checked_rem(service.slots).ok_or(Reason::ServiceNoBackend)?;
-    let key = SlotKey {
-        service: service.id,
-        slot,
-    };
-    tables.slot(&key).copied().ok_or(Reason::ServiceNoBackend)
+    let slot = tables
+        .slot(service.first.wrapping_add(slot))
+        .ok_or(Reason::ServiceNoBackend)?
+        .read();
+    // The frontend was written by a release that has no such slots, or read so long ago that they are another one's.
+    if slot.service != service.id {
+        return Err(Reason::Unsettled);
+    }
+    // It is being written. The number is one word, and a row of `backends` is exchanged as a whole.
+    if slot.seal != slot.sealed() {
+        return lead(tables, choice, slot.backend);
+    }
+    choice.backend = slot.backend;
+    choice.addr = slot.addr;
+    choice.port = slot.port;
+    Ok(())
 }
 
 /// Whether an address of the Service range is one of a Service, so that what is sent to it is answered.

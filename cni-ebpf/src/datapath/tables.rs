@@ -59,7 +59,9 @@ pub trait Tables {
     fn grant(&self, key: &GrantKey) -> Option<&Grant>;
 
     fn service(&self, key: &ServiceKey) -> Option<&Service>;
-    fn slot(&self, key: &SlotKey) -> Option<&u32>;
+    /// What stands in this place: [`Slot::read`] it.
+    fn slot(&self, place: u32) -> Option<&Slot>;
+    fn member(&self, key: &MemberKey) -> Option<&u32>;
     fn backend(&self, id: &u32) -> Option<&Backend>;
     fn maglev(&self, key: &MaglevKey) -> Option<&MaglevChunk>;
     fn source_range(&self, source: &SourceRange) -> Option<&u32>;

@@ -43,6 +43,10 @@ fn read<const KEY: usize, const VALUE: usize>(pins: &Path, map: &'static str) ->
     };
     for row in all.iter() {
         let (key, value) = row?;
+        // Of an array each place is there.
+        if value == [0; VALUE] {
+            continue;
+        }
         rows.count += 1;
         rows.keys.extend(key);
         rows.values.extend(value);
@@ -55,7 +59,7 @@ fn write(all: &[Rows]) -> Result<f64> {
     let ebpf = open(&[], &[])?;
     let mut maps = Vec::new();
     for rows in all {
-        let Some(Map::HashMap(data)) = ebpf.map(rows.map) else {
+        let Some(Map::HashMap(data) | Map::Array(data)) = ebpf.map(rows.map) else {
             anyhow::bail!("no map {}", rows.map)
         };
         maps.push((data.fd().as_fd(), rows));
@@ -109,7 +113,7 @@ pub(crate) fn measure(services: u32, rounds: usize, samples: &mut Samples) -> Re
         let maps = crowd.node()?.pins().join("maps");
         let rows = [
             read::<4, 32>(&maps, "backends")?,
-            read::<8, 4>(&maps, "service_slots")?,
+            read::<4, 32>(&maps, "service_slots")?,
             read::<24, 32>(&maps, "services")?,
         ];
         let expected = services as usize * ENDPOINTS;

@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result};
 use aya::Ebpf;
-use aya::maps::HashMap;
-use cni_ebpf::abi::{Addr, Backend, Port, Service, ServiceKey, SlotKey, as_bytes, service_scope};
+use aya::maps::{Array, HashMap};
+use cni_ebpf::abi::{Addr, Backend, Port, Service, ServiceKey, Slot, as_bytes, service_scope};
 use cni_tests::bench::Report;
 use cni_tests::bench::load::bind;
 use cni_tests::bench::program::{ORDER, Random, nanoseconds, open, set_order, undisturbed};
@@ -101,14 +101,15 @@ impl Crowd {
                 .clone()
                 .map(|(.., number, backend)| (raw(&number), raw(&backend))),
         )?;
-        let slots = backends.map(|(service, slot, number, _)| {
-            let key = SlotKey {
-                service: 1 + service,
-                slot,
-            };
-            (raw(&key), raw(&number))
-        });
-        self.put::<8, 4>("service_slots", slots)?;
+        let map = self
+            .ebpf
+            .map_mut("service_slots")
+            .context("a map of the object")?;
+        let mut slots: Array<_, [u8; 32]> = Array::try_from(map)?;
+        for (service, slot, number, backend) in backends {
+            let row = Slot::new(1 + service, number, backend.addr, backend.port);
+            slots.set(first(service) + slot, raw(&row), 0)?;
+        }
         let frontends = all.map(|number| {
             let key = ServiceKey {
                 addr: Addr::v4((0x0a40_0000 + number).to_be_bytes()),
@@ -120,6 +121,7 @@ impl Crowd {
             let service = Service {
                 id: 1 + number,
                 slots: ENDPOINTS,
+                first: first(number),
                 ..Service::default()
             };
             (raw(&key), raw(&service))
@@ -138,6 +140,11 @@ impl Crowd {
         }
         Ok(())
     }
+}
+
+/// Where its slots begin: anywhere, as after a time of changes.
+fn first(service: u32) -> u32 {
+    service * ENDPOINTS
 }
 
 fn raw<T: cni_ebpf::abi::Plain, const N: usize>(value: &T) -> [u8; N] {

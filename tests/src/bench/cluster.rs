@@ -118,6 +118,7 @@ impl Crowd {
         for map in [
             "services",
             "service_slots",
+            "service_members",
             "service_ranges",
             "maglev",
             "backends",

@@ -166,11 +166,13 @@ fn route(dst: &Addr, length: u32) -> Fib {
     }
 }
 
-pub(super) type Services = (
-    Vec<(ServiceKey, Service)>,
-    Vec<(SlotKey, u32)>,
-    Vec<(u32, Backend)>,
-);
+#[derive(Default)]
+pub(super) struct Services {
+    pub(super) frontends: Vec<(ServiceKey, Service)>,
+    pub(super) slots: Vec<(u32, Slot)>,
+    pub(super) members: Vec<(MemberKey, u32)>,
+    pub(super) backends: Vec<(u32, Backend)>,
+}
 
 /// Who may use frontends with ranges: somebody outside, and as number [`NODES_RANGES`] this node.
 pub(super) fn ranges() -> Vec<(SourceRange, u32)> {
@@ -302,9 +304,14 @@ pub fn service_id(port: u16, v6: bool, scope: u8) -> u32 {
     u32::from(port) * 4 + u32::from(v6) * 2 + u32::from(scope)
 }
 
+/// Where a slot of such a set stands. There is room for two of each.
+pub fn place(service: u32, slot: u32) -> u32 {
+    service * 2 + slot
+}
+
 /// The frontends of [`port`] for TCP, UDP and SCTP.
 pub(super) fn services() -> Services {
-    let mut services = (Vec::new(), Vec::new(), Vec::new());
+    let mut services = Services::default();
     for v6 in [false, true] {
         let offset = if v6 { backend::V6 } else { 0 };
         for (number, addr, port) in [
@@ -331,7 +338,7 @@ pub(super) fn services() -> Services {
                 port: Port::new(port),
                 ..Backend::default()
             };
-            services.2.push((number + offset, backend));
+            services.backends.push((number + offset, backend));
         }
         let cluster_ip = ip(if v6 { "fd00:96::1" } else { "10.96.0.1" });
         let node = ip(if v6 { "2001:db8::1" } else { "192.0.2.1" });
@@ -346,7 +353,7 @@ pub(super) fn services() -> Services {
             flags: service_flags::REJECT,
             ..Service::default()
         };
-        services.0.push((wildcard, refused));
+        services.frontends.push((wildcard, refused));
         let (b, a, host) = (backend::POD_B, backend::POD_A, backend::HOST);
         let (routed, tunnelled) = (backend::ROUTED, backend::TUNNELLED);
         let masquerade = service_flags::MASQUERADE;
@@ -402,6 +409,7 @@ pub(super) fn services() -> Services {
                 let service = Service {
                     id,
                     slots: u32::try_from(backends.len()).unwrap(),
+                    first: place(id, 0),
                     flags: *flags,
                     affinity_seconds: 100,
                     ranges: u32::from(*port == port::NODE_RANGES),
@@ -411,14 +419,20 @@ pub(super) fn services() -> Services {
                     } else {
                         0
                     },
-                    ..Service::default()
                 };
-                services.0.push((key, service));
+                services.frontends.push((key, service));
             }
             for (slot, number) in (0..).zip(*backends) {
                 let number = number + offset;
-                services.1.push((SlotKey { service: id, slot }, number));
-                services.1.push((SlotKey::member(id, number), number));
+                let found = services.backends.iter().find(|(other, _)| *other == number);
+                let (_, backend) = found.expect("a backend that there is");
+                let value = Slot::new(id, number, backend.addr, backend.port);
+                services.slots.push((place(id, slot), value));
+                let member = MemberKey {
+                    service: id,
+                    backend: number,
+                };
+                services.members.push((member, 1));
             }
         }
     }

@@ -125,7 +125,7 @@ impl Kernel {
 
     fn fill(&mut self) -> Result<()> {
         let rules = rules();
-        let (frontends, slots, backends) = services();
+        let services = services();
         for (addr, endpoint) in endpoints() {
             self.endpoint(addr, &endpoint)?;
         }
@@ -135,9 +135,12 @@ impl Kernel {
         self.put::<_, _, 8, 16>("classes", &rules.classes)?;
         self.put::<_, _, 16, 16>("peers", &rules.peers)?;
         self.put_prefixes::<_, 4>("cidrs", &rules.cidrs)?;
-        self.put::<_, _, 24, 32>("services", &frontends)?;
-        self.put::<_, _, 8, 4>("service_slots", &slots)?;
-        self.put::<_, _, 4, 32>("backends", &backends)?;
+        self.put::<_, _, 24, 32>("services", &services.frontends)?;
+        for (place, slot) in &services.slots {
+            self.slot(*place, slot)?;
+        }
+        self.put::<_, _, 8, 4>("service_members", &services.members)?;
+        self.put::<_, _, 4, 32>("backends", &services.backends)?;
         self.put::<_, _, 8, 256>("maglev", &tables())?;
         for (source, value) in ranges() {
             self.range(&source, value)?;
@@ -225,14 +228,20 @@ impl Kernel {
         self.put::<_, _, 24, 32>("services", &[(key, service)])
     }
 
-    /// Writes what a slot leads to.
-    pub fn slot(&mut self, key: SlotKey, backend: u32) -> Result<()> {
-        self.put::<_, _, 8, 4>("service_slots", &[(key, backend)])
+    /// Writes where a slot leads to.
+    pub fn slot(&mut self, place: u32, slot: &Slot) -> Result<()> {
+        let mut slots: Array<_, Bytes<32>> = Array::try_from(self.map("service_slots")?)?;
+        Ok(slots.set(place, bytes(slot), 0)?)
     }
 
-    /// Takes a slot, or a member, away.
-    pub fn remove_slot(&mut self, key: SlotKey) -> Result<()> {
-        let mut map: HashMap<_, Bytes<8>, Bytes<4>> = HashMap::try_from(self.map("service_slots")?)?;
+    /// Makes a backend one of a Service's.
+    pub fn member(&mut self, key: MemberKey) -> Result<()> {
+        self.put::<_, _, 8, 4>("service_members", &[(key, 1_u32)])
+    }
+
+    /// Takes a member away.
+    pub fn remove_member(&mut self, key: MemberKey) -> Result<()> {
+        let mut map: HashMap<_, Bytes<8>, Bytes<4>> = HashMap::try_from(self.map("service_members")?)?;
         Ok(map.remove(&bytes(&key))?)
     }
 

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use cni_ebpf::abi::{Addr, Reason, SlotKey, flow_flags, tcp_state};
+use cni_ebpf::abi::{Addr, Reason, flow_flags, tcp_state};
 use cni_ebpf::datapath::Verdict;
 use cni_tests::frames::{self, Ends};
 use cni_tests::memory::Frame;
@@ -358,16 +358,13 @@ fn a_connection_that_is_heard_on_one_side_only_lives_by_that_side() {
 fn a_backend_that_serves_no_longer_keeps_streams_and_gets_no_new_ones() {
     families(|pair, v6| {
         let offset = if v6 { backend::V6 } else { 0 };
-        let slot = SlotKey {
-            service: service_id(port::NODE_DIRECT, v6, 1),
-            slot: 0,
-        };
+        let id = service_id(port::NODE_DIRECT, v6, 1);
         let dialled = outside(v6, port::NODE_DIRECT);
         let (stream, datagram) = (dialled.tcp(ACK, b"x"), dialled.udp(b"x"));
         for bytes in [dialled.tcp(SYN, b""), stream.clone(), datagram.clone()] {
             assert_eq!(arrive(pair, &bytes).0, into_the_tunnel());
         }
-        pair.put_slot(slot, Some(backend::POD_B + offset));
+        pair.put_slot(id, 0, backend::POD_B + offset);
         assert_eq!(
             arrive(pair, &dialled.tcp(SYN, b"")).0,
             into_the_tunnel(),
@@ -379,7 +376,7 @@ fn a_backend_that_serves_no_longer_keeps_streams_and_gets_no_new_ones() {
         // Whether the stream has ended on its other side is not known here.
         assert_eq!(arrive(pair, &dialled.tcp(SYN, b"")).0, TO_B);
         pair.put_backend(backend::TUNNELLED + offset, Some((remote(v6), 8080)));
-        pair.put_slot(slot, Some(backend::TUNNELLED + offset));
+        pair.put_slot(id, 0, backend::TUNNELLED + offset);
     });
 }
 

@@ -391,21 +391,17 @@ fn what_the_way_to_a_backend_does_not_carry_is_told_to_the_client() {
 #[test]
 fn svc_53_datagrams_from_outside_leave_a_backend_that_serves_no_longer() {
     families(|pair, v6| {
-        use cni_ebpf::abi::SlotKey;
         use cni_tests::world::{backend, service_id};
         let offset = if v6 { backend::V6 } else { 0 };
-        let slot = SlotKey {
-            service: service_id(port::NODE_CLUSTER, v6, 1),
-            slot: 0,
-        };
+        let id = service_id(port::NODE_CLUSTER, v6, 1);
         let bytes = outside(v6, port::NODE_CLUSTER).udp(b"x");
         assert_eq!(arrive(pair, &bytes).0, TO_B);
-        pair.put_slot(slot, Some(backend::POD_A + offset));
+        pair.put_slot(id, 0, backend::POD_A + offset);
         assert_eq!(arrive(pair, &bytes).0, TO_B);
         pair.put_backend(backend::POD_B + offset, None);
         assert_eq!(arrive(pair, &bytes).0, crate::fixtures::TO_A);
         pair.put_backend(backend::POD_B + offset, Some((pod(3, v6), 8080)));
-        pair.put_slot(slot, Some(backend::POD_B + offset));
+        pair.put_slot(id, 0, backend::POD_B + offset);
     });
 }
 

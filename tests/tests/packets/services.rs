@@ -2,10 +2,10 @@
 
 use std::net::IpAddr;
 
-use cni_ebpf::abi::{Addr, Backend, Port, Reason, Service, ServiceKey, SlotKey, service_scope};
+use cni_ebpf::abi::{Addr, Backend, MemberKey, Port, Reason, Service, ServiceKey, Slot, service_scope};
 use cni_ebpf::datapath::Verdict;
 use cni_tests::frames::{self, Ends};
-use cni_tests::world::{self, Hook, backend, ifindex, ip, pod, port, service_id};
+use cni_tests::world::{self, Hook, backend, ifindex, ip, place, pod, port, service_id};
 
 use crate::Pair;
 use crate::fixtures::{ACK, SYN, SYN_ACK, TO_A, TO_B, families, far, from_a, from_b};
@@ -57,17 +57,39 @@ impl Pair {
         }
     }
 
-    pub(crate) fn put_slot(&mut self, key: SlotKey, backend: Option<u32>) {
-        if let Some(backend) = backend {
-            self.memory.slots.put(key, backend);
-            self.kernel.slot(key, backend).unwrap();
+    /// Leads a slot to a backend that there is.
+    pub(crate) fn put_slot(&mut self, service: u32, slot: u32, number: u32) {
+        let backend = *self.memory.backends.get(&number).unwrap();
+        let value = Slot::new(service, number, backend.addr, backend.port);
+        self.put_row(place(service, slot), value);
+    }
+
+    /// The same, whatever it is.
+    pub(crate) fn put_row(&mut self, place: u32, value: Slot) {
+        self.memory.slots.put(place, value);
+        self.kernel.slot(place, &value).unwrap();
+    }
+
+    fn put_member(&mut self, key: MemberKey, is_one: bool) {
+        if is_one {
+            self.memory.members.put(key, 1);
+            self.kernel.member(key).unwrap();
         } else {
-            self.memory.slots.remove(&key);
-            self.kernel.remove_slot(key).unwrap();
+            self.memory.members.remove(&key);
+            self.kernel.remove_member(key).unwrap();
         }
     }
 
+    /// With its slots where this world has them.
     pub(crate) fn put_service(&mut self, key: ServiceKey, service: Service) {
+        let service = Service {
+            first: place(service.id, 0),
+            ..service
+        };
+        self.put_frontend(key, service);
+    }
+
+    pub(crate) fn put_frontend(&mut self, key: ServiceKey, service: Service) {
         self.memory.services.put(key, service);
         self.kernel.service(key, service).unwrap();
     }
@@ -172,7 +194,7 @@ fn svc_23_no_policy_keeps_a_pod_from_itself() {
     families(|pair, v6| {
         // The pod with rules may not send to port 99, and nobody may to it.
         pair.put_backend(99, Some((pod(5, v6), 99)));
-        pair.put_slot(SlotKey { service: 99, slot: 0 }, Some(99));
+        pair.put_slot(99, 0, 99);
         let service = Service {
             id: 99,
             slots: 1,
@@ -291,9 +313,12 @@ fn svc_51_affinity_to_a_backend_that_left_is_dropped() {
         let offset = if v6 { backend::V6 } else { 0 };
         pin(pair, v6, backend::POD_B);
         // B is used no longer: both slots are A's.
-        pair.put_slot(SlotKey { service: id, slot: 1 }, Some(backend::POD_A + offset));
-        let member = SlotKey::member(id, backend::POD_B + offset);
-        pair.put_slot(member, None);
+        pair.put_slot(id, 1, backend::POD_A + offset);
+        let member = MemberKey {
+            service: id,
+            backend: backend::POD_B + offset,
+        };
+        pair.put_member(member, false);
         let own = dial(v6, port::AFFINE);
         let (verdict, out) = pair.run(Hook::FromPod, &own.udp(b"x"), ifindex::POD_A);
         assert_eq!((verdict, ends(&out).1.0), (TO_A, pod(2, v6)));
@@ -301,8 +326,8 @@ fn svc_51_affinity_to_a_backend_that_left_is_dropped() {
             pair.memory.affinity.entries()[0].1.backend,
             backend::POD_A + offset
         );
-        pair.put_slot(SlotKey { service: id, slot: 1 }, Some(backend::POD_B + offset));
-        pair.put_slot(member, Some(backend::POD_B + offset));
+        pair.put_slot(id, 1, backend::POD_B + offset);
+        pair.put_member(member, true);
     });
 }
 
@@ -331,10 +356,7 @@ fn svc_52_a_stream_stays_with_its_backend_whatever_becomes_of_the_service() {
 fn svc_53_datagrams_leave_a_backend_that_serves_no_longer() {
     families(|pair, v6| {
         let offset = if v6 { backend::V6 } else { 0 };
-        let slot = SlotKey {
-            service: service_id(port::TO_B, v6, 0),
-            slot: 0,
-        };
+        let id = service_id(port::TO_B, v6, 0);
         let dialled = dial(v6, port::TO_B);
         let send = |pair: &mut Pair| {
             let (_, out) = pair.run(Hook::FromPod, &dialled.udp(b"x"), ifindex::POD_A);
@@ -342,7 +364,7 @@ fn svc_53_datagrams_leave_a_backend_that_serves_no_longer() {
         };
         assert_eq!(send(pair), pod(3, v6));
         // It is out of the Service and serves still (terminating): nothing changes.
-        pair.put_slot(slot, Some(backend::POD_A + offset));
+        pair.put_slot(id, 0, backend::POD_A + offset);
         assert_eq!(send(pair), pod(3, v6), "who terminates may end what it began");
         // It serves no longer.
         pair.put_backend(backend::POD_B + offset, None);
@@ -354,7 +376,7 @@ fn svc_53_datagrams_leave_a_backend_that_serves_no_longer() {
         for (number, address) in [(backend::POD_A, 2), (backend::POD_B, 3)] {
             pair.put_backend(number + offset, Some((pod(address, v6), 8080)));
         }
-        pair.put_slot(slot, Some(backend::POD_B + offset));
+        pair.put_slot(id, 0, backend::POD_B + offset);
     });
 }
 

@@ -3,7 +3,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 
-use cni_ebpf::abi::{Config, Service, SlotKey, service_scope, socket_lb};
+use cni_ebpf::abi::{Config, Service, service_scope, socket_lb};
 use cni_tests::world::{self, THIS_NETNS, backend, ip, port, service_id};
 
 use crate::services::{key, node, vip};
@@ -170,8 +170,7 @@ fn svc_53_datagrams_of_the_host_leave_a_backend_that_serves_no_longer() {
         pair.put_backend(number(50), Some((node(v6), 6443)));
         pair.put_backend(number(51), Some((node(v6), 6444)));
         let id = 5000 + u32::from(v6);
-        let slot = SlotKey { service: id, slot: 0 };
-        pair.put_slot(slot, Some(number(50)));
+        pair.put_slot(id, 0, number(50));
         let service = Service {
             id,
             slots: 1,
@@ -182,7 +181,7 @@ fn svc_53_datagrams_of_the_host_leave_a_backend_that_serves_no_longer() {
         let to = frontend(v6, 5000);
         assert_eq!(there_and_back(&first, &client, Some(to)), to);
         // Out of the Service, serving still.
-        pair.put_slot(slot, Some(number(51)));
+        pair.put_slot(id, 0, number(51));
         assert_eq!(there_and_back(&first, &client, Some(to)), to);
         pair.put_backend(number(50), None);
         assert_eq!(there_and_back(&second_server, &client, Some(to)), to);

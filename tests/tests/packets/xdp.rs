@@ -1,6 +1,6 @@
 //! `xdp_nodeport`: what it takes leaves as `from_netdev` would have sent it; what it leaves is untouched and unknown.
 
-use cni_ebpf::abi::{Addr, Reason, Secrets, ServiceKey, SlotKey, service_flags, service_scope};
+use cni_ebpf::abi::{Addr, Reason, Secrets, ServiceKey, service_flags, service_scope};
 use cni_ebpf::datapath::Verdict;
 use cni_tests::frames::{self, Ends};
 use cni_tests::memory::Frame;
@@ -219,19 +219,10 @@ fn the_hook_behind_chooses_the_same_backend() {
             flags: service_flags::MASQUERADE,
             ..cni_ebpf::abi::Service::default()
         };
-        pair.kernel.service(key, service).unwrap();
-        pair.memory.services.put(key, service);
+        pair.put_service(key, service);
         let family = if v6 { world::backend::V6 } else { 0 };
-        for (slot, backend) in [world::backend::ROUTED, world::backend::POD_B]
-            .into_iter()
-            .enumerate()
-        {
-            let slot = SlotKey {
-                service: 7777,
-                slot: slot as u32,
-            };
-            pair.kernel.slot(slot, backend + family).unwrap();
-            pair.memory.slots.put(slot, backend + family);
+        for (slot, backend) in (0..).zip([world::backend::ROUTED, world::backend::POD_B]) {
+            pair.put_slot(7777, slot, backend + family);
         }
         let mut turned = 0;
         for src_port in 50_000..50_064 {

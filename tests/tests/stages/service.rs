@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use cni_ebpf::abi::{
-    Addr, AffinityKey, Backend, Port, Reason, Service, ServiceKey, SlotKey, Tuple, client_kind,
+    Addr, AffinityKey, Backend, MemberKey, Port, Reason, Service, ServiceKey, Slot, Tuple, client_kind,
     service_flags, service_scope,
 };
 use cni_ebpf::datapath::{Work, stage::Stage};
@@ -13,6 +13,7 @@ use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
 
 const ID: u32 = 40;
+const FIRST: u32 = 7;
 const SECOND: u64 = 1_000_000_000;
 
 /// What happens to the Service.
@@ -55,21 +56,27 @@ fn backend(id: u32) -> Backend {
 
 /// As the agent leaves it: slots without a gap, a member entry for each, nothing of those that are gone.
 fn write(memory: &Memory, frontend: ServiceKey, service: Service, members: &[u32]) {
+    let member = |backend| MemberKey { service: ID, backend };
     for id in 1..6 {
-        memory.slots.remove(&SlotKey {
-            service: ID,
-            slot: id - 1,
-        });
-        memory.slots.remove(&SlotKey::member(ID, id));
+        memory.slots.put(FIRST + id - 1, Slot::default());
+        memory.members.remove(&member(id));
         memory.backends.remove(&id);
     }
-    for (slot, id) in (0..).zip(members) {
-        memory.slots.put(SlotKey { service: ID, slot }, *id);
-        memory.slots.put(SlotKey::member(ID, *id), *id);
-        memory.backends.put(*id, backend(*id));
+    for (place, id) in (FIRST..).zip(members) {
+        let row = backend(*id);
+        memory.slots.put(place, Slot::new(ID, *id, row.addr, row.port));
+        memory.members.put(member(*id), 1);
+        memory.backends.put(*id, row);
     }
-    let slots = members.len() as u32;
-    memory.services.put(frontend, Service { slots, ..service });
+    let (slots, first) = (members.len() as u32, FIRST);
+    memory.services.put(
+        frontend,
+        Service {
+            slots,
+            first,
+            ..service
+        },
+    );
 }
 
 fn dial(memory: &Memory, frontend: ServiceKey, client: u8, port: u16) -> (Result<(), Reason>, Work) {

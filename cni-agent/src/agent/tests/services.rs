@@ -49,12 +49,11 @@ fn behind(tables: &Tables) -> Vec<String> {
     let Some((_, service)) = found else {
         return Vec::new();
     };
-    let slots = tables
-        .service_slots
-        .iter()
-        .filter(|(key, _)| key.service == service.id && key.slot < service.slots);
+    let places = service.first..service.first + service.slots;
+    let slots = places.filter_map(|place| tables.service_slots.get(&place));
     let mut addresses: Vec<String> = slots
-        .map(|(_, backend)| tables.backends[backend].addr.to_string())
+        .filter(|slot| slot.service == service.id && tables.backends.contains_key(&slot.backend))
+        .map(|slot| slot.addr.to_string())
         .collect();
     addresses.sort();
     addresses
@@ -202,13 +201,54 @@ async fn svc_52_a_restart_changes_no_row() {
     becomes(&machine, &["10.2.0.7", "10.2.0.8", "10.2.0.9"]).await;
     assert_eq!(
         service_changes(&machine),
-        ["backends 4", "service_slots 8", "services 24"],
+        ["backends 4", "service_slots 4", "services 24"],
         "one row of each, for the new endpoint"
     );
     let now = machine.kernel.lock().tables.clone();
     for (number, backend) in &before.backends {
         assert_eq!(now.backends.get(number), Some(backend));
     }
+    machine.stop().await;
+}
+
+/// The release before had its slots in a hash.
+#[tokio::test(flavor = "multi_thread")]
+async fn rel_29_rows_without_places_keep_their_numbers_and_get_places_before_programs_are_exchanged() {
+    let mut machine = serving();
+    write(&machine, &["10.2.0.5", "10.2.0.6"]);
+    machine.start().await;
+    becomes(&machine, &["10.2.0.5", "10.2.0.6"]).await;
+    settles(&machine, 2).await;
+    machine.kill().await;
+    let before = {
+        let mut kernel = machine.kernel.lock();
+        kernel.log.clear();
+        kernel.tables.service_slots.clear();
+        let rows = kernel.tables.services.values_mut();
+        rows.for_each(|service| service.first = 0);
+        kernel.tables.clone()
+    };
+    machine.start().await;
+    becomes(&machine, &["10.2.0.5", "10.2.0.6"]).await;
+    let (tables, log) = {
+        let kernel = machine.kernel.lock();
+        (kernel.tables.clone(), kernel.log.clone())
+    };
+    let numbers = |tables: &Tables| {
+        let services = tables.services.iter();
+        services
+            .map(|(key, service)| (*key, service.id))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(numbers(&tables), numbers(&before));
+    assert_eq!(tables.backends, before.backends);
+    let attached = log
+        .iter()
+        .position(|change| matches!(change, Change::Attach { .. }));
+    let is_row =
+        |change: &Change| matches!(change, Change::PutAll { table, .. } if table.name() == "service_slots");
+    let written = log.iter().position(is_row);
+    assert!(written.is_some() && attached.is_none_or(|attached| written < Some(attached)));
     machine.stop().await;
 }
 

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cni_ebpf::abi::{MAPS, MapSpec, MapType};
+use cni_ebpf::abi::{self, MAPS, MapSpec, MapType};
 
 use super::{
     super::{
@@ -17,6 +17,7 @@ use super::{
     },
     layout, pin_error,
 };
+use crate::desired::Table;
 
 pub(super) struct Prepared {
     pub(super) map: Map,
@@ -102,7 +103,7 @@ pub(super) fn map(pins: &Pins, spec: &MapSpec, entries: u32) -> Result<Prepared,
 fn expected_capacity(spec: &MapSpec, entries: u32) -> u32 {
     match spec.map_type {
         MapType::RingBuf => entries.max(4096).next_power_of_two(),
-        MapType::Array | MapType::PerCpuArray => spec.entries,
+        MapType::PerCpuArray => spec.entries,
         _ => entries.max(1),
     }
 }
@@ -213,12 +214,14 @@ impl Old {
             ..
         } = self;
         let mut result = Ok(());
+        let is_array = new.map_type() == MapType::Array;
         map.for_each(|key, value| {
             let hash = hasher.hash_one(key);
             if result.is_err() || what == Copy::New && copied.contains(&hash) {
                 return;
             }
             let put = |key: &[u8], value: &[u8]| match what {
+                Copy::New if is_array => put_in_vacancy(new, key, value),
                 Copy::New => new.put_new(key, value),
                 Copy::All => new.put(key, value),
             };
@@ -237,6 +240,19 @@ impl Old {
     }
 }
 
+/// Every place of an array is there, and zeros say that nothing stands in it. What lies behind the end of a smaller one is left.
+fn put_in_vacancy(array: &Map, key: &[u8], value: &[u8]) -> Result<(), KernelError> {
+    let is_there = abi::from_bytes::<u32>(key).is_some_and(|place| place < array.capacity());
+    if is_there
+        && array
+            .get(key)?
+            .is_none_or(|found| found.iter().all(|byte| *byte == 0))
+    {
+        array.put(key, value)?;
+    }
+    Ok(())
+}
+
 impl Unsettled {
     /// Copies what `map` does not have yet.
     pub(super) fn catch_up(&mut self, map: &Map) -> Result<(), KernelError> {
@@ -244,9 +260,11 @@ impl Unsettled {
     }
 
     /// Has `map` be as the old ones are, while no program has run on it: where a connection has taken another one's place
-    /// since the first copy, or has gone on, the copy is of the one before.
+    /// since the first copy, or has gone on, the copy is of the one before. Where only agents write, this one has written what is
+    /// to be there.
     pub(super) fn refresh(&mut self, map: &Map) -> Result<(), KernelError> {
-        if !self.untouched {
+        let mut tables = Table::ALL.iter().filter(|table| table.owns_values());
+        if !self.untouched || tables.any(|table| table.name() == self.spec.name) {
             return Ok(());
         }
         self.old.iter_mut().try_for_each(|old| old.copy(map, Copy::All))

@@ -6,14 +6,21 @@ use std::{
     sync::Arc,
 };
 
-use cni_ebpf::abi::{ServiceKey, SlotKey};
+use cni_ebpf::abi::{MemberKey, ServiceKey};
 
-use super::{Book, Entry, slots::source_range};
+use super::{
+    Book, Entry,
+    slots::{places_of, source_range},
+};
 use crate::{
     compile::service::{Compiled, SlotSet, Target},
+    desired::Table,
     kernel::maps::{capacity_remedy, setting},
     model::NamespacedName,
-    services::room::Counts,
+    services::{
+        blocks::{Block, Want},
+        room::Counts,
+    },
 };
 
 #[derive(Debug)]
@@ -28,9 +35,10 @@ pub(super) struct Fit {
 }
 
 /// What a Service lacked when it was looked at.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Lack {
     rows: Counts,
+    blocks: Vec<Want>,
     /// There will be room when what is on its way out is gone, unless others take it.
     soon: bool,
     /// Whether they did has to be seen.
@@ -39,7 +47,6 @@ struct Lack {
 
 /// A set as it is in the maps.
 struct Held {
-    slots: Vec<u32>,
     known: HashSet<u32>,
     members: bool,
 }
@@ -60,8 +67,15 @@ impl Fit {
         waiting.for_each(|lack| lack.due |= lack.soon);
     }
 
+    /// Whether anybody waits for room: then nobody keeps any to grow.
+    pub(super) fn is_short(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Places in blocks aside: whether these are free is not a matter of their count.
     fn has(&self, used: Counts, more: Counts) -> bool {
-        used.plus(self.leaving).plus(more).within(self.most)
+        let rows = used.plus(self.leaving).plus(more);
+        Counts { slots: 0, ..rows }.within(self.most)
     }
 }
 
@@ -69,7 +83,8 @@ impl Book {
     pub(super) fn in_use(&self) -> Counts {
         Counts {
             backends: self.backends.len(),
-            slots: self.slots,
+            slots: self.blocks.used(),
+            members: self.members,
             ranges: self.ranges,
             services: self.owners.len(),
         }
@@ -94,7 +109,7 @@ impl Book {
         let used = self.in_use();
         let mut ready = self.room.take_waiting();
         let fit = &self.fit;
-        let fits = |lack: &Lack| lack.due || fit.has(used, lack.rows);
+        let fits = |lack: &Lack| lack.due || fit.has(used, lack.rows) && self.blocks.has(&lack.blocks);
         let waiting = fit.waiting.iter().filter(|(_, lack)| fits(lack));
         ready.extend(waiting.map(|(name, _)| Arc::clone(name)));
         ready.iter().for_each(|name| _ = self.fit.waiting.remove(name));
@@ -105,14 +120,17 @@ impl Book {
     pub(super) fn squeeze(&mut self, name: &Arc<NamespacedName>, old: &Entry, compiled: &mut Compiled) {
         self.fit.waiting.remove(name);
         let used = self.in_use();
-        let slots = |set: &SlotSet| set.targets.len() * if set.affinity { 2 } else { 1 };
+        let members = compiled.sets.iter().filter(|set| set.affinity);
         let new = Counts {
             backends: compiled.serving.len(),
-            slots: compiled.sets.iter().map(slots).sum(),
+            slots: compiled.sets.iter().map(|set| set.targets.len()).sum(),
+            members: members.map(|set| set.targets.len()).sum(),
             ranges: compiled.ranges.len(),
             services: compiled.frontends.len(),
         };
-        if self.fit.has(used, new) {
+        let blocks = self.wants(old, compiled);
+        let has_blocks = self.blocks.has(&blocks);
+        if has_blocks && self.fit.has(used, new) {
             return;
         }
         let held: Vec<Held> = compiled
@@ -121,8 +139,11 @@ impl Book {
             .map(|set| self.held(set, old, compiled))
             .collect();
         let lack = self.lack(name, old, &held, compiled);
-        if self.fit.has(used, lack) {
+        if has_blocks && self.fit.has(used, lack) {
             return;
+        }
+        if !has_blocks {
+            self.give_up_room_to_grow();
         }
         // What is on its way out makes room by itself: that is nothing to talk about.
         let alone = Self::alone(old);
@@ -132,14 +153,30 @@ impl Book {
             ..new
         };
         self.trim(old, &held, compiled);
-        let problems = self.too_little(name, others, wanted, compiled);
+        let problems = self.too_little(name, others, wanted, &blocks, compiled);
         let lack = Lack {
             rows: lack,
+            blocks,
             soon: problems.is_empty(),
             due: false,
         };
         compiled.problems.extend(problems);
         self.fit.waiting.insert(Arc::clone(name), lack);
+    }
+
+    /// The blocks that its sets have, and how many places they need.
+    fn wants(&self, old: &Entry, compiled: &Compiled) -> Vec<Want> {
+        let block = |set: &SlotSet| {
+            if let Some(known) = old.sets.iter().find(|old| old.name == set.name) {
+                return known.block;
+            }
+            let of_set = compiled.frontends.iter();
+            let of_set = of_set.filter(|frontend| frontend.set == Some(set.name));
+            let found = self.recovered.find_set(of_set.map(|frontend| &frontend.key));
+            found.map_or(Block::NONE, |service| self.recovered.slots_of(&service).0)
+        };
+        let sets = compiled.sets.iter();
+        sets.map(|set| (block(set), places_of(set))).collect()
     }
 
     fn held(&self, set: &SlotSet, old: &Entry, compiled: &Compiled) -> Held {
@@ -150,18 +187,20 @@ impl Book {
             let frontends = compiled.frontends.iter();
             let of_set = frontends.filter(|frontend| frontend.set == Some(set.name));
             let found = self.recovered.find_set(of_set.map(|frontend| &frontend.key));
-            let slots = found.map(|service| self.recovered.slots_of(service.id, service.slots));
+            let slots = found.map(|service| self.recovered.slots_of(&service).1);
             let slots = slots.unwrap_or_default();
             let has_member = |backend: &u32| {
-                let member = found.map(|service| SlotKey::member(service.id, *backend));
-                member.is_some_and(|member| self.recovered.slots.contains_key(&member))
+                let member = found.map(|service| MemberKey {
+                    service: service.id,
+                    backend: *backend,
+                });
+                member.is_some_and(|member| self.recovered.members.contains(&member))
             };
             let members = slots.iter().all(has_member);
             (slots, members)
         };
         Held {
-            known: slots.iter().copied().collect(),
-            slots,
+            known: slots.into_iter().collect(),
             members,
         }
     }
@@ -190,14 +229,13 @@ impl Book {
 
     /// The rows that would be new.
     fn lack(&self, name: &NamespacedName, old: &Entry, held: &[Held], compiled: &Compiled) -> Counts {
-        let slots = |(set, held): (&SlotSet, &Held)| {
-            let new = set.targets.len().saturating_sub(held.slots.len());
+        let members = |(set, held): (&SlotSet, &Held)| {
             let is_member = |target: &&Target| {
                 let number = self.number_of(old, target);
                 held.members && number.is_some_and(|number| held.known.contains(&number))
             };
             let members = set.targets.iter().filter(|target| !is_member(target)).count();
-            new + if set.affinity { members } else { 0 }
+            if set.affinity { members } else { 0 }
         };
         let unknown = compiled.serving.iter();
         let held_keys = self.held_keys(old);
@@ -206,7 +244,8 @@ impl Book {
             backends: unknown
                 .filter(|(target, _)| self.number_of(old, target).is_none())
                 .count(),
-            slots: compiled.sets.iter().zip(held).map(slots).sum(),
+            slots: 0,
+            members: compiled.sets.iter().zip(held).map(members).sum(),
             ranges: compiled.ranges.iter().filter(|range| !held_range(range)).count(),
             services: self
                 .frontends(name, compiled)
@@ -236,7 +275,8 @@ impl Book {
     fn alone(old: &Entry) -> Counts {
         Counts {
             backends: old.serving.len(),
-            slots: old.slots(),
+            slots: old.places(),
+            members: old.members(),
             ranges: old.ranges.len(),
             services: old.frontends.len(),
         }
@@ -283,6 +323,7 @@ impl Book {
         name: &NamespacedName,
         others: Counts,
         wanted: Counts,
+        blocks: &[Want],
         left: &Compiled,
     ) -> Vec<String> {
         let what = if left.frontends.is_empty() {
@@ -293,11 +334,22 @@ impl Book {
         let counts = wanted.each().into_iter().zip(others.each());
         let mut problems = Vec::new();
         for (((table, wanted), (_, others)), (_, most)) in counts.zip(self.fit.most.each()) {
-            if wanted + others > most {
+            let mut pieces = String::new();
+            let mut is_short = wanted + others > most;
+            if table == Table::ServiceSlots && !is_short && !self.blocks.will_have(blocks) {
+                is_short = true;
+                let largest = blocks.iter().map(|(_, count)| count).max().unwrap_or(&0);
+                pieces = format!(
+                    ", each port's in one piece, the longest of {largest}, beside what it has until then, and the longest that is \
+                     free has {}",
+                    self.blocks.longest()
+                );
+            }
+            if is_short {
                 let map = table.name();
                 problems.push(format!(
-                    "Service {name}: `{}` is {most}, other Services need {others} of that and this one {wanted}: {what} \
-                     until there is room; {}",
+                    "Service {name}: `{}` is {most}, other Services need {others} of that and this one {wanted}{pieces}: \
+                     {what} until there is room; {}",
                     setting(map).unwrap_or(map),
                     capacity_remedy(map)
                 ));

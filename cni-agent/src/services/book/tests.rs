@@ -3,7 +3,9 @@ mod room;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cni_ebpf::abi::{Addr, Backend, MaglevChunk, MaglevKey, Port, service_flags, service_scope};
+use cni_ebpf::abi::{
+    Addr, Backend, MaglevChunk, MaglevKey, Plain, Port, Slot, as_bytes, service_flags, service_scope,
+};
 use proptest::prelude::*;
 
 use super::{slots::arrange, *};
@@ -17,7 +19,8 @@ use crate::{
 #[derive(Default)]
 struct Maps {
     services: BTreeMap<ServiceKey, Service>,
-    slots: BTreeMap<SlotKey, u32>,
+    slots: BTreeMap<u32, Slot>,
+    members: BTreeMap<MemberKey, u32>,
     backends: BTreeMap<u32, Backend>,
     maglev: BTreeMap<MaglevKey, MaglevChunk>,
 }
@@ -28,10 +31,11 @@ impl Maps {
             self.backends.insert(*number, *backend);
             self.check();
         }
-        for (key, backend) in &edits.put.slots {
-            self.slots.insert(*key, *backend);
+        for (place, slot) in &edits.put.slots {
+            self.slots.insert(*place, *slot);
             self.check();
         }
+        self.members.extend(edits.put.members.iter().copied());
         for (key, chunk) in &edits.put.maglev {
             let before = self.maglev.insert(*key, *chunk);
             assert!(
@@ -56,8 +60,9 @@ impl Maps {
             self.maglev.remove(key);
             self.check();
         }
-        for key in &keys.slots {
-            self.slots.remove(key);
+        keys.members.iter().for_each(|key| _ = self.members.remove(key));
+        for place in &keys.slots {
+            self.slots.remove(place);
             self.check();
         }
         for number in &keys.backends {
@@ -79,18 +84,14 @@ impl Maps {
                 places.iter().all(|backend| self.backends.contains_key(backend)),
                 "{service:?}"
             );
-            for slot in 0..service.slots {
-                let key = SlotKey {
-                    service: service.id,
-                    slot,
-                };
-                let backend = self
-                    .slots
-                    .get(&key)
-                    .unwrap_or_else(|| panic!("{service:?} has no slot {slot}"));
-                assert!(
-                    self.backends.contains_key(backend),
-                    "{service:?}: slot {slot} has no backend"
+            for place in service.first..service.first + service.slots {
+                let slot = self.slots.get(&place);
+                let slot = slot.unwrap_or_else(|| panic!("{service:?}: nothing is in place {place}"));
+                let backend = self.backends.get(&slot.backend);
+                let backend = backend.unwrap_or_else(|| panic!("{service:?}: {slot:?} has no backend"));
+                assert_eq!(
+                    *slot,
+                    Slot::new(service.id, slot.backend, backend.addr, backend.port)
                 );
             }
         }
@@ -118,13 +119,8 @@ impl Maps {
 
     fn targets(&self, key: &ServiceKey) -> Vec<u8> {
         let service = self.services[key];
-        let slots = (0..service.slots).map(|slot| SlotKey {
-            service: service.id,
-            slot,
-        });
-        let mut targets: Vec<u8> = slots
-            .map(|key| self.backends[&self.slots[&key]].addr.octets()[15])
-            .collect();
+        let places = service.first..service.first + service.slots;
+        let mut targets: Vec<u8> = places.map(|place| self.slots[&place].addr.octets()[15]).collect();
         targets.sort_unstable();
         targets
     }
@@ -134,6 +130,7 @@ fn ample(maglev: usize) -> Capacity {
     let rows = Counts {
         backends: 1_000,
         slots: 1_000,
+        members: 1_000,
         ranges: 1_000,
         services: 1_000,
     };
@@ -250,6 +247,8 @@ proptest! {
             let rows = view.rows(Table::ServiceSlots);
             prop_assert_eq!(maps.slots.clone(), rows.slots.iter().copied().collect());
             prop_assert_eq!(maps.slots.len(), view.expected(Table::ServiceSlots));
+            prop_assert_eq!(maps.members.clone(), view.rows(Table::ServiceMembers).members.into_iter().collect());
+            prop_assert_eq!(maps.members.len(), view.expected(Table::ServiceMembers));
             prop_assert_eq!(maps.backends.len(), view.expected(Table::Backends));
             prop_assert_eq!(maps.maglev.clone(), view.rows(Table::Maglev).maglev.into_iter().collect());
             prop_assert_eq!(maps.maglev.len(), view.expected(Table::Maglev));
@@ -274,6 +273,13 @@ proptest! {
     }
 }
 
+/// What another agent reads.
+fn take<K: Plain, V: Plain>(recovered: &mut Recovered, table: Table, rows: &BTreeMap<K, V>) {
+    for (key, value) in rows {
+        recovered.take(table, as_bytes(key), as_bytes(value));
+    }
+}
+
 #[test]
 fn the_next_agent_gives_the_same_numbers_and_changes_no_row() {
     let folder = tempfile::tempdir().unwrap();
@@ -288,32 +294,11 @@ fn the_next_agent_gives_the_same_numbers_and_changes_no_row() {
         with_table(compiled(0, &BTreeSet::from([1, 3, 8, 7]), false), 0),
     ));
     let mut recovered = Recovered::default();
-    let bytes = |value: &[u8]| value.to_vec();
-    for (key, value) in &maps.services {
-        let (key, value) = (cni_ebpf::abi::as_bytes(key), cni_ebpf::abi::as_bytes(value));
-        recovered.take(Table::Services, &bytes(key), &bytes(value));
-    }
-    for (key, value) in &maps.slots {
-        recovered.take(
-            Table::ServiceSlots,
-            cni_ebpf::abi::as_bytes(key),
-            cni_ebpf::abi::as_bytes(value),
-        );
-    }
-    for (key, value) in &maps.backends {
-        recovered.take(
-            Table::Backends,
-            cni_ebpf::abi::as_bytes(key),
-            cni_ebpf::abi::as_bytes(value),
-        );
-    }
-    for (key, value) in &maps.maglev {
-        recovered.take(
-            Table::Maglev,
-            cni_ebpf::abi::as_bytes(key),
-            cni_ebpf::abi::as_bytes(value),
-        );
-    }
+    take(&mut recovered, Table::Services, &maps.services);
+    take(&mut recovered, Table::ServiceSlots, &maps.slots);
+    take(&mut recovered, Table::ServiceMembers, &maps.members);
+    take(&mut recovered, Table::Backends, &maps.backends);
+    take(&mut recovered, Table::Maglev, &maps.maglev);
     let mut next = tests::book(&folder);
     next.recover(recovered);
     for number in (0..3).rev() {
@@ -341,6 +326,13 @@ fn the_next_agent_gives_the_same_numbers_and_changes_no_row() {
             .into_iter()
             .collect::<BTreeMap<_, _>>(),
         maps.slots
+    );
+    assert_eq!(
+        rows(Table::ServiceMembers)
+            .members
+            .into_iter()
+            .collect::<BTreeMap<_, _>>(),
+        maps.members
     );
     assert_eq!(
         rows(Table::Backends)
@@ -406,6 +398,38 @@ fn a_change_of_one_endpoint_costs_one_row_of_each_kind() {
     );
     assert_eq!(put, (0, 0, 1), "the last one went: the count is all that changes");
     assert_eq!((edits.gone.slots.len(), edits.gone.backends.len()), (1, 1));
+}
+
+#[test]
+fn a_service_that_outgrows_its_block_moves_and_its_frontend_switches_in_one_write() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut book, mut maps) = (book(&folder), Maps::default());
+    maps.apply(&book.set(&name(1), compiled(1, &(0..4).collect(), false)));
+    // Somebody is right behind it.
+    maps.apply(&book.set(&name(2), compiled(2, &(0..4).collect(), false)));
+    let before = maps.services[&key(1)];
+    let edits = book.set(&name(1), compiled(1, &(1..7).collect(), false));
+    let after = edits.put.services[0].1;
+    assert_eq!((before.id, before.slots, after.slots), (after.id, 4, 6));
+    let places: Vec<u32> = edits.put.slots.iter().map(|(place, _)| *place).collect();
+    assert_eq!(places, (after.first..after.first + 6).collect::<Vec<_>>());
+    let old = before.first..before.first + before.slots;
+    assert!(
+        places.iter().all(|place| !old.contains(place)),
+        "who reads the old ones finds them as they were"
+    );
+    assert_eq!(edits.gone.slots, old.clone().collect::<Vec<_>>());
+    maps.apply(&edits);
+    // Nobody gets them before they are free.
+    let retired = book.take_retired();
+    let blocks: Vec<u32> = retired.iter().flat_map(|block| block.places()).collect();
+    assert_eq!(blocks, old.clone().collect::<Vec<_>>());
+    let first = |edits: &Edits| edits.put.services[0].1.first;
+    let third = book.set(&name(3), compiled(3, &(0..4).collect(), false));
+    assert!(!old.contains(&first(&third)));
+    book.free_blocks(retired);
+    let fourth = book.set(&name(4), compiled(4, &(0..4).collect(), false));
+    assert_eq!(first(&fourth), old.start);
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! The book as the maps should have it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-use cni_ebpf::abi::{self, Backend, MaglevChunk, MaglevKey, Service, ServiceKey, SlotKey, SourceRange};
+use cni_ebpf::abi::{
+    self, Backend, MaglevChunk, MaglevKey, MemberKey, Service, ServiceKey, Slot, SourceRange,
+};
 
-use super::{Book, Known, Set, maglev::Places, slot_key};
+use super::{Book, Known, Set, maglev::Places};
 use crate::{
     desired::Table,
     services::{Keys, Rows},
@@ -23,8 +25,9 @@ pub(in crate::services) enum Verdict {
 #[derive(Debug)]
 pub struct View<'a> {
     book: &'a Book,
-    sets: HashMap<u32, &'a Set>,
-    members: HashSet<SlotKey>,
+    /// By the first place of their blocks.
+    sets: BTreeMap<u32, &'a Set>,
+    members: HashSet<MemberKey>,
     ranges: HashSet<SourceRange>,
     tables: HashMap<u32, &'a Places>,
 }
@@ -32,11 +35,11 @@ pub struct View<'a> {
 impl Book {
     pub fn view(&self) -> View<'_> {
         let sets = || self.entries.values().flat_map(|entry| &entry.sets);
-        let members = sets().filter(|set| set.members).flat_map(Set::member_keys);
+        let with_slots = sets().filter(|set| !set.slots.is_empty());
         View {
             book: self,
-            sets: sets().map(|set| (set.number, set)).collect(),
-            members: members.collect(),
+            sets: with_slots.map(|set| (set.block.first, set)).collect(),
+            members: sets().flat_map(Set::members).collect(),
             ranges: self
                 .entries
                 .values()
@@ -52,20 +55,13 @@ impl Book {
     }
 }
 
-impl Set {
-    pub(super) fn member_keys(&self) -> impl Iterator<Item = SlotKey> {
-        self.slots
-            .iter()
-            .map(|backend| SlotKey::member(self.number, *backend))
-    }
-}
-
 impl View<'_> {
     /// How many rows a table should have.
     pub fn expected(&self, table: Table) -> usize {
         match table {
             Table::Services => self.book.owners.len(),
             Table::ServiceSlots => self.book.slots,
+            Table::ServiceMembers => self.members.len(),
             Table::ServiceRanges => self.ranges.len(),
             Table::Maglev => self.book.room.used,
             Table::Backends => self.book.backends.len(),
@@ -76,7 +72,11 @@ impl View<'_> {
     pub(in crate::services) fn judge(&self, table: Table, key: &[u8], value: &[u8]) -> Verdict {
         let wanted = match table {
             Table::Services => abi::from_bytes(key).and_then(|key| self.service(&key)).map(bytes),
-            Table::ServiceSlots => abi::from_bytes(key).and_then(|key| self.slot(&key)).map(bytes),
+            Table::ServiceSlots => abi::from_bytes(key).and_then(|place| self.slot(place)).map(bytes),
+            Table::ServiceMembers => {
+                let known = abi::from_bytes(key).is_some_and(|key| self.members.contains(&key));
+                known.then(|| bytes(1u32))
+            }
             Table::ServiceRanges => {
                 let known = abi::from_bytes(key).is_some_and(|key| self.ranges.contains(&key));
                 known.then(|| bytes(1u32))
@@ -98,12 +98,10 @@ impl View<'_> {
         found.map(|(_, service)| *service)
     }
 
-    fn slot(&self, key: &SlotKey) -> Option<u32> {
-        if key.slot & SlotKey::MEMBER != 0 {
-            return self.members.contains(key).then_some(key.slot & !SlotKey::MEMBER);
-        }
-        let set = self.sets.get(&key.service)?;
-        set.slots.get(usize::try_from(key.slot).ok()?).copied()
+    fn slot(&self, place: u32) -> Option<Slot> {
+        let (first, set) = self.sets.range(..=place).next_back()?;
+        let backend = set.slots.get(usize::try_from(place - first).ok()?)?;
+        Some(self.book.slot(set.number, *backend))
     }
 
     fn part(&self, key: &MaglevKey) -> Option<MaglevChunk> {
@@ -124,14 +122,12 @@ impl View<'_> {
             }
             Table::ServiceSlots => {
                 for set in self.sets.values() {
-                    let slots = set.slots.iter().enumerate();
-                    rows.slots
-                        .extend(slots.map(|(slot, backend)| (slot_key(set.number, slot), *backend)));
+                    let slots = set.block.places().zip(&set.slots);
+                    let slots = slots.map(|(place, backend)| (place, self.book.slot(set.number, *backend)));
+                    rows.slots.extend(slots);
                 }
-                let members = self.members.iter();
-                rows.slots
-                    .extend(members.map(|key| (*key, key.slot & !SlotKey::MEMBER)));
             }
+            Table::ServiceMembers => rows.members.extend(self.members.iter().map(|key| (*key, 1))),
             Table::Maglev => rows
                 .maglev
                 .extend(self.tables.values().flat_map(|places| places.rows())),
@@ -156,6 +152,7 @@ impl Rows {
         match table {
             Table::Services => self.services.extend(row(key, value)),
             Table::ServiceSlots => self.slots.extend(row(key, value)),
+            Table::ServiceMembers => self.members.extend(row(key, value)),
             Table::ServiceRanges => self.ranges.extend(row(key, value)),
             Table::Maglev => self.maglev.extend(row(key, value)),
             Table::Backends => self.backends.extend(row(key, value)),
@@ -169,7 +166,8 @@ impl Keys {
     pub fn push(&mut self, table: Table, key: &[u8]) {
         match table {
             Table::Services => self.services.extend(abi::from_bytes::<ServiceKey>(key)),
-            Table::ServiceSlots => self.slots.extend(abi::from_bytes::<SlotKey>(key)),
+            Table::ServiceSlots => self.slots.extend(abi::from_bytes::<u32>(key)),
+            Table::ServiceMembers => self.members.extend(abi::from_bytes::<MemberKey>(key)),
             Table::ServiceRanges => self.ranges.extend(abi::from_bytes::<SourceRange>(key)),
             Table::Maglev => self.maglev.extend(abi::from_bytes::<MaglevKey>(key)),
             Table::Backends => self.backends.extend(abi::from_bytes::<u32>(key)),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use ipnetwork::IpNetwork;
 
 use super::*;
-use crate::services::Pending;
+use crate::services::{Pending, book::slots::places_of};
 
 /// A book, and the maps as an agent writes them.
 pub(super) struct World {
@@ -13,7 +13,8 @@ pub(super) struct World {
     capacity: Capacity,
     pub(super) book: Book,
     services: BTreeMap<ServiceKey, Service>,
-    slots: BTreeMap<SlotKey, u32>,
+    slots: BTreeMap<u32, Slot>,
+    members: BTreeMap<MemberKey, u32>,
     ranges: BTreeSet<SourceRange>,
     backends: BTreeMap<u32, Backend>,
     pending: Pending,
@@ -30,6 +31,7 @@ impl World {
             capacity,
             services: BTreeMap::new(),
             slots: BTreeMap::new(),
+            members: BTreeMap::new(),
             ranges: BTreeSet::new(),
             backends: BTreeMap::new(),
             pending: Pending::default(),
@@ -57,6 +59,7 @@ impl World {
         self.put(&put);
         gone.services.iter().for_each(|key| _ = self.services.remove(key));
         self.pending.add(gone, Instant::now());
+        self.retire();
         self.book.set_leaving(self.pending.counts());
         let next = self.book.take_waiting();
         if !next.is_empty() {
@@ -64,10 +67,23 @@ impl World {
         }
     }
 
+    fn retire(&mut self) {
+        let retired = self.book.take_retired();
+        self.pending.retire(retired, Instant::now());
+    }
+
     fn put(&mut self, put: &Rows) {
         self.pending.keep(put);
+        for (place, slot) in &put.slots {
+            let before = self.slots.get(place);
+            assert!(
+                before.is_none_or(|before| before.service == slot.service),
+                "{place} is another set's: a reader may be on its way there"
+            );
+        }
         self.backends.extend(put.backends.iter().copied());
         self.slots.extend(put.slots.iter().copied());
+        self.members.extend(put.members.iter().copied());
         self.ranges.extend(put.ranges.iter().map(|(range, _)| *range));
         self.services.extend(put.services.iter().copied());
         let rows = self.rows();
@@ -82,6 +98,7 @@ impl World {
         Counts {
             backends: self.backends.len(),
             slots: self.slots.len(),
+            members: self.members.len(),
             ranges: self.ranges.len(),
             services: self.services.len(),
         }
@@ -90,8 +107,11 @@ impl World {
     /// A moment later.
     fn settle(&mut self) {
         while self.pending.due().is_some() {
-            let due = self.pending.take_due(Instant::now() + Duration::from_secs(1));
+            let later = Instant::now() + Duration::from_secs(1);
+            let due = self.pending.take_due(later);
             due.slots.iter().for_each(|key| _ = self.slots.remove(key));
+            due.members.iter().for_each(|key| _ = self.members.remove(key));
+            self.book.free_blocks(self.pending.take_blocks(later));
             due.ranges.iter().for_each(|key| _ = self.ranges.remove(key));
             due.backends.iter().for_each(|key| _ = self.backends.remove(key));
             self.book.set_leaving(self.pending.counts());
@@ -103,21 +123,12 @@ impl World {
     /// Another agent finds the maps, with whatever is on its way out of them.
     pub(super) fn restart(&mut self) {
         let mut recovered = Recovered::default();
-        let bytes = |value: &[u8]| value.to_vec();
-        for (key, value) in &self.services {
-            let (key, value) = (cni_ebpf::abi::as_bytes(key), cni_ebpf::abi::as_bytes(value));
-            recovered.take(Table::Services, &bytes(key), &bytes(value));
-        }
-        for (key, value) in &self.slots {
-            let (key, value) = (cni_ebpf::abi::as_bytes(key), cni_ebpf::abi::as_bytes(value));
-            recovered.take(Table::ServiceSlots, &bytes(key), &bytes(value));
-        }
-        for (key, value) in &self.backends {
-            let (key, value) = (cni_ebpf::abi::as_bytes(key), cni_ebpf::abi::as_bytes(value));
-            recovered.take(Table::Backends, &bytes(key), &bytes(value));
-        }
+        take(&mut recovered, Table::Services, &self.services);
+        take(&mut recovered, Table::ServiceSlots, &self.slots);
+        take(&mut recovered, Table::ServiceMembers, &self.members);
+        take(&mut recovered, Table::Backends, &self.backends);
         for key in &self.ranges {
-            recovered.take(Table::ServiceRanges, cni_ebpf::abi::as_bytes(key), &[]);
+            recovered.take(Table::ServiceRanges, as_bytes(key), &[]);
         }
         self.book = book_of(&self._folder, self.capacity);
         self.book.recover(recovered);
@@ -129,6 +140,7 @@ impl World {
         for table in [
             Table::Backends,
             Table::ServiceSlots,
+            Table::ServiceMembers,
             Table::ServiceRanges,
             Table::Services,
         ] {
@@ -141,6 +153,11 @@ impl World {
                 .keys()
                 .filter(|key| !missing.slots.iter().any(|(other, _)| other == *key)),
         );
+        gone.members.extend(
+            self.members
+                .keys()
+                .filter(|key| !missing.members.iter().any(|(other, _)| other == *key)),
+        );
         gone.ranges.extend(
             self.ranges
                 .iter()
@@ -152,9 +169,10 @@ impl World {
                 .filter(|key| !missing.backends.iter().any(|(other, _)| other == *key)),
         );
         self.services.retain(|key, _| keeps(key));
-        self.pending.clear();
+        self.pending = Pending::default();
         self.put(&missing);
         self.pending.add(gone, Instant::now());
+        self.retire();
         self.book.set_leaving(self.pending.counts());
         let next = self.book.take_waiting();
         self.change(next);
@@ -163,12 +181,11 @@ impl World {
     /// The last octets of those behind each frontend.
     pub(super) fn served(&self) -> BTreeMap<ServiceKey, BTreeSet<u8>> {
         let of = |service: &Service| {
-            let slots = (0..service.slots).map(|slot| SlotKey {
-                service: service.id,
-                slot,
-            });
+            let places = service.first..service.first + service.slots;
+            let slots = places.map(|place| &self.slots[&place]);
             slots
-                .map(|key| self.backends[&self.slots[&key]].addr.octets()[15])
+                .inspect(|slot| assert_eq!(slot.service, service.id))
+                .map(|slot| slot.addr.octets()[15])
                 .collect()
         };
         let services = self.services.iter();
@@ -177,10 +194,11 @@ impl World {
 
     /// Rows that a Service needs for itself.
     fn needs(compiled: &Compiled) -> Counts {
-        let slots = |set: &SlotSet| set.targets.len() * if set.affinity { 2 } else { 1 };
+        let members = compiled.sets.iter().filter(|set| set.affinity);
         Counts {
             backends: compiled.serving.len(),
-            slots: compiled.sets.iter().map(slots).sum(),
+            slots: compiled.sets.iter().map(|set| set.targets.len()).sum(),
+            members: members.map(|set| set.targets.len()).sum(),
             ranges: compiled.ranges.len(),
             services: compiled.frontends.len(),
         }
@@ -220,12 +238,18 @@ impl World {
             let own = Counts {
                 backends: entry.map_or(0, |entry| entry.serving.len()),
                 slots: entry.map_or(0, |entry| entry.slots()),
+                members: entry.map_or(0, |entry| entry.members()),
                 ranges: entry.map_or(0, |entry| entry.ranges.len()),
                 services: entry.map_or(0, |entry| entry.frontends.len()),
             };
             let needs = Self::needs(wanted);
+            let sets = entry.map_or(&[][..], |entry| &entry.sets);
+            let block = |set: &SlotSet| sets.iter().find(|old| old.name == set.name).map(|old| old.block);
+            let wants = wanted.sets.iter();
+            let wants = wants.map(|set| (block(set).unwrap_or_default(), places_of(set)));
+            let fits = self.book.blocks.has(&wants.collect::<Vec<_>>());
             assert!(
-                !used.without(own).plus(needs).within(self.capacity.rows),
+                !fits || !used.without(own).plus(needs).within(self.capacity.rows),
                 "{number} has room and is not served: {why}"
             );
         }
@@ -246,13 +270,13 @@ fn with_ranges(mut compiled: Compiled, ranges: Option<u8>) -> Compiled {
 proptest! {
     #[test]
     fn who_does_not_fit_waits_alone_and_no_map_ever_overflows(
-        most in (2usize..14, 2usize..24, 1usize..6, 1usize..6),
+        most in (2usize..14, 2usize..24, 2usize..20, 1usize..6, 1usize..6),
         steps in proptest::collection::vec(
             (0u8..6, proptest::collection::btree_set(0u8..12, 0..9), any::<bool>(), proptest::option::of(0u8..4), 0u8..10), 1..40,
         ),
     ) {
-        let (backends, slots, ranges, services) = most;
-        let mut world = World::new(Counts { backends, slots, ranges, services });
+        let (backends, slots, members, ranges, services) = most;
+        let mut world = World::new(Counts { backends, slots, members, ranges, services });
         for (number, endpoints, affinity, ranges, fate) in steps {
             match fate {
                 0 => _ = world.wanted.remove(&number),
@@ -294,6 +318,7 @@ proptest! {
         world.settle();
         prop_assert_eq!(world.rows(), Counts::default(), "nothing is left");
         prop_assert_eq!(world.book.fit.leaving, Counts::default());
+        prop_assert_eq!((world.book.blocks.used(), world.book.blocks.longest() as usize), (0, slots));
     }
 }
 
@@ -333,32 +358,34 @@ fn default_sizes() -> Capacity {
 }
 
 #[test]
-fn a_service_of_65_535_endpoints_with_both_policies_and_affinity_fits_alone_and_one_more_does_not() {
+fn a_service_of_65_535_endpoints_with_both_policies_and_affinity_grows_as_long_as_there_is_a_piece_for_it() {
     let mut world = World::new(default_sizes().rows);
     world.wanted.insert(1, compiled(1, &BTreeSet::from([1]), false));
     world.wanted.insert(2, large(2, 65_535, true));
     world.change([name(1), name(2)].into());
     assert_eq!(world.services[&key(2)].slots, 65_535);
-    assert_eq!(world.book.problems().count(), 0);
-    let neighbour = (
-        world.services[&key(1)],
-        world.backends[&world.slots[&SlotKey {
-            service: world.services[&key(1)].id,
-            slot: 0,
-        }]],
-    );
-    // Four rows for each endpoint: both policies, twice with affinity.
+    let neighbour = world.services[&key(1)];
+    let neighbours_slot = world.slots[&neighbour.first];
+    // One of its blocks grows where it is, the other one moves.
     world.wanted.insert(2, large(2, 65_537, true));
+    world.change([name(2)].into());
+    assert_eq!(world.services[&key(2)].slots, 65_537);
+    assert_eq!(world.book.problems().count(), 0);
+    world.settle();
+    // All would fit, but not beside what there is.
+    world.wanted.insert(2, large(2, 100_000, true));
     world.change([name(2)].into());
     world.settle();
     assert_eq!(
         world.services[&key(2)].slots,
-        65_535,
+        65_537,
         "it keeps those that it has"
     );
     let problems: Vec<&String> = world.book.problems().collect();
+    let said = "n/s2: `maps.serviceSlots` is 262144, other Services need 1 of that and this one 200000, each port's in one piece, \
+                the longest of 100000, beside what it has until then, and the longest that is free has 65536: it keeps";
     assert!(
-        matches!(&problems[..], [one] if one.contains("n/s2: `maps.serviceSlots` is 262144, other Services need 1 of that and this one 262148")),
+        matches!(&problems[..], [one] if one.contains(said)),
         "{problems:?}"
     );
     let troubles = Troubles {
@@ -366,17 +393,55 @@ fn a_service_of_65_535_endpoints_with_both_policies_and_affinity_fits_alone_and_
         ..Troubles::default()
     };
     assert_eq!(world.book.troubles(), troubles);
-    assert_eq!(world.services[&key(1)], neighbour.0);
-    let slot = SlotKey {
-        service: neighbour.0.id,
-        slot: 0,
-    };
-    assert_eq!(world.backends[&world.slots[&slot]], neighbour.1);
-    // Without affinity there is room.
-    world.wanted.insert(2, large(2, 65_537, false));
+    assert_eq!(world.services[&key(1)], neighbour);
+    assert_eq!(world.slots[&neighbour.first], neighbours_slot);
+    // With a few less there is room.
+    world.wanted.insert(2, large(2, 65_536, true));
     world.change([name(2)].into());
     world.settle();
-    assert_eq!(world.services[&key(2)].slots, 65_537);
+    assert_eq!(world.services[&key(2)].slots, 65_536);
+    assert_eq!(world.book.problems().count(), 0);
+}
+
+#[test]
+fn a_gap_that_is_too_small_is_said_and_what_leaves_beside_it_makes_it_large_enough() {
+    let rows = Counts {
+        slots: 12,
+        ..ample(0).rows
+    };
+    let mut world = World::new(rows);
+    for number in 1..5 {
+        let endpoints = (0..3).collect();
+        world.wanted.insert(number, compiled(number, &endpoints, false));
+        world.change([name(number)].into());
+    }
+    // Two gaps of three are no room for five.
+    for number in [1, 3] {
+        world.wanted.remove(&number);
+        world.change([name(number)].into());
+    }
+    world.settle();
+    let five = compiled(5, &(0..5).collect(), false);
+    world.wanted.insert(5, five);
+    world.change([name(5)].into());
+    world.settle();
+    let problems: Vec<&String> = world.book.problems().collect();
+    let said = "n/s5: `maps.serviceSlots` is 12, other Services need 6 of that and this one 5, each port's in one piece, the longest \
+                of 5, beside what it has until then, and the longest that is free has 3: it is not served";
+    assert!(
+        matches!(&problems[..], [one] if one.contains(said)),
+        "{problems:?}"
+    );
+    let served: Vec<_> = world.served().into_keys().collect();
+    assert_eq!(served, [key(2), key(4)]);
+    world.wanted.remove(&2);
+    world.change([name(2)].into());
+    assert!(
+        !world.served().contains_key(&key(5)),
+        "somebody may be reading what was the second's"
+    );
+    world.settle();
+    assert_eq!(world.served()[&key(5)], (0..5).collect());
     assert_eq!(world.book.problems().count(), 0);
 }
 
