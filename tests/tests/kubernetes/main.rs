@@ -41,7 +41,13 @@ fn eventually(mut done: impl FnMut() -> Option<String>) {
 /// What the agent has written into the kernel, Services included.
 fn everything(node: &Node) -> Vec<String> {
     let mut all = node.intent().unwrap();
-    for map in ["services", "service_slots", "service_members", "service_ranges", "backends"] {
+    for map in [
+        "services",
+        "service_slots",
+        "service_members",
+        "service_ranges",
+        "backends",
+    ] {
         all.extend(
             node.dump(map)
                 .unwrap()

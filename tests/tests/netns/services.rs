@@ -123,7 +123,13 @@ fn svc_52_connections_and_new_ones_survive_the_agents_death() {
 }
 
 fn rows(node: &cni_tests::lab::Node) -> Vec<Value> {
-    let maps = ["services", "service_slots", "service_members", "backends", "maglev"];
+    let maps = [
+        "services",
+        "service_slots",
+        "service_members",
+        "backends",
+        "maglev",
+    ];
     maps.iter().map(|map| json!(node.dump(map).unwrap())).collect()
 }
 
