@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use cni_ebpf::abi::{Addr, Backend, Port, Service, ServiceKey, SlotKey, Tuple, service_scope};
+use cni_ebpf::abi::{Addr, Backend, Port, Service, ServiceKey, Slot, Tuple, service_scope};
 use cni_ebpf::datapath::Work;
 use cni_ebpf::datapath::stage::Stage;
 use cni_tests::memory::{Frame, Memory};
@@ -71,8 +71,8 @@ fn drawn(memory: &Memory, scope: u8, clients: Clients, v6: bool, proto: u8, back
         pad: 0,
     };
     for slot in 0..backends {
-        memory.slots.put(SlotKey { service: ID, slot }, slot + 1);
-        memory.backends.put(slot + 1, Backend::default());
+        let Backend { addr, port, .. } = Backend::default();
+        memory.slots.put(slot, Slot::new(ID, slot + 1, addr, port));
     }
     let service = Service {
         id: ID,
