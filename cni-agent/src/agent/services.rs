@@ -323,7 +323,10 @@ impl<K: Kernel> Agent<K> {
             self.services.release.get_or_insert(now + RELEASE);
         }
         self.services.pending.add(gone, now);
-        self.retire_blocks(now);
+        // After a failure frontends of others may still name what the book has given up, until they have been compared.
+        if self.services.failures == 0 {
+            self.retire_blocks(now);
+        }
         self.settle_room();
         true
     }

@@ -164,16 +164,37 @@ impl Blocks {
 
     /// Whether [`allot`](Self::allot) would find something.
     pub(crate) fn has(&self, wants: &[Want]) -> bool {
-        let new = wants.iter().filter(|(block, count)| count > &block.len);
-        let new: Vec<u64> = new.map(|(_, count)| u64::from(*count)).collect();
-        if new.iter().sum::<u64>() <= u64::from(self.longest()) {
-            return true;
+        self.evidently_has(wants).unwrap_or_else(|| {
+            let mut copy = Self {
+                leaving: BTreeSet::new(),
+                free: self.free.clone(),
+                by_length: self.by_length.clone(),
+                ..*self
+            };
+            copy.allot_exactly(wants).is_some()
+        })
+    }
+
+    /// The same, where it takes no copy to know it: many may wait, each time that anything changes.
+    fn evidently_has(&self, wants: &[Want]) -> Option<bool> {
+        let longest = self.longest();
+        let new = || wants.iter().filter(|(block, count)| *count > block.len);
+        let fits_alone = |(block, count): &Want| {
+            let behind = self.free.get(&block.end()).copied().unwrap_or(0);
+            *count <= longest || block.len > 0 && *count - block.len <= behind
+        };
+        if !new().all(fits_alone) {
+            return Some(false);
         }
-        self.clone().allot_exactly(wants).is_some()
+        let all: u64 = new().map(|(_, count)| u64::from(*count)).sum();
+        (new().count() <= 1 || all <= u64::from(longest)).then_some(true)
     }
 
     /// The same, when everything has left that is about to.
     pub(crate) fn will_have(&self, wants: &[Want]) -> bool {
+        if self.leaving.is_empty() {
+            return self.has(wants);
+        }
         let mut later = self.clone();
         self.leaving.iter().for_each(|block| later.free(*block));
         later.allot_exactly(wants).is_some()

@@ -172,7 +172,6 @@ pub(super) fn turn_round(context: &XdpContext) -> u32 {
     let mut frame = Frame::over(context.ctx);
     let outcome = datapath::xdp_nodeport(&Maps, &mut frame, work);
     if !datapath::takes(work, &outcome) {
-        link_header::mark(context.ctx);
         return XDP_PASS;
     }
     datapath::finish(&Maps, &mut frame, work, &outcome);

@@ -157,10 +157,12 @@ pub(super) fn find<'t, T: Tables>(tables: &'t T, work: &mut Work) -> Option<Foun
     if let Some(found) = by_key(tables, &work.key, work.now) {
         let origin_a = found.flow.flags.get() & flow_flags::ORIGIN_A != 0;
         work.reply = u8::from(origin_a != from_a);
-        if is_over(found.flow) {
+        // It never has what bears a port that it gave up, over or not.
+        if !gave_way(work, found.flow) {
+            if !is_over(found.flow) {
+                return usable(work, found);
+            }
             work.past = found.flow.created;
-        } else if !gave_way(work, found.flow) {
-            return usable(work, found);
         }
     }
     // Behind a translation another may have begun since, with the same ends on one side of it.

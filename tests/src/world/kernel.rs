@@ -377,8 +377,6 @@ impl Kernel {
             .with_context(|| format!("{} over {} bytes", object::XDP_PROGRAM, frame.bytes.len()))?;
         out.truncate(result.data_size_out as usize);
         if result.return_value == PASS {
-            // Metadata come first.
-            out.drain(..out.len().saturating_sub(frame.bytes.len()));
             return Ok((Ok(Verdict::Pass), result.duration));
         }
         let (outcome, _) = self.outcome()?;

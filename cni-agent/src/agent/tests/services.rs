@@ -13,19 +13,24 @@ use crate::{
 };
 
 fn manifests(endpoints: &[&str]) -> Value {
+    service("web", 80, endpoints)
+}
+
+/// A Service with this port, which tells its address too.
+fn service(name: &str, port: u16, endpoints: &[&str]) -> Value {
     let endpoints: Vec<Value> = endpoints
         .iter()
         .map(|ip| json!({ "addresses": [ip], "nodeName": "two" }))
         .collect();
     json!({ "apiVersion": "v1", "kind": "List", "items": [
         {
-            "apiVersion": "v1", "kind": "Service", "metadata": { "name": "web", "namespace": "a" },
-            "spec": { "clusterIP": "10.96.0.1", "ports": [{ "port": 80 }] },
+            "apiVersion": "v1", "kind": "Service", "metadata": { "name": name, "namespace": "a" },
+            "spec": { "clusterIP": format!("10.96.0.{}", port - 79), "ports": [{ "port": port }] },
         },
         {
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
             "metadata": {
-                "name": "web-1", "namespace": "a", "labels": { "kubernetes.io/service-name": "web" },
+                "name": format!("{name}-1"), "namespace": "a", "labels": { "kubernetes.io/service-name": name },
             },
             "ports": [{ "port": 8080 }], "endpoints": endpoints,
         },
@@ -33,8 +38,12 @@ fn manifests(endpoints: &[&str]) -> Value {
 }
 
 fn write(machine: &Machine, endpoints: &[&str]) {
-    let path = machine.config.paths.manifests.join("services.json");
-    std::fs::write(path, manifests(endpoints).to_string()).unwrap();
+    write_file(machine, "services", &manifests(endpoints));
+}
+
+fn write_file(machine: &Machine, name: &str, objects: &Value) {
+    let path = machine.config.paths.manifests.join(format!("{name}.json"));
+    std::fs::write(path, objects.to_string()).unwrap();
 }
 
 fn serving() -> Machine {
@@ -285,6 +294,54 @@ async fn a_failed_write_is_said_and_tried_again_and_nothing_behind_it_is_written
             .any(|problem| problem.contains("Services: "))
     })
     .await;
+    machine.stop().await;
+}
+
+/// A frontend that could not be switched still names the places that its Service has left in the book.
+#[tokio::test(flavor = "multi_thread")]
+async fn places_that_a_frontend_names_are_nobody_elses_though_others_can_be_written() {
+    let mut machine = serving();
+    write(&machine, &["10.2.0.5"]);
+    let handle = machine.start().await;
+    becomes(&machine, &["10.2.0.5"]).await;
+    let stands = async |endpoint: &str| {
+        for _ in 0..2000 {
+            let slots = machine.kernel.lock().tables.service_slots.clone();
+            if slots.values().any(|slot| slot.addr.to_string() == endpoint) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{endpoint} has no slot");
+    };
+    // Behind its place is somebody else's, so that it has to move to grow.
+    write_file(
+        &machine,
+        "others",
+        &service("others", 81, &["10.2.0.5", "10.2.0.6"]),
+    );
+    stands("10.2.0.6").await;
+    let fault = "write entries to map services".to_owned();
+    machine.kernel.lock().faults.push(fault);
+    write(&machine, &["10.2.0.5", "10.2.0.7"]);
+    until(&handle, |status| {
+        let mut problems = status.problems.iter();
+        problems.any(|problem| problem.contains("Services: "))
+    })
+    .await;
+    // These need no frontend.
+    write_file(
+        &machine,
+        "others",
+        &service("others", 81, &["10.2.0.5", "10.2.0.8"]),
+    );
+    stands("10.2.0.8").await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    write_file(&machine, "third", &service("third", 82, &["10.2.0.9"]));
+    stands("10.2.0.9").await;
+    assert_eq!(behind(&machine.kernel.lock().tables), ["10.2.0.5"]);
+    machine.kernel.lock().faults.clear();
+    becomes(&machine, &["10.2.0.5", "10.2.0.7"]).await;
     machine.stop().await;
 }
 

@@ -157,15 +157,16 @@ impl Plan {
     }
 }
 
-/// The moves, and the fields of `to` that `from` does not have. Space that is reserved or padding carries nothing.
+/// The moves, and the fields of `to` that `from` does not have. Padding carries nothing, and what is reserved need not be there.
 fn moves<'a>(from: &Record, to: &'a Record) -> Result<(Moves, Vec<&'a str>), String> {
     let (mut moves, mut missing) = (Moves::new(), Vec::new());
     for field in &to.fields {
-        if matches!(field.name.as_str(), "reserved" | "pad") {
+        if field.name == "pad" {
             continue;
         }
         match from.fields.iter().find(|other| other.name == field.name) {
             Some(other) if other.size == field.size => moves.push((other.offset, field.offset, field.size)),
+            _ if field.name == "reserved" => {}
             Some(other) => return Err(format!("field {} has {} bytes", field.name, other.size)),
             None => missing.push(field.name.as_str()),
         }
@@ -227,9 +228,15 @@ mod tests {
             snat_port: cni_ebpf::abi::Port::new(99),
             ..Flow::default()
         };
-        let key = as_bytes(&FlowKey::default()).to_vec();
+        // Which of two flows of one tuple it is stands where nothing was before.
+        let second = FlowKey {
+            reserved: 7,
+            ..FlowKey::default()
+        };
+        let key = as_bytes(&second).to_vec();
         let up = Plan::new(ours.clone(), newer()).unwrap();
         let (key, value) = up.convert(&key, as_bytes(&flow)).unwrap();
+        assert_eq!(from_bytes::<FlowKey>(&key), Some(second));
         assert_eq!(value.len(), size_of::<Flow>() + 8);
         let down = Plan::new(newer(), ours).unwrap();
         let (_, value) = down.convert(&key, &value).unwrap();

@@ -39,6 +39,8 @@ pub(super) struct Fit {
 struct Lack {
     rows: Counts,
     blocks: Vec<Want>,
+    /// It was places that lacked.
+    places: bool,
     /// There will be room when what is on its way out is gone, unless others take it.
     soon: bool,
     /// Whether they did has to be seen.
@@ -67,9 +69,9 @@ impl Fit {
         waiting.for_each(|lack| lack.due |= lack.soon);
     }
 
-    /// Whether anybody waits for room: then nobody keeps any to grow.
+    /// Whether anybody waits for places: then nobody keeps any to grow.
     pub(super) fn is_short(&self) -> bool {
-        !self.waiting.is_empty()
+        self.waiting.values().any(|lack| lack.places)
     }
 
     /// Places in blocks aside: whether these are free is not a matter of their count.
@@ -133,10 +135,11 @@ impl Book {
         if has_blocks && self.fit.has(used, new) {
             return;
         }
+        let mut found = HashSet::new();
         let held: Vec<Held> = compiled
             .sets
             .iter()
-            .map(|set| self.held(set, old, compiled))
+            .map(|set| self.held(set, old, compiled, &mut found))
             .collect();
         let lack = self.lack(name, old, &held, compiled);
         if has_blocks && self.fit.has(used, lack) {
@@ -157,6 +160,7 @@ impl Book {
         let lack = Lack {
             rows: lack,
             blocks,
+            places: !has_blocks,
             soon: problems.is_empty(),
             due: false,
         };
@@ -166,20 +170,23 @@ impl Book {
 
     /// The blocks that its sets have, and how many places they need.
     fn wants(&self, old: &Entry, compiled: &Compiled) -> Vec<Want> {
-        let block = |set: &SlotSet| {
+        // What an earlier agent left is the first set's that comes for it.
+        let mut others = HashSet::new();
+        let mut block = |set: &SlotSet| {
             if let Some(known) = old.sets.iter().find(|old| old.name == set.name) {
                 return known.block;
             }
             let of_set = compiled.frontends.iter();
             let of_set = of_set.filter(|frontend| frontend.set == Some(set.name));
             let found = self.recovered.find_set(of_set.map(|frontend| &frontend.key));
+            let found = found.filter(|service| others.insert(service.id));
             found.map_or(Block::NONE, |service| self.recovered.slots_of(&service).0)
         };
         let sets = compiled.sets.iter();
         sets.map(|set| (block(set), places_of(set))).collect()
     }
 
-    fn held(&self, set: &SlotSet, old: &Entry, compiled: &Compiled) -> Held {
+    fn held(&self, set: &SlotSet, old: &Entry, compiled: &Compiled, others: &mut HashSet<u32>) -> Held {
         let known = old.sets.iter().find(|old| old.name == set.name);
         let (slots, members) = if let Some(known) = known {
             (known.slots.to_vec(), known.members)
@@ -187,6 +194,7 @@ impl Book {
             let frontends = compiled.frontends.iter();
             let of_set = frontends.filter(|frontend| frontend.set == Some(set.name));
             let found = self.recovered.find_set(of_set.map(|frontend| &frontend.key));
+            let found = found.filter(|service| others.insert(service.id));
             let slots = found.map(|service| self.recovered.slots_of(&service).1);
             let slots = slots.unwrap_or_default();
             let has_member = |backend: &u32| {

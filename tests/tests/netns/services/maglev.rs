@@ -100,7 +100,8 @@ fn every_node_gives_a_client_the_same_endpoint() {
         assert_eq!(found.len(), pods.len(), "each of them gets some");
     }
     let rows = super::rows(one);
-    assert!(rows.iter().all(|rows| *rows != json!([])));
+    let empty = rows.iter().filter(|rows| **rows == json!([]));
+    assert_eq!(empty.count(), 1, "members are a matter of affinity: {rows:?}");
     one.end_agent(Signal::SIGKILL).unwrap();
     one.start_agent().unwrap();
     one.wait_until_ready().unwrap();
