@@ -204,7 +204,8 @@ fn svc_22_what_was_given_to_a_port_is_not_lost_to_who_dials_from_there() {
         }
         // Nor to one of them that has ended.
         let (_, out) = run(pair, direct, FIN_ACK);
-        pair.run(Hook::FromPod, &from_pod_b(&out).tcp(FIN_ACK, b""), ifindex::POD_B);
+        let end = from_pod_b(&out).tcp(FIN_ACK, b"");
+        assert_eq!(pair.run(Hook::FromPod, &end, ifindex::POD_B).0, TO_A);
         let (_, out) = run(pair, moved, ACK);
         let (_, back) = pair.run(Hook::FromPod, &from_pod_b(&out).tcp(ACK, b""), ifindex::POD_B);
         assert_eq!(
