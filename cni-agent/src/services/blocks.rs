@@ -180,8 +180,10 @@ impl Blocks {
         let longest = self.longest();
         let new = || wants.iter().filter(|(block, count)| *count > block.len);
         let fits_alone = |(block, count): &Want| {
-            let behind = self.free.get(&block.end()).copied().unwrap_or(0);
-            *count <= longest || block.len > 0 && *count - block.len <= behind
+            // Who waits may have given up the end of its block since it was asked.
+            let behind = self.free.range(..=block.end()).next_back();
+            let reaches = |(first, len): (&u32, &u32)| first + len >= block.first + count;
+            *count <= longest || block.len > 0 && behind.is_some_and(reaches)
         };
         if !new().all(fits_alone) {
             return Some(false);

@@ -39,8 +39,6 @@ pub(super) struct Fit {
 struct Lack {
     rows: Counts,
     blocks: Vec<Want>,
-    /// It was places that lacked.
-    places: bool,
     /// There will be room when what is on its way out is gone, unless others take it.
     soon: bool,
     /// Whether they did has to be seen.
@@ -69,9 +67,9 @@ impl Fit {
         waiting.for_each(|lack| lack.due |= lack.soon);
     }
 
-    /// Whether anybody waits for places: then nobody keeps any to grow.
+    /// Whether anybody waits for room: then nobody keeps any to grow, for who waits for rows needs places too.
     pub(super) fn is_short(&self) -> bool {
-        self.waiting.values().any(|lack| lack.places)
+        !self.waiting.is_empty()
     }
 
     /// Places in blocks aside: whether these are free is not a matter of their count.
@@ -160,7 +158,6 @@ impl Book {
         let lack = Lack {
             rows: lack,
             blocks,
-            places: !has_blocks,
             soon: problems.is_empty(),
             due: false,
         };
