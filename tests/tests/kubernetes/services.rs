@@ -115,8 +115,10 @@ fn events(control: &ControlPlane) -> Vec<Value> {
     let text = control.kubectl(&["get", "events", "-o", "json"]).unwrap();
     let all: Value = serde_json::from_str(&text).unwrap();
     let events = all["items"].as_array().unwrap().iter();
+    // The API server has its own about Services.
     events
         .filter(|event| event["involvedObject"]["kind"] == "Service")
+        .filter(|event| event["reportingComponent"] == "millrace.dev/agent")
         .cloned()
         .collect()
 }
