@@ -1,39 +1,26 @@
 //! One client's port that two frontends lead to one backend: both connections go on, the second one from another port.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, ops::RangeInclusive};
 
-use cni_ebpf::abi::{Addr, Config, Port, Reason, ServiceKey, service_scope};
+use cni_ebpf::abi::{Addr, Port, Reason, ServiceKey, service_scope};
 use cni_ebpf::datapath::{Verdict, conntrack};
 use cni_tests::frames::{self, Ends};
 use cni_tests::world::{self, Hook, ifindex, mac, pod, port};
 
+use crate::dispute::with_ports;
 use crate::external::{answer_to, arrive, client, from_pod_b, outside};
 use crate::fixtures::{ACK, FIN_ACK, SYN, SYN_ACK, TO_A, TO_B, gateway};
 use crate::services::{dial, ends, node, sealed, vip};
 use crate::{Pair, privileged, with_pair};
 
-const PORTS: std::ops::RangeInclusive<u16> = 40_000..=40_003;
+const PORTS: RangeInclusive<u16> = 40_000..=40_003;
 /// Where the second frontends are.
 const SECOND: u16 = 30_999;
 
 type Side = (IpAddr, u16);
 
 fn few_ports(test: impl Fn(&mut Pair, bool) + Send + 'static) {
-    cni_tests::require!(privileged(), "running programs needs root");
-    let config = Config {
-        snat_first: (*PORTS.start()).into(),
-        snat_last: (*PORTS.end()).into(),
-        ..world::CONFIG
-    };
-    with_pair(config, move |pair| {
-        // Both builds choose in the same order.
-        pair.memory.secrets.port_seed.set(7);
-        pair.kernel.share(&pair.memory.secrets).unwrap();
-        for v6 in [false, true] {
-            test(pair, v6);
-            pair.forget();
-        }
-    });
+    with_ports(PORTS, test);
 }
 
 /// A frontend beside `first`, with its endpoints.

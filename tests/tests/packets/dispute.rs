@@ -1,5 +1,7 @@
 //! The host's own connections and those that the node hides have one address: towards one place none may have another's port.
 
+use std::ops::RangeInclusive;
+
 use cni_ebpf::abi::{Config, Reason};
 use cni_ebpf::datapath::Verdict;
 use cni_tests::frames::{self, Ends};
@@ -15,10 +17,15 @@ use crate::{Pair, privileged, with_pair};
 const PORTS: [u16; 2] = [40_000, 40_001];
 
 fn two_ports(test: impl Fn(&mut Pair, bool) + Send + 'static) {
+    with_ports(PORTS[0]..=PORTS[1], test);
+}
+
+/// Both families, where no other ports can be given out.
+pub(crate) fn with_ports(ports: RangeInclusive<u16>, test: impl Fn(&mut Pair, bool) + Send + 'static) {
     cni_tests::require!(privileged(), "running programs needs root");
     let config = Config {
-        snat_first: PORTS[0].into(),
-        snat_last: PORTS[1].into(),
+        snat_first: (*ports.start()).into(),
+        snat_last: (*ports.end()).into(),
         ..world::CONFIG
     };
     with_pair(config, move |pair| {
