@@ -56,6 +56,18 @@ fn reach(lab: &Lab, node: &Node) {
     }
 }
 
+/// The node itself from outside, and its pod from another node's.
+fn reach_past_services(lab: &Lab, node: &Node, local: &Pod, elsewhere: &Pod) {
+    for v4 in [true, false] {
+        let (here, there) = (
+            Echo::tcp(&node.namespace, node.address(v4), 0).unwrap(),
+            Echo::udp(&local.namespace, local.ip(v4), 0).unwrap(),
+        );
+        tcp(&lab.outside, here.address, 100_000).unwrap();
+        udp(&elsewhere.namespace, there.address, 1000).unwrap();
+    }
+}
+
 #[test]
 fn svc_33_a_node_port_whose_endpoint_is_elsewhere_never_reaches_the_stack() {
     needs_root!();
@@ -83,14 +95,7 @@ fn svc_33_a_node_port_whose_endpoint_is_elsewhere_never_reaches_the_stack() {
     );
     // What is the node's own and its pods' arrives as before.
     let local = near.add_pod("local").unwrap();
-    for v4 in [true, false] {
-        let (here, there) = (
-            Echo::tcp(&near.namespace, near.address(v4), 0).unwrap(),
-            Echo::udp(&local.namespace, local.ip(v4), 0).unwrap(),
-        );
-        tcp(&lab.outside, here.address, 100_000).unwrap();
-        udp(&pod.namespace, there.address, 1000).unwrap();
-    }
+    reach_past_services(&lab, near, &local, &pod);
 }
 
 /// Where a driver has no XDP the program may see a copy of the packet, of which newer kernels lose the link header.
@@ -111,14 +116,7 @@ fn svc_33_behind_a_driver_without_xdp_all_is_served_as_before() {
         // By the hook behind, or by the program itself; and what is the business of neither.
         reach(&lab, near);
         reach(&lab, far);
-        for v4 in [true, false] {
-            let (here, there) = (
-                Echo::tcp(&near.namespace, near.address(v4), 0).unwrap(),
-                Echo::udp(&local.namespace, local.ip(v4), 0).unwrap(),
-            );
-            tcp(&lab.outside, here.address, 100_000).unwrap();
-            udp(&pod.namespace, there.address, 1000).unwrap();
-        }
+        reach_past_services(&lab, near, &local, &pod);
     }
     let drops = [near, far].map(|node| node.drops().unwrap());
     assert_eq!(drops, [Drops::new(), Drops::new()]);

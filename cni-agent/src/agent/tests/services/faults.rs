@@ -2,6 +2,12 @@
 
 use super::*;
 
+/// Whether Services could not be written.
+fn says_so(status: &Arc<Status>) -> bool {
+    let mut problems = status.problems.iter();
+    problems.any(|problem| problem.contains("Services: "))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_write_is_said_and_tried_again_and_nothing_behind_it_is_written() {
     let mut machine = serving();
@@ -14,13 +20,7 @@ async fn a_failed_write_is_said_and_tried_again_and_nothing_behind_it_is_written
         .faults
         .push("write entries to map backends".into());
     write(&machine, &["10.2.0.6"]);
-    until(&handle, |status| {
-        status
-            .problems
-            .iter()
-            .any(|problem| problem.contains("Services: "))
-    })
-    .await;
+    until(&handle, says_so).await;
     assert_eq!(
         behind(&machine.kernel.lock().tables),
         ["10.2.0.5"],
@@ -28,13 +28,7 @@ async fn a_failed_write_is_said_and_tried_again_and_nothing_behind_it_is_written
     );
     machine.kernel.lock().faults.clear();
     becomes(&machine, &["10.2.0.6"]).await;
-    until(&handle, |status| {
-        !status
-            .problems
-            .iter()
-            .any(|problem| problem.contains("Services: "))
-    })
-    .await;
+    until(&handle, |status| !says_so(status)).await;
     machine.stop().await;
 }
 
@@ -65,11 +59,7 @@ async fn places_that_a_frontend_names_are_nobody_elses_though_others_can_be_writ
     let fault = "write entries to map services".to_owned();
     machine.kernel.lock().faults.push(fault);
     write(&machine, &["10.2.0.5", "10.2.0.7"]);
-    until(&handle, |status| {
-        let mut problems = status.problems.iter();
-        problems.any(|problem| problem.contains("Services: "))
-    })
-    .await;
+    until(&handle, says_so).await;
     // These need no frontend.
     write_file(
         &machine,
