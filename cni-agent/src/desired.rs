@@ -14,7 +14,7 @@ pub use network::{
     VethState, Vxlan,
 };
 pub use sockets::{SocketProgram, SocketPrograms};
-pub use table::{Chain, MalformedEntry, Table, Tables};
+pub use table::{Chain, MalformedEntry, Table, Tables, is_vacant};
 
 /// What the kernel should hold. `Default` is nothing at all: comparing with it removes everything.
 #[derive(Clone, Debug, Default, PartialEq)]

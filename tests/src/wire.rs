@@ -7,7 +7,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::libc;
+use nix::{
+    libc,
+    sys::socket::{setsockopt, sockopt},
+};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::{netns::Namespace, patience};
@@ -43,7 +46,8 @@ impl Tap {
             Ok(socket)
         });
         let socket = socket.with_context(|| format!("packet socket on {device} in {}", inside.name()))?;
-        socket.set_recv_buffer_size(8 << 20)?;
+        // Beyond what others may ask for: a frame that finds no room is as one that never came.
+        setsockopt(&socket, sockopt::RcvBufForce, &(8 << 20))?;
         Ok(Self { socket })
     }
 

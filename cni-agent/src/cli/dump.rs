@@ -10,7 +10,7 @@ use cni_ebpf::abi::{self, Addr, LAYOUTS, Layout, MapType, Port, Prefix};
 use serde_json::{Map as Object, Value, json};
 
 use super::{Context, Outcome, print_json};
-use crate::kernel::maps;
+use crate::{desired::is_vacant, kernel::maps};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -76,8 +76,7 @@ pub(crate) fn run(context: &Context, options: &Options) -> Outcome {
     } else {
         let array = spec.map_type == MapType::Array;
         for (key, value) in map.dump()? {
-            // All places of an array are there, whether used or not.
-            if array && value.iter().all(|byte| *byte == 0) {
+            if array && is_vacant(&value) {
                 continue;
             }
             entries.push((decode(key_shape, &key), decode(value_shape, &value)));

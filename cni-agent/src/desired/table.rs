@@ -150,13 +150,18 @@ impl Table {
         !matches!(self, Self::Buckets)
     }
 
-    /// True for arrays, whose keys are always there: a value of zeros is an absent entry.
+    /// True for arrays, whose keys are always there: what [`is_vacant`] is an absent entry.
     pub const fn is_array(self) -> bool {
         matches!(
             self,
             Self::ServiceSlots | Self::RuleSets | Self::Settings | Self::Endpoints
         )
     }
+}
+
+/// Whether nothing stands in this place of an array, all of whose places are there.
+pub fn is_vacant(value: &[u8]) -> bool {
+    value.iter().all(|byte| *byte == 0)
 }
 
 #[cfg(test)]

@@ -19,7 +19,9 @@ use super::{
 };
 use crate::{
     config::{Config, MapSizes, Xdp},
-    desired::{Desired, HostRoute, LinkKey, Observed, RouteKey, SocketPrograms, Table, Tables, Vxlan},
+    desired::{
+        Desired, HostRoute, LinkKey, Observed, RouteKey, SocketPrograms, Table, Tables, Vxlan, is_vacant,
+    },
     reconcile::Change,
 };
 
@@ -118,7 +120,7 @@ impl Linux {
             };
             let mut malformed = Ok(());
             let mut take = |key: &[u8], value: &[u8]| {
-                let absent = table.is_array() && value.iter().all(|byte| *byte == 0);
+                let absent = table.is_array() && is_vacant(value);
                 if !absent && let Err(error) = tables.insert(table, key, value) {
                     malformed = Err(error);
                 }

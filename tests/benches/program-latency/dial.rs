@@ -1,7 +1,7 @@
 //! One contender's client, which dials, and servers, which note when they were reached.
 
 use std::{
-    net::TcpListener,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use cni_tests::bench::cluster::{Editor, MILLRACE, Place};
+use cni_tests::bench::load::Machine;
 use cni_tests::netns::Namespace;
 use cni_tests::wire::Tap;
 use nix::sys::prctl::set_timerslack;
@@ -69,8 +70,10 @@ impl<'a> Dial<'a> {
             let first = First::default();
             dial.firsts.push(Arc::clone(&first));
             let stop = Arc::clone(&dial.stop);
-            dial.threads
-                .push(thread::spawn(move || accept(&listener, &first, &stop)));
+            dial.threads.push(thread::spawn(move || {
+                let _ = Machine::Node.join();
+                accept(&listener, &first, &stop);
+            }));
         }
         let client = place.client.duplicate()?;
         let (stop, dialling, to) = (
@@ -84,11 +87,13 @@ impl<'a> Dial<'a> {
             PAUSE_OF_PEER
         };
         dial.threads.push(thread::spawn(move || {
-            let _ = set_timerslack(SLACK);
+            let _ = (Machine::Node.join(), set_timerslack(SLACK));
+            // netfilter remembers for ten seconds where a port's last connection went, and sends the next one there too.
+            let mut ports = (1024..=u16::MAX).cycle();
             client.run(|| {
                 while !stop.load(Ordering::Relaxed) {
                     if dialling.load(Ordering::Relaxed) {
-                        connect(to);
+                        let _ = ports.next().map(|port| connect(to, port));
                         thread::sleep(pause);
                     } else {
                         thread::sleep(Duration::from_millis(1));
@@ -192,10 +197,10 @@ fn accept(listener: &TcpListener, first: &AtomicU64, stop: &AtomicBool) {
 }
 
 /// One connection, which is given up soon: what it was sent to may be gone.
-fn connect(to: std::net::SocketAddr) {
-    let Ok(socket) = Socket::new(Domain::IPV4, Type::STREAM, None) else {
-        return;
-    };
-    let _ = socket.set_linger(Some(Duration::ZERO));
-    let _ = socket.connect_timeout(&to.into(), Duration::from_millis(20));
+fn connect(to: SocketAddr, port: u16) -> std::io::Result<()> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.set_linger(Some(Duration::ZERO))?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
+    socket.connect_timeout(&to.into(), Duration::from_millis(20))
 }

@@ -16,6 +16,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
+use super::load::Machine;
 pub use crate::lab::kube_proxy::Mode;
 use crate::lab::{ControlPlane, Families, Lab, Node, Plan, Routing, Signal};
 pub use change::Change;
@@ -100,6 +101,18 @@ impl Crowd {
             inside: &node.namespace,
             device: "eth0",
         })
+    }
+
+    /// The control plane, of which the calling thread becomes a part, has a processor of its own, and so has who follows it.
+    pub fn keep_machines_apart(&self, peers: &[KubeProxy]) -> Result<()> {
+        Machine::ControlPlane.join()?;
+        self.control
+            .processes()
+            .try_for_each(|process| Machine::ControlPlane.take(process))?;
+        let peers = peers.iter().map(|peer| peer.watched().process);
+        iter::once(self.node()?.agent_process()?)
+            .chain(peers)
+            .try_for_each(|process| Machine::Node.take(process))
     }
 
     /// Everybody but this one stands still until the values are dropped: what the same API server tells all of them, one

@@ -72,15 +72,54 @@ fn allowed() -> Result<Vec<usize>> {
     Ok(CPUS.get_or_init(|| cpus.collect()).clone())
 }
 
-/// Binds the calling thread to the `number`th processor of this process.
-pub fn bind(number: usize) -> Result<()> {
+/// The `number`th processor of this process.
+fn processor(number: usize) -> Result<CpuSet> {
     let cpus = allowed()?;
     let cpu = cpus
         .get(number)
         .with_context(|| format!("no processor {number}"))?;
     let mut set = CpuSet::new();
     set.set(*cpu)?;
-    sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("bind to processor {cpu}"))
+    Ok(set)
+}
+
+/// Binds the calling thread to the `number`th processor of this process.
+pub fn bind(number: usize) -> Result<()> {
+    sched_setaffinity(Pid::from_raw(0), &processor(number)?)
+        .with_context(|| format!("bind to processor {number}"))
+}
+
+/// Two machines on this one, as far as it has processors for both: they do not take each other's time.
+#[derive(Clone, Copy, Debug)]
+pub enum Machine {
+    ControlPlane,
+    Node,
+}
+
+impl Machine {
+    fn processor(self) -> Result<CpuSet> {
+        let last = allowed()?.len().saturating_sub(1);
+        processor(match self {
+            Self::ControlPlane => 0,
+            Self::Node => last,
+        })
+    }
+
+    /// Makes the calling thread part of the machine, and those that it will start.
+    pub fn join(self) -> Result<()> {
+        sched_setaffinity(Pid::from_raw(0), &self.processor()?).with_context(|| format!("join {self:?}"))
+    }
+
+    /// Makes a process part of the machine.
+    pub fn take(self, process: u32) -> Result<()> {
+        let set = self.processor()?;
+        for thread in std::fs::read_dir(format!("/proc/{process}/task"))? {
+            let number = thread?.file_name().to_string_lossy().parse()?;
+            // One that has ended meanwhile needs none.
+            let _ = sched_setaffinity(Pid::from_raw(number), &set);
+        }
+        Ok(())
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

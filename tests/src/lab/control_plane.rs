@@ -155,6 +155,12 @@ impl ControlPlane {
         ]
     }
 
+    /// The numbers of etcd's process and of the API servers'.
+    pub fn processes(&self) -> impl Iterator<Item = u32> {
+        let servers = self.servers.iter().map(|(_, child)| child.id());
+        std::iter::once(self.etcd.id()).chain(servers)
+    }
+
     /// The URL of an API server.
     pub fn url(at: IpAddr) -> String {
         format!("https://{}", SocketAddr::new(at, PORT))

@@ -17,7 +17,7 @@ use super::{
     },
     layout, pin_error,
 };
-use crate::desired::Table;
+use crate::desired::{Table, is_vacant};
 
 pub(super) struct Prepared {
     pub(super) map: Map,
@@ -240,14 +240,10 @@ impl Old {
     }
 }
 
-/// Every place of an array is there, and zeros say that nothing stands in it. What lies behind the end of a smaller one is left.
+/// What lies behind the end of a smaller array is left.
 fn put_in_vacancy(array: &Map, key: &[u8], value: &[u8]) -> Result<(), KernelError> {
     let is_there = abi::from_bytes::<u32>(key).is_some_and(|place| place < array.capacity());
-    if is_there
-        && array
-            .get(key)?
-            .is_none_or(|found| found.iter().all(|byte| *byte == 0))
-    {
+    if is_there && array.get(key)?.is_none_or(|found| is_vacant(&found)) {
         array.put(key, value)?;
     }
     Ok(())

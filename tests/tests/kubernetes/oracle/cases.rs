@@ -62,6 +62,7 @@ pub(super) const CASES: &[Case] = cases! {
     "21: a process, a pod of its node": NODE asks [Cluster(21)] => "a sees node0";
     "21: a process, a pod of another node": NODE asks [Cluster(22)] => "b sees node0";
     "22: two Services from one port, by packets": PACKETS asks together [Cluster(21), Cluster(44)] => "a sees client";
+    "22: two Services from one port, a pod": CLIENT asks together [Cluster(21), Cluster(44)] => "a sees client";
     "22: two Services from one port, a process": NODE asks together [Cluster(21), Cluster(44)] => "a sees node0";
     "23: a pod itself": ITSELF asks [Cluster(21)] => "a sees node0";
     "23: a pod itself, by packets": ITSELF_BY_PACKETS asks [Cluster(21)] => "a sees node0";

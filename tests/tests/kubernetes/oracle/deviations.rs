@@ -37,6 +37,12 @@ pub(super) const DEVIATIONS: &[Deviation] = &[
         reason: "a connected socket of the host is connected to the endpoint: it ends, so that its owner dials anew",
     },
     Deviation {
+        cases: &["22: two Services from one port, a pod"],
+        millrace: "Tcp4 Tcp6: Cannot assign requested address (os error 99), a sees client; Udp4 Udp6: a sees client",
+        kube_proxy: "a sees client",
+        reason: "sockets of one port that are connected to one endpoint are the same to the kernel",
+    },
+    Deviation {
         cases: &["22: two Services from one port, a process"],
         millrace: "Tcp4 Tcp6: Cannot assign requested address (os error 99), a sees node0; Udp4 Udp6: a sees node0, silence",
         kube_proxy: "a sees node0",

@@ -1,6 +1,6 @@
 //! What comes from outside for another node's endpoint is turned round on the device by which it came.
 
-use std::{net::SocketAddr, path::Path};
+use std::{net::SocketAddr, path::Path, time::Duration};
 
 use aya::programs::xdp::XdpMode;
 use cni_ebpf::abi::Config;
@@ -8,6 +8,7 @@ use cni_tests::{
     lab::{Drops, Lab, Node, Plan, Pod, Routing, ServiceManifest, Signal, binary},
     object, require_in_vm,
     traffic::{Echo, Steady, tcp, udp},
+    wire::Tap,
 };
 use serde_json::json;
 
@@ -28,6 +29,20 @@ fn turned_round(node: &Node) -> u64 {
     counts
         .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
         .sum()
+}
+
+/// How many packets for the node port were heard since the last look.
+fn to_node_port(tap: &Tap) -> usize {
+    let heard = std::iter::from_fn(|| tap.next(Duration::from_millis(1)).unwrap());
+    // Behind an IPv4 header without options, or an IPv6 header.
+    let is_to = |frame: &[u8], at: usize| frame.get(at..at + 2) == Some(&NODE_PORT.to_be_bytes());
+    heard
+        .filter(|(frame, _)| match frame.get(12..14) {
+            Some([0x08, 0x00]) => is_to(frame, 36),
+            Some([0x86, 0xdd]) => is_to(frame, 56),
+            _ => false,
+        })
+        .count()
 }
 
 /// What the kernel says of the device's XDP program.
@@ -108,13 +123,18 @@ fn svc_33_behind_a_driver_without_xdp_all_is_served_as_before() {
     let _echoes = serve(&pod, 8080);
     elsewhere(&lab, &[&pod]);
     assert_eq!(xdp_of(near, "eth0")["mode"], json!(2), "{}", xdp_of(near, "eth0"));
+    // It stands behind the program, and hears nothing of what that turns round.
+    let behind = Tap::open(&near.namespace, "eth0").unwrap();
     for finished in [false, true] {
         if finished {
             lab.outside.finish_checksums("eth0").unwrap();
             pod.namespace.finish_checksums("eth0").unwrap();
         }
         // By the hook behind, or by the program itself; and what is the business of neither.
+        let _before = to_node_port(&behind);
         reach(&lab, near);
+        let passed = to_node_port(&behind);
+        assert_eq!(passed == 0, finished, "{passed} packets went past the program");
         reach(&lab, far);
         reach_past_services(&lab, near, &local, &pod);
     }
