@@ -217,7 +217,7 @@ impl<K: Kernel> Agent<K> {
             tokio::select! {
                 () = &mut shutdown => break,
                 Some(event) = self.events.1.recv() => quiet = self.take(event),
-                Some(inquiry) = self.inquiries.1.recv() => self.describe_services(inquiry),
+                Some(inquiry) = self.inquiries.1.recv() => self.tell_of_services(inquiry),
                 Some(question) = questions.recv() => batch.push(question),
                 () = tokio::time::sleep_until(wake) => {}
             }

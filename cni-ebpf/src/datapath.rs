@@ -184,7 +184,8 @@ fn connection_from_pod<T: Tables, P: Packet>(
     let receiver = tables.endpoint(&work.out.dst);
     if !served && receiver.is_none() && tables.config().has_services() != 0 {
         let destination = work.tuple.dst;
-        if route::lookup(tables, work, &destination)?.action == route_action::SERVICE {
+        let is_service = route::lookup(tables, work, &destination)?.action == route_action::SERVICE;
+        if is_service || balance::is_pinged(tables, work) {
             return balance::vacant(tables, packet, work);
         }
     }

@@ -51,6 +51,7 @@ pub struct Memory {
     pub source_ranges: HashMap<u32, Lpm<u32>>,
     pub affinity: Slab<AffinityKey, Affinity>,
     pub sockets: Slab<SocketKey, Dialled>,
+    pub opened: Slab<u32, Racy<u64>>,
     pub buckets: Slab<u32, Bucket>,
     pub counts: RefCell<HashMap<(u8, u8), u64>>,
     pub events: RefCell<Vec<Event>>,
@@ -93,6 +94,7 @@ impl Memory {
         }
         self.fragments.clear();
         self.affinity.clear();
+        self.opened.clear();
         self.exhausted = Failures::default();
         self.counts.get_mut().clear();
         self.events.get_mut().clear();
@@ -108,6 +110,7 @@ impl Memory {
         }
         self.fragments.settle();
         self.affinity.settle();
+        self.opened.settle();
         self.services.settle();
         self.slots.settle();
         self.members.settle();
@@ -291,6 +294,14 @@ impl Tables for Memory {
 
     fn remember_socket(&self, key: &SocketKey, dialled: &Dialled) {
         self.sockets.insert(*key, *dialled);
+    }
+
+    fn opened(&self, service: &u32) -> Option<&Racy<u64>> {
+        self.opened.get(service)
+    }
+
+    fn remember_opened(&self, service: &u32) {
+        self.opened.insert(*service, Racy::new(1));
     }
 
     fn bucket(&self, key: u32) -> Option<&Bucket> {

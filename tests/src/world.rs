@@ -13,7 +13,7 @@ use cni_ebpf::datapath::{self, Outcome, Verdict, Work};
 use crate::memory::{Frame, Memory};
 use crate::object;
 
-pub use content::{MAGLEV, MAGLEV_SIZE, NODES_RANGES, backend, place, port, service_id};
+pub use content::{MAGLEV, MAGLEV_SIZE, NODES_RANGES, backend, balancer, place, port, service_id};
 use content::{NEIGHBOURS, device, endpoints, fib, ranges, routes, services, settings, tables};
 pub use kernel::{Bytes, Kernel, THIS_NETNS};
 pub use rules::KUBELET;

@@ -56,6 +56,8 @@ mod sockets;
 mod stack;
 #[path = "packets/succession.rs"]
 mod succession;
+#[path = "packets/tally.rs"]
+mod tally;
 #[path = "packets/timeouts.rs"]
 mod timeouts;
 #[path = "packets/translation.rs"]

@@ -390,9 +390,12 @@ impl<K: Kernel> Agent<K> {
         self.services.unreleased = released.err().map(|failure| failure.error);
     }
 
-    pub(super) fn describe_services(&self, inquiry: Inquiry) {
-        // Whoever asked may have gone.
-        let _ = inquiry.reply.send(self.services.book.describe(&inquiry.name));
+    pub(super) fn tell_of_services(&self, inquiry: Inquiry) {
+        let book = &self.services.book;
+        match inquiry {
+            Inquiry::Describe { name, reply } => _ = reply.send(book.describe(&name)),
+            Inquiry::Owners { numbers, reply } => _ = reply.send(book.owners(&numbers)),
+        }
     }
 
     pub(super) fn services_status(&self) -> Option<ServicesStatus> {

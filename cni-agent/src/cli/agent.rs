@@ -114,6 +114,7 @@ async fn serve(config: Config, kernel: Linux) -> Result<(), Failure> {
         pins: pins.clone(),
         fills: Arc::new(Cache::default()),
         latency: handle.latency,
+        services: handle.inquiries.clone(),
     };
     let published = handle.status.clone();
     let desk = admin::Desk {

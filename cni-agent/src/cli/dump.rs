@@ -47,6 +47,7 @@ fn shapes(map: &str) -> Option<(Shape, Shape)> {
         "service_ranges" => ("SourceRange", "u32"),
         "affinity" => ("AffinityKey", "Affinity"),
         "sockets" => ("SocketKey", "Dialled"),
+        "service_opened" => ("u32", "u64"),
         "settings" => ("u32", "Settings"),
         "secrets" => ("u32", "Secrets"),
         "exhausted" => ("u32", "u64"),

@@ -16,7 +16,10 @@ use crate::{
     compile::service::HintsUsed,
     config::Algorithm,
     kernel::{Pins, maps},
-    observe::admin::{Request, Response},
+    observe::{
+        admin::{Request, Response},
+        counters,
+    },
     services::{Answer, Back, Clients, Description, Front},
 };
 
@@ -38,6 +41,8 @@ struct Connections {
     of_backend: Count,
     sockets_of_service: Count,
     sockets_of_backend: Count,
+    /// All that have begun, of both kinds.
+    opened: Count,
 }
 
 #[derive(Serialize)]
@@ -47,6 +52,7 @@ struct Row {
     /// To all of its frontends.
     connections: u64,
     sockets: u64,
+    opened: u64,
 }
 
 #[derive(Serialize)]
@@ -72,6 +78,7 @@ pub(crate) fn run(context: &Context, options: &Options) -> Outcome {
         let rows = services.into_iter().map(|service| Row {
             connections: of_service(&service, &connections.of_service),
             sockets: of_service(&service, &connections.sockets_of_service),
+            opened: of_service(&service, &connections.opened),
             service,
         });
         print_json(&rows.collect::<Vec<_>>())?;
@@ -99,6 +106,7 @@ pub(crate) fn run(context: &Context, options: &Options) -> Outcome {
         "AFFINITY",
         "CONNECTIONS",
         "SOCKETS",
+        "OPENED",
     ];
     let mut out = io::stdout();
     out.write_all(table::text(&header, &rows).as_bytes())?;
@@ -164,7 +172,10 @@ fn services(context: &Context, name: &str) -> Result<Vec<Description>, Failure> 
 }
 
 fn connections(pins: &Pins) -> Result<Connections, Failure> {
-    let mut connections = Connections::default();
+    let mut connections = Connections {
+        opened: counters::opened(pins)?,
+        ..Connections::default()
+    };
     for map in ["conntrack", "conntrack_new"] {
         maps::open_existing(pins, map)?.for_each(|key, value| {
             let flow = abi::from_bytes::<FlowKey>(key).and_then(|_| abi::from_bytes::<Flow>(value));
@@ -232,6 +243,7 @@ fn cells(service: &Description, front: &Front, connections: &Connections) -> Vec
             .map_or_else(|| "-".to_owned(), |seconds| format!("{seconds}s")),
         of(&connections.of_service, front.number).to_string(),
         of(&connections.sockets_of_service, front.number).to_string(),
+        of(&connections.opened, front.number).to_string(),
     ]
 }
 

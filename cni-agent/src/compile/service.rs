@@ -145,11 +145,8 @@ pub fn compile(place: &Place, service: &Service, slices: &[&EndpointSlice]) -> C
             .compile(&fronts, &mut compiled);
         }
         *family_ready = Some(ready.len());
-        for (ip, kind) in &fronts {
-            if *kind == Kind::Cluster {
-                compiled.frontends.push(every_other_port(*ip));
-            }
-        }
+        let answering = fronts.iter().filter(|front| answers_pings(place, service, front));
+        compiled.frontends.extend(answering.map(|(ip, _)| address(*ip)));
         let of_family = service.source_ranges.iter().filter(|range| range.is_ipv4() == v4);
         let before = compiled.ranges.len();
         compiled.ranges.extend(of_family.copied());
@@ -319,7 +316,17 @@ fn key(ip: IpAddr, port: u16, proto: u8, scope: u8) -> ServiceKey {
     }
 }
 
-fn every_other_port(ip: IpAddr) -> Frontend {
+/// Somebody else may answer for a node's address, and not everybody is to hear of a load balancer that names its clients.
+fn answers_pings(place: &Place, service: &Service, (ip, kind): &(IpAddr, Kind)) -> bool {
+    match kind {
+        Kind::Cluster => true,
+        Kind::External => !place.nodes.contains(ip),
+        Kind::LoadBalancer => !place.nodes.contains(ip) && service.source_ranges.is_empty(),
+    }
+}
+
+/// An address by itself: it answers pings, and every other port of a ClusterIP refuses.
+fn address(ip: IpAddr) -> Frontend {
     Frontend {
         key: key(ip, 0, 0, service_scope::CLUSTER),
         set: None,

@@ -4,6 +4,7 @@
 //! socket's mode and again by the peer's credentials.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     os::unix::fs::{PermissionsExt, chown},
     path::Path,
@@ -24,7 +25,7 @@ use super::{
     event::{Filter, Record},
     ring::Ring,
 };
-use crate::{services::Description, status::Status};
+use crate::{model::NamespacedName, services::Description, status::Status};
 use cni_ebpf::abi::Event;
 
 /// What is asked.
@@ -78,11 +79,19 @@ pub struct Desk {
     pub services: mpsc::Sender<Inquiry>,
 }
 
-/// Somebody wants to know of Services with this name.
+/// What somebody wants to know of Services. Whoever does not listen any more has no need of the reply.
 #[derive(Debug)]
-pub struct Inquiry {
-    pub name: String,
-    pub reply: oneshot::Sender<Vec<Description>>,
+pub enum Inquiry {
+    /// All about those with this name.
+    Describe {
+        name: String,
+        reply: oneshot::Sender<Vec<Description>>,
+    },
+    /// Which Service each of these numbers is a set of.
+    Owners {
+        numbers: Vec<u32>,
+        reply: oneshot::Sender<BTreeMap<u32, NamespacedName>>,
+    },
 }
 
 /// Binds the socket, for root alone. One that a dead agent left is replaced; where an agent answers it is an error.
@@ -149,7 +158,7 @@ async fn converse(mut stream: UnixStream, desk: Desk) -> Result<(), cni_plugin::
             Ok(Request::Services { name }) => {
                 let (reply, answer) = oneshot::channel();
                 // An agent that is ending says nothing, and nothing is what it says.
-                let _ = desk.services.send(Inquiry { name, reply }).await;
+                let _ = desk.services.send(Inquiry::Describe { name, reply }).await;
                 for service in answer.await.unwrap_or_default() {
                     let service = Box::new(service);
                     send_async(&mut stream, &Message::new(Response::Service { service })).await?;

@@ -1,6 +1,8 @@
 //! What the programs count.
 
-use cni_ebpf::abi::{Counter, Reason, direction};
+use std::collections::BTreeMap;
+
+use cni_ebpf::abi::{self, Counter, Reason, direction};
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::{KernelError, Pins, maps};
@@ -70,4 +72,15 @@ pub fn read(pins: &Pins) -> Result<Counters, KernelError> {
     let lost = maps::open_existing(pins, "events_lost")?;
     counters.events_lost = lost.get_per_cpu::<u64>(0)?.iter().sum();
     Ok(counters)
+}
+
+/// How many connections have begun of each Service's set of endpoints, by its number.
+pub fn opened(pins: &Pins) -> Result<BTreeMap<u32, u64>, KernelError> {
+    let mut opened = BTreeMap::new();
+    maps::open_existing(pins, "service_opened")?.for_each(|key, value| {
+        if let (Some(service), Some(count)) = (abi::from_bytes::<u32>(key), abi::from_bytes::<u64>(value)) {
+            opened.insert(service, count);
+        }
+    })?;
+    Ok(opened)
 }

@@ -1,6 +1,6 @@
 //! `/healthz`, `/readyz` and `/metrics`; and what is asked of kube-proxy where it gives its metrics.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use http_body_util::Full;
 use hyper::{
@@ -13,17 +13,19 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::metrics::histogram::Histogram;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::{Semaphore, mpsc, oneshot, watch},
     task::JoinSet,
+    time::timeout,
 };
 
 use super::{
+    admin::Inquiry,
     counters,
     metrics::{Snapshot, render},
     ports::Ports,
     tables::Cache,
 };
-use crate::{kernel::Pins, status::Status};
+use crate::{kernel::Pins, model::NamespacedName, status::Status};
 
 /// What the pages are made from.
 #[derive(Clone, Debug)]
@@ -32,10 +34,14 @@ pub struct Pages {
     pub pins: Pins,
     pub fills: Arc<Cache>,
     pub latency: Histogram,
+    pub services: mpsc::Sender<Inquiry>,
 }
 
 /// A client must have sent its request after this.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// For the agent to say something.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// kube-proxy's are iptables, ipvs and nftables; whoever looks for what one of those does must not find it here.
 const PROXY_MODE: &str = "ebpf";
@@ -177,14 +183,21 @@ async fn metrics(pages: &Pages) -> Response<Full<Bytes>> {
     let (pins, fills) = (pages.pins.clone(), Arc::clone(&pages.fills));
     // Reading a large map takes a while: not on the threads that serve the plugin.
     let read = tokio::task::spawn_blocking(move || {
-        (counters::read(&pins).ok(), fills.read(&pins).unwrap_or_default())
+        let opened = counters::opened(&pins).unwrap_or_default();
+        (
+            counters::read(&pins).ok(),
+            fills.read(&pins).unwrap_or_default(),
+            opened,
+        )
     });
-    let (counters, fills) = read.await.unwrap_or_default();
+    let (counters, fills, opened) = read.await.unwrap_or_default();
+    let opened = by_service(&pages.services, opened).await;
     let status = pages.status.borrow().clone();
     match render(&Snapshot {
         status: &status,
         counters: counters.as_ref(),
         fills: &fills,
+        opened: &opened,
         latency: &pages.latency,
     }) {
         Ok(body) => {
@@ -195,6 +208,25 @@ async fn metrics(pages: &Pages) -> Response<Full<Bytes>> {
         }
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
     }
+}
+
+/// What is counted for sets, for the Services that they are of. While the agent has no time to say whose they are, for nobody: a
+/// scrape does not wait for it.
+async fn by_service(
+    services: &mpsc::Sender<Inquiry>,
+    counts: BTreeMap<u32, u64>,
+) -> BTreeMap<NamespacedName, u64> {
+    let (reply, answer) = oneshot::channel();
+    let numbers = counts.keys().copied().collect();
+    let owners = async {
+        let _ = services.send(Inquiry::Owners { numbers, reply }).await;
+        answer.await.unwrap_or_default()
+    };
+    let mut of_services = BTreeMap::new();
+    for (number, name) in timeout(MOMENT, owners).await.unwrap_or_default() {
+        *of_services.entry(name).or_default() += counts.get(&number).copied().unwrap_or(0);
+    }
+    of_services
 }
 
 fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {

@@ -7,7 +7,10 @@ use prometheus_client::{
 };
 
 use super::{counters::Counters, tables::Fill};
-use crate::status::{ServicesStatus, Status};
+use crate::{
+    model::NamespacedName,
+    status::{ServicesStatus, Status},
+};
 use std::{collections::BTreeMap, sync::atomic::AtomicU64};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -37,6 +40,12 @@ struct Kind {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ServiceName {
+    namespace: String,
+    service: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PoolState {
     range: String,
     state: String,
@@ -47,6 +56,8 @@ pub struct Snapshot<'a> {
     pub status: &'a Status,
     pub counters: Option<&'a Counters>,
     pub fills: &'a BTreeMap<String, Fill>,
+    /// Connections of each Service that have begun here.
+    pub opened: &'a BTreeMap<NamespacedName, u64>,
     /// Of Services, as the agent measures it.
     pub latency: &'a Histogram,
 }
@@ -63,6 +74,7 @@ pub fn render(snapshot: &Snapshot<'_>) -> Result<String, std::fmt::Error> {
     tables(&mut registry, snapshot.fills);
     if let Some(status) = &snapshot.status.services {
         services(&mut registry, status, snapshot.latency);
+        connections(&mut registry, snapshot.opened);
     }
     let mut text = String::new();
     text::encode(&mut text, &registry)?;
@@ -217,6 +229,22 @@ fn services(registry: &mut Registry, status: &ServicesStatus, latency: &Histogra
     );
 }
 
+fn connections(registry: &mut Registry, opened: &BTreeMap<NamespacedName, u64>) {
+    let connections = Family::<ServiceName, Counter>::default();
+    for (service, count) in opened {
+        let label = ServiceName {
+            namespace: service.namespace.to_string(),
+            service: service.name.clone(),
+        };
+        connections.get_or_create(&label).inc_by(*count);
+    }
+    registry.register(
+        "service_connections",
+        "Connections through a Service that began on this node, and first datagrams; Services without any have no such line",
+        connections,
+    );
+}
+
 fn packets(registry: &mut Registry, counters: &Counters) {
     let (packets, bytes) = (
         Family::<Drop, Counter>::default(),
@@ -303,6 +331,11 @@ mod tests {
                 capacity: 10,
             },
         )]);
+        let name = NamespacedName {
+            namespace: "shop".into(),
+            name: "cart".into(),
+        };
+        let opened = BTreeMap::from([(name, 7)]);
         let latency = Histogram::new([0.1]);
         latency.observe(0.05);
         let status = Status {
@@ -321,12 +354,14 @@ mod tests {
             status: &status,
             counters: Some(&counters),
             fills: &fills,
+            opened: &opened,
             latency: &latency,
         })
         .unwrap();
         for line in [
             "millrace_drop_packets_total{reason=\"martian\",direction=\"egress\"} 3",
             "millrace_events_lost_total 5",
+            "millrace_service_connections_total{namespace=\"shop\",service=\"cart\"} 7",
             "millrace_map_entries{map=\"conntrack\"} 2",
             "millrace_map_live_entries{map=\"conntrack\"} 1",
             "millrace_map_capacity{map=\"conntrack\"} 10",

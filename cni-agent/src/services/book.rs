@@ -245,7 +245,8 @@ impl Book {
         let old_frontends: BTreeMap<ServiceKey, Service> = old.frontends.into_iter().collect();
         for frontend in &compiled.frontends {
             if let Some(problem) = self.claim(&name, compiled.created, &frontend.key) {
-                problems.push(problem);
+                // An address alone, without anything behind it, may be several Services'. One of them answers for it.
+                problems.extend(frontend.set.is_some().then_some(problem));
                 continue;
             }
             let set = sets.iter().find(|set| Some(set.name) == frontend.set);

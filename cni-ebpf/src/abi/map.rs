@@ -115,6 +115,7 @@ pub const MAPS: &[MapSpec] = &[
     spec::<SourceRange, u32>("service_ranges", Lpm, 16_384),
     keep(spec::<AffinityKey, Affinity>("affinity", LruHash, 65_536)),
     keep(spec::<SocketKey, Dialled>("sockets", LruHash, 65_536)),
+    spec::<u32, Racy<u64>>("service_opened", LruHash, 32_768),
     spec::<u32, Counter>("counters", PerCpuArray, COUNTERS),
     spec::<u32, Settings>("settings", Array, 1),
     spec::<u32, Secrets>("secrets", Array, 1),

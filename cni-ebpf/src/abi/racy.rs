@@ -1,6 +1,10 @@
 //! Values that several CPUs write without a lock.
 
 use core::cell::UnsafeCell;
+#[cfg(target_arch = "bpf")]
+use core::intrinsics::AtomicOrdering;
+#[cfg(not(target_arch = "bpf"))]
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::Plain;
 
@@ -40,6 +44,23 @@ impl Racy<u64> {
     #[inline(always)]
     pub fn add(&self, value: u64) {
         self.set(self.get().wrapping_add(value));
+    }
+}
+
+impl Racy<u64> {
+    /// Adds one, atomically: for what many CPUs count, and seldom.
+    #[inline(always)]
+    pub fn count(&self) {
+        // SAFETY: the cell is valid and aligned, as a word of a map is.
+        #[cfg(not(target_arch = "bpf"))]
+        unsafe {
+            AtomicU64::from_ptr(self.0.get()).fetch_add(1, Ordering::Relaxed);
+        }
+        // SAFETY: the same. The instruction is there, while the library's types ask for more than these processors have.
+        #[cfg(target_arch = "bpf")]
+        unsafe {
+            core::intrinsics::atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(self.0.get(), 1);
+        }
     }
 }
 

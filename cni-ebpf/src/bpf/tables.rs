@@ -234,6 +234,16 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn opened(&self, service: &u32) -> Option<&Racy<u64>> {
+        get!(OPENED, service)
+    }
+
+    #[inline(always)]
+    fn remember_opened(&self, service: &u32) {
+        let _ = OPENED.insert(service, &Racy::new(1), ANY);
+    }
+
+    #[inline(always)]
     fn bucket(&self, key: u32) -> Option<&Bucket> {
         get!(BUCKETS, &key)
     }

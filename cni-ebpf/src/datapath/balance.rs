@@ -69,14 +69,21 @@ pub(super) fn undeliverable<T: Tables, P: Packet>(tables: &T, packet: &mut P, wo
     Err(Reason::NoRoute)
 }
 
-/// A packet for an address of the Service range that is no frontend.
+/// Whether this asks an address of a Service, in the Service range or outside of it, for a sign of life.
+#[inline(always)]
+pub(super) fn is_pinged<T: Tables>(tables: &T, work: &mut Work) -> bool {
+    let Work { choice, tuple, .. } = work;
+    refuse::is_echo(tuple) && service::lives(tables, choice, &tuple.dst)
+}
+
+/// A packet for an address of the Service range that is no frontend, or one that [pings](is_pinged) another one.
 #[inline(always)]
 pub(super) fn vacant<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
     let Work { choice, tuple, .. } = work;
     if !service::lives(tables, choice, &tuple.dst) {
         return Err(Reason::ServiceUnknown);
     }
-    if refuse::is_echo(work) {
+    if refuse::is_echo(tuple) {
         work.answer_kind = answer::ECHO;
         stage::call(Stage::Answer, tables, packet, work)?;
         // An answer like any other, not a refusal.
@@ -142,7 +149,9 @@ pub(super) fn dial<T: Tables>(tables: &T, work: &mut Work) -> Result<(), Reason>
     }
     work.flow.service = work.choice.service;
     work.flow.backend = work.choice.backend;
-    nat::enter_dialled(tables, work)
+    nat::enter_dialled(tables, work)?;
+    service::count(tables, &work.choice);
+    Ok(())
 }
 
 /// Whether a connection to something else than `work.tuple.dst` stands under `work.key`.

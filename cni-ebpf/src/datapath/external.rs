@@ -104,7 +104,7 @@ fn send_on<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) ->
 fn begin<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunnel: bool) -> Outcome {
     let protocol = work.tuple.proto;
     let middle = conntrack::amidst(work);
-    let asks = service::serves(protocol) || refuse::is_echo(work);
+    let asks = service::serves(protocol) || refuse::is_echo(&work.tuple);
     if middle && !tunnel {
         stage::call(Stage::Settled, tables, packet, work)?;
     }
@@ -119,8 +119,9 @@ fn begin<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunn
     }
     if work.choice.found == 0 {
         let destination = work.tuple.dst;
-        if !route::lookup(tables, work, &destination).is_ok_and(|found| found.action == route_action::SERVICE)
-        {
+        let route = route::lookup(tables, work, &destination);
+        let is_service = route.is_ok_and(|found| found.action == route_action::SERVICE);
+        if !is_service && !balance::is_pinged(tables, work) {
             return work.pass();
         }
         if !tunnel {

@@ -10,7 +10,7 @@ use super::headers::{ICMP_ANSWERER, L3, icmp, icmpv6, proto, tcp};
 use super::rewrite::correct16;
 use super::work::{direct, fragment};
 use super::{NotRewritten, Packet, Tables, Work};
-use crate::abi::{Reason, hook};
+use crate::abi::{Reason, Tuple, hook};
 
 /// What an answer says, as [`Work::answer_kind`] holds it.
 pub mod answer {
@@ -93,8 +93,8 @@ fn echo<P: Packet>(packet: &mut P, work: &Work) -> Result<(), NotRewritten> {
 
 /// Whether the packet is an echo request, also a part of one.
 #[inline(always)]
-pub(super) fn is_echo(work: &Work) -> bool {
-    matches!(work.tuple.proto, proto::ICMP | proto::ICMPV6) && work.tuple.dst_port == ICMP_ANSWERER
+pub(super) fn is_echo(tuple: &Tuple) -> bool {
+    matches!(tuple.proto, proto::ICMP | proto::ICMPV6) && tuple.dst_port == ICMP_ANSWERER
 }
 
 /// RFC 9293: a reset that the sender takes for the answer to this segment.

@@ -197,6 +197,15 @@ fn any<T: Tables>(
     Ok(())
 }
 
+/// Counts a connection that begins.
+#[inline(always)]
+pub(super) fn count<T: Tables>(tables: &T, choice: &Choice) {
+    match tables.opened(&choice.service) {
+        Some(opened) => opened.count(),
+        None => tables.remember_opened(&choice.service),
+    }
+}
+
 /// Whether an address of the Service range is one of a Service, so that what is sent to it is answered.
 #[inline(always)]
 pub(super) fn lives<T: Tables>(tables: &T, choice: &mut Choice, addr: &Addr) -> bool {

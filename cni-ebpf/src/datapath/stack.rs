@@ -110,7 +110,8 @@ pub(super) fn leaving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &m
     let Ok(route) = route::lookup(tables, work, &destination) else {
         return work.pass();
     };
-    if route.action == route_action::SERVICE && tables.config().has_services() != 0 {
+    let is_service = route.action == route_action::SERVICE;
+    if tables.config().has_services() != 0 && (is_service || balance::is_pinged(tables, work)) {
         // Of a socket that no program connected to an endpoint. Outside nobody has this address.
         return balance::vacant(tables, packet, work);
     }

@@ -72,6 +72,11 @@ pub trait Tables {
     /// Inserts or replaces. Where there is no room, the socket sees its backend as its peer.
     fn remember_socket(&self, key: &SocketKey, dialled: &Dialled);
 
+    /// How many connections of a Service have begun.
+    fn opened(&self, service: &u32) -> Option<&Racy<u64>>;
+    /// The first of them begins. Where there is no room it is not counted.
+    fn remember_opened(&self, service: &u32);
+
     fn bucket(&self, key: u32) -> Option<&Bucket>;
 
     /// Counts a packet; reason 0 is "passed".

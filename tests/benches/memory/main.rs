@@ -7,7 +7,6 @@ use cni_tests::bench::cluster::{Crowd, KubeProxy, MILLRACE, Mode, Watched};
 use cni_tests::bench::report::Limit;
 use cni_tests::bench::series::{Samples, median};
 use cni_tests::bench::{Command, Report};
-use serde_json::json;
 
 const SERVICES: u32 = 10_000;
 const ENDPOINTS: usize = 10;
@@ -25,7 +24,7 @@ fn main() -> Result<()> {
         .into_iter()
         .max()
         .unwrap_or(SERVICES);
-    let crowd = Crowd::start(&json!({}))?;
+    let crowd = Crowd::start(&[services])?;
     let mut samples = Samples::default();
     samples.add(
         "millrace, no Service",

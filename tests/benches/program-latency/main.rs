@@ -16,7 +16,6 @@ use cni_tests::bench::report::Limit;
 use cni_tests::bench::series::{Samples, quantile};
 use cni_tests::bench::{Command, Report};
 use dial::Dial;
-use serde_json::json;
 
 const SERVICES: [u32; 3] = [10, 1_000, 10_000];
 /// Of each of those that nobody dials.
@@ -40,8 +39,8 @@ fn main() -> Result<()> {
     let command = Command::read()?;
     let services = command.services(&SERVICES);
     let (mut samples, mut all) = (Samples::default(), Times::new());
-    let crowd = Crowd::start(&json!({}))?;
-    let peers = crowd.peers()?;
+    let crowd = Crowd::start(&services)?;
+    let peers = crowd.peers(&services)?;
     let places = Place::of_all(&crowd, &peers, 2)?;
     let ours = (&crowd.lab.nodes[0].namespace, CHANGES);
     let theirs = peers.iter().map(|peer| (&peer.host.namespace, PEER_CHANGES));

@@ -144,8 +144,8 @@ fn main() -> Result<()> {
     let command = Command::read()?;
     let services = command.services(&SERVICES);
     let mut samples = Samples::default();
-    let crowd = Crowd::start(&json!({}))?;
-    let peers = crowd.peers()?;
+    let crowd = Crowd::start(&services)?;
+    let peers = crowd.peers(&services)?;
     let places = Place::of_all(&crowd, &peers, 1)?;
     for number in &services {
         crowd.fill(*number as usize, ENDPOINTS)?;

@@ -12,7 +12,6 @@ use cni_tests::bench::Report;
 use cni_tests::bench::cluster::{Crowd, KubeProxy, MILLRACE, Mode};
 use cni_tests::bench::program::open;
 use cni_tests::bench::series::{Samples, median};
-use serde_json::json;
 
 const ENDPOINTS: usize = 10;
 const BARE: &str = "bare batch writes";
@@ -104,7 +103,7 @@ fn batch(map: BorrowedFd<'_>, rows: &Rows) -> Result<()> {
 
 /// Takes the samples; what a peer did not do in time is noted.
 pub(crate) fn measure(services: u32, rounds: usize, samples: &mut Samples) -> Result<Vec<String>> {
-    let crowd = Crowd::start(&json!({}))?;
+    let crowd = Crowd::start(&[services])?;
     crowd.fill(services as usize, ENDPOINTS)?;
     for _ in 0..rounds {
         let [started, written] = crowd.begin_anew()?;

@@ -14,6 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use cni_ebpf::abi::MAPS;
 use serde_json::{Value, json};
 
 use super::load::Machine;
@@ -27,6 +28,10 @@ pub use watched::{Rates, Sample, Stopped, Watched};
 
 pub const MILLRACE: &str = "millrace";
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Rows for Services that are dialled, and for what is on its way out.
+const SPARE: u32 = 1_000;
+/// Services that a kube-proxy is asked to serve.
+const MOST_OF_PEERS: u32 = 10_000;
 
 /// One node that serves Services, and the API server that it follows. It is dropped after whoever else follows it.
 #[derive(Debug)]
@@ -37,14 +42,16 @@ pub struct Crowd {
 }
 
 impl Crowd {
-    /// `more` are keys of the section `services`.
-    pub fn start(more: &Value) -> Result<Self> {
+    /// With room for as many Services.
+    pub fn start(services: &[u32]) -> Result<Self> {
         let mut plan = Plan::new(Routing::Direct, Families::V4).nodes(1);
-        let mut services = json!({ "proxy": "millrace" });
-        if let (Some(all), Some(more)) = (services.as_object_mut(), more.as_object()) {
-            all.extend(more.clone());
+        plan.config = json!({ "services": { "proxy": "millrace" } });
+        // One row for the address and one for its port.
+        let rows = services.iter().max().map_or(0, |most| 2 * most + SPARE);
+        let usual = MAPS.iter().find(|spec| spec.name == "services");
+        if usual.is_some_and(|spec| spec.entries < rows) {
+            plan.config["maps"] = json!({ "services": rows });
         }
-        plan.config = json!({ "services": services });
         let (control, lab) = Lab::start_with_control_plane(plan)?;
         Ok(Self {
             lab,
@@ -70,8 +77,11 @@ impl Crowd {
         loader.create("EndpointSlices", slices.collect())
     }
 
-    /// Both kinds of kube-proxy, on hosts of their own.
-    pub fn peers(&self) -> Result<Vec<KubeProxy>> {
+    /// Both kinds of kube-proxy, on hosts of their own; none if there are more Services than they get done with in time.
+    pub fn peers(&self, services: &[u32]) -> Result<Vec<KubeProxy>> {
+        if services.iter().any(|number| *number > MOST_OF_PEERS) {
+            return Ok(Vec::new());
+        }
         let start = |mode| KubeProxy::start(&self.lab, &self.control, mode);
         Mode::ALL.into_iter().map(start).collect()
     }

@@ -61,7 +61,7 @@ impl Cpus {
 }
 
 /// The processors that the process started with; threads that were bound do not count.
-fn allowed() -> Result<Vec<usize>> {
+pub(super) fn allowed() -> Result<Vec<usize>> {
     static CPUS: std::sync::OnceLock<Vec<usize>> = std::sync::OnceLock::new();
     if let Some(cpus) = CPUS.get() {
         return Ok(cpus.clone());

@@ -118,7 +118,7 @@ impl Machine {
         flags.push(format!("load average at the end {load}"));
         Self {
             kernel: release.unwrap_or_default(),
-            cores: std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
+            cores: super::load::allowed().map_or(0, |all| all.len()),
             flags,
         }
     }

@@ -299,6 +299,11 @@ pub(super) fn tables() -> Vec<(MaglevKey, MaglevChunk)> {
     rows
 }
 
+/// A load balancer's address, which no port of the world's is at.
+pub fn balancer(v6: bool) -> IpAddr {
+    ip(if v6 { "2001:db8:80::1" } else { "203.0.113.80" })
+}
+
 /// The number of a frontend's slot set.
 pub fn service_id(port: u16, v6: bool, scope: u8) -> u32 {
     u32::from(port) * 4 + u32::from(v6) * 2 + u32::from(scope)
@@ -342,18 +347,20 @@ pub(super) fn services() -> Services {
         }
         let cluster_ip = ip(if v6 { "fd00:96::1" } else { "10.96.0.1" });
         let node = ip(if v6 { "2001:db8::1" } else { "192.0.2.1" });
-        let wildcard = ServiceKey {
-            addr: Addr::from(cluster_ip),
-            port: Port::ZERO,
-            proto: 0,
-            scope: service_scope::CLUSTER,
-            pad: 0,
-        };
-        let refused = Service {
-            flags: service_flags::REJECT,
-            ..Service::default()
-        };
-        services.frontends.push((wildcard, refused));
+        for addr in [cluster_ip, balancer(v6)] {
+            let wildcard = ServiceKey {
+                addr: Addr::from(addr),
+                port: Port::ZERO,
+                proto: 0,
+                scope: service_scope::CLUSTER,
+                pad: 0,
+            };
+            let refused = Service {
+                flags: service_flags::REJECT,
+                ..Service::default()
+            };
+            services.frontends.push((wildcard, refused));
+        }
         let (b, a, host) = (backend::POD_B, backend::POD_A, backend::HOST);
         let (routed, tunnelled) = (backend::ROUTED, backend::TUNNELLED);
         let masquerade = service_flags::MASQUERADE;

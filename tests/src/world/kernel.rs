@@ -1,5 +1,6 @@
 //! The world in the kernel's maps, in a network namespace of its own.
 
+use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::Duration;
 
@@ -82,6 +83,12 @@ impl Kernel {
         let map: HashMap<_, Bytes<32>, Bytes<32>> = HashMap::try_from(self.map("sockets")?)?;
         let entries = map.iter().flatten();
         Ok(entries.filter_map(|(_, value)| from_bytes(&value.0)).collect())
+    }
+
+    /// How many connections of each Service have begun.
+    pub fn opened(&mut self) -> Result<BTreeMap<u32, u64>> {
+        let map: HashMap<_, u32, u64> = HashMap::try_from(self.map("service_opened")?)?;
+        Ok(map.iter().collect::<Result<_, _>>()?)
     }
 
     pub fn new() -> Result<Self> {
@@ -270,6 +277,7 @@ impl Kernel {
             self.clear::<40, 56>(name)?;
         }
         self.clear::<24, 16>("affinity")?;
+        self.clear::<4, 8>("service_opened")?;
         let mut exhausted: Array<_, u64> = Array::try_from(self.map("exhausted")?)?;
         for place in 0..EXHAUSTED_PLACES {
             exhausted.set(place, 0, 0)?;

@@ -5,12 +5,12 @@ use cni_ebpf::datapath::Verdict;
 use cni_tests::frames::{self, Ends};
 use cni_tests::world::{self, Hook, ifindex, ip, mac, port};
 
-use crate::Pair;
 use crate::fixtures::{ACK, SYN, TO_A, families, from_a};
 use crate::services::{dial, ends, node, vip};
+use crate::{Pair, external};
 
 const FIN: u8 = 1;
-/// To the host, as if it came by the device by which it was to leave.
+/// To where it came from: into the host, if the host was to send it by this device.
 const BACK: Verdict = Verdict::Back {
     ifindex: ifindex::NETDEV,
 };
@@ -184,6 +184,36 @@ fn a_cluster_ip_answers_pings_whole_and_in_parts() {
             let (verdict, out) = pair.run(Hook::FromPod, part, ifindex::POD_A);
             assert_eq!(verdict, TO_A);
             assert_eq!(out.len(), part.len());
+        }
+    });
+}
+
+#[test]
+fn a_load_balancers_address_answers_pings_and_nothing_else() {
+    families(|pair, v6| {
+        let vip = world::balancer(v6);
+        let from_outside = Ends {
+            dst: vip,
+            ..external::outside(v6, 80)
+        };
+        let of_host = Ends {
+            src: node(v6),
+            ..from_outside
+        };
+        for (hook, ends, device, back) in [
+            (Hook::FromPod, from_a(vip), ifindex::POD_A, TO_A),
+            (Hook::FromNetdev, from_outside, ifindex::NETDEV, Ok(BACK)),
+            (Hook::ToNetdev, of_host, ifindex::NETDEV, Ok(BACK)),
+        ] {
+            let (verdict, out) = pair.run(hook, &ends.echo(false, b"ping"), device);
+            assert_eq!(verdict, back);
+            assert_eq!(crate::services::ends(&out).0.0, vip);
+            assert!(frames::checksums_hold(&out));
+            // An answer, and what a port has been given for or not, is not the address's business.
+            for bytes in [ends.echo(true, b"pong"), ends.tcp(SYN, b"")] {
+                let (verdict, _) = pair.run(hook, &bytes, device);
+                assert_ne!(verdict, back);
+            }
         }
     });
 }

@@ -264,3 +264,22 @@ fn svc_32_a_loopback_frontend_is_the_hosts_alone() {
         });
     }
 }
+
+#[test]
+fn a_socket_that_dials_a_service_is_counted_for_it() {
+    sockets(HOST, |pair, v6| {
+        let service = service_id(port::TO_HOST, v6, service_scope::CLUSTER);
+        let server = TcpListener::bind(local(v6)).unwrap();
+        for number in 1..=2 {
+            TcpStream::connect(frontend(v6, port::TO_HOST)).unwrap();
+            assert_eq!(pair.kernel.opened().unwrap().get(&service), Some(&number));
+        }
+        drop(server);
+        // All that a socket sends to one frontend is one.
+        let client = UdpSocket::bind(any(v6)).unwrap();
+        for _ in 0..2 {
+            client.send_to(b"q", frontend(v6, port::TO_HOST)).unwrap();
+            assert_eq!(pair.kernel.opened().unwrap().get(&service), Some(&3));
+        }
+    });
+}

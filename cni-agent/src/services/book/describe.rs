@@ -1,6 +1,9 @@
 //! What people are shown of a Service.
 
-use std::net::IpAddr;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use cni_ebpf::abi::{Service, ServiceKey, backend_flags, service_flags, service_scope};
 use serde::{Deserialize, Serialize};
@@ -89,6 +92,19 @@ impl Book {
         let found = self.entries.iter().filter(|(name, _)| is_wanted(name));
         found
             .map(|(name, entry)| self.describe_one(name, entry))
+            .collect()
+    }
+
+    /// Which Service each of these numbers is a set of, as far as there are such sets.
+    pub fn owners(&self, numbers: &[u32]) -> BTreeMap<u32, NamespacedName> {
+        let wanted: BTreeSet<u32> = numbers.iter().copied().collect();
+        let sets = self.entries.iter().flat_map(|(name, entry)| {
+            let numbers = entry.sets.iter().map(|set| set.number);
+            numbers.map(move |number| (number, name))
+        });
+        let known = sets.filter(|(number, _)| wanted.contains(number));
+        known
+            .map(|(number, name)| (number, NamespacedName::clone(name)))
             .collect()
     }
 

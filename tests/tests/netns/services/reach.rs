@@ -10,7 +10,7 @@ use cni_tests::{
     frames::Ends,
     lab::{Lab, Node, Plan, Pod, Routing, ServiceManifest, Signal, cluster_ip, control_plane},
     netns::Namespace,
-    traffic::{Echo, tcp, udp, udp_socket},
+    traffic::{self, Echo, tcp, udp, udp_socket},
     wire::{Tap, holds},
 };
 use serde_json::{Value, json};
@@ -331,4 +331,53 @@ fn svc_19_a_nodes_new_zone_moves_connections_to_the_endpoints_that_are_meant_for
             assert_eq!(*times > 0, answering.contains(&number), "{label:?}: {asked:?}");
         }
     }
+}
+
+/// Also one that two Services share: the one that is left answers for it.
+#[test]
+fn a_load_balancers_address_answers_pings_as_long_as_a_service_has_it() {
+    needs_root!();
+    let lab = Lab::start(plan(Routing::Direct).nodes(1)).unwrap();
+    let node = &lab.nodes[0];
+    let server = node.add_pod("server").unwrap();
+    let vip: IpAddr = [198, 51, 100, 41].into();
+    lab.fabric
+        .ip(&format!("route add {vip} via {}", node.address(true)))
+        .unwrap();
+    let first = balanced(&server, vip, &[]);
+    let second = ServiceManifest::new(2)
+        .spec(json!({
+            "type": "LoadBalancer", "clusterIPs": [cluster_ip(2, true)],
+            "ports": [{ "name": "other", "port": 81, "protocol": "TCP" }],
+        }))
+        .status(json!({ "loadBalancer": { "ingress": [{ "ip": vip }] } }));
+    let none = json!({ "apiVersion": "v1", "kind": "List", "items": [] });
+    let rows = || {
+        node.dump("services")
+            .unwrap()
+            .join("\n")
+            .matches(&vip.to_string())
+            .count()
+    };
+    let rows_become =
+        |wanted: usize| eventually(|| (rows() != wanted).then(|| format!("{} rows of {wanted}", rows())));
+    let write =
+        |service: &ServiceManifest, objects: &Value| node.write_manifest(&service.file(), objects).unwrap();
+    let answers = || {
+        for from in [&lab.outside, &server.namespace, &node.namespace] {
+            traffic::ping(from, vip, 56).unwrap();
+        }
+    };
+    // TCP and UDP of one port in both scopes, TCP of another one, and the address.
+    write(&first, &first.objects());
+    write(&second, &second.objects());
+    rows_become(7);
+    answers();
+    let problems = node.ask(["status"]).unwrap()["agent"]["problems"].to_string();
+    assert!(!problems.contains("is Service"), "{problems}");
+    write(&first, &none);
+    rows_become(3);
+    answers();
+    write(&second, &none);
+    rows_become(0);
 }

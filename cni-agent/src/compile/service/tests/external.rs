@@ -253,3 +253,24 @@ fn svc_44_only_a_load_balancer_with_the_local_policy_has_a_health_check_node_por
     assert_eq!(health("Cluster", "LoadBalancer"), None);
     assert_eq!(health("Local", "NodePort"), None);
 }
+
+#[test]
+fn an_address_answers_pings_unless_it_is_a_nodes_or_names_its_clients() {
+    let place = Place {
+        external_ips: true,
+        ..place()
+    };
+    let pinged = |ranges: &[&str]| {
+        let mut object = service(json!({
+            "type": "LoadBalancer", "loadBalancerSourceRanges": ranges, "externalIPs": ["203.0.113.7"],
+        }));
+        object["status"] = json!({ "loadBalancer": { "ingress": [
+            { "ip": "203.0.113.1" }, { "ip": "203.0.113.3", "ipMode": "Proxy" }, { "ip": "192.0.2.1" },
+        ] } });
+        let compiled = compiled_at(&place, &[object, slice("s-1", endpoints(&["10.1.0.1"]))]);
+        [VIP, "203.0.113.1", "203.0.113.3", "203.0.113.7", "192.0.2.1"]
+            .map(|ip| frontend(&compiled, ip, 0, 0, service_scope::CLUSTER).is_some())
+    };
+    assert_eq!(pinged(&[]), [true, true, false, true, false]);
+    assert_eq!(pinged(&["198.51.100.0/24"]), [true, false, false, true, false]);
+}
