@@ -240,7 +240,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn remember_opened(&self, service: &u32) {
-        let _ = OPENED.insert(service, &Racy::new(1), ANY);
+        let _ = OPENED.insert(service, Racy::new(1), ANY);
     }
 
     #[inline(always)]

@@ -221,6 +221,10 @@ fn connections_are_counted_whether_packets_or_sockets_lead_to_the_endpoint() {
             [(); 3].map(|()| node.with_sockets(|| connect(&client.namespace, vip(1, true)).unwrap()));
         let services = node.ask(["services", "service-1"]).unwrap();
         let backends = node.ask(["backends"]).unwrap();
+        assert_eq!(services[0]["opened"], json!(3), "{setting}: {services}");
+        let page = node.http("/metrics").unwrap();
+        let counted = r#"millrace_service_connections_total{namespace="lab",service="service-1"} 3"#;
+        assert!(page.contains(counted), "{setting}: {page}");
         for shown in [services, backends] {
             let count = |name: &str| {
                 let rows = shown.as_array().unwrap().iter();
