@@ -1,5 +1,6 @@
 //! One Service: from the objects to its frontends, and to the endpoints behind each of them. Numbers come later.
 
+mod address;
 mod choice;
 mod host_port;
 pub mod maglev;
@@ -18,6 +19,7 @@ use crate::{
     config::{Algorithm, Mode},
     model::{EndpointSlice, Service, ServicePort, TrafficPolicy},
 };
+use address::Kind;
 pub use choice::Topology as HintsUsed;
 use choice::{Candidate, Choice, Standing, candidates};
 pub use host_port::compile as host_ports;
@@ -63,6 +65,13 @@ pub struct Frontend {
     pub restricted: bool,
 }
 
+impl Frontend {
+    /// Whether all that it is good for is that its address answers pings.
+    pub fn only_answers_pings(&self) -> bool {
+        self.set.is_none() && self.flags & service_flags::REJECT == 0 && self.key.port == Port::ZERO
+    }
+}
+
 /// What load balancers are told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Health {
@@ -83,14 +92,6 @@ pub struct Compiled {
     pub problems: Vec<String>,
     /// Of two that ask for the same frontend the one with the lower number gets it.
     pub created: i64,
-}
-
-/// Where a Service is reached, as far as it makes a difference.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Cluster,
-    External,
-    LoadBalancer,
 }
 
 pub fn compile(place: &Place, service: &Service, slices: &[&EndpointSlice]) -> Compiled {
@@ -116,11 +117,11 @@ pub fn compile(place: &Place, service: &Service, slices: &[&EndpointSlice]) -> C
         if !place.families.has(family(v4)) || !service.cluster_ips.iter().any(|ip| ip.is_ipv4() == v4) {
             continue;
         }
-        let fronts = addresses(place, service, v4, &mut compiled.problems);
+        let fronts = address::all(place, service, v4, &mut compiled.problems);
         let mut ready = BTreeSet::new();
         for port in &service.ports {
             let mut candidates = candidates(slices, port, v4, place);
-            refuse_itself(service, &mut candidates, &mut compiled.problems);
+            address::refuse_itself(place, service, &fronts, &mut candidates, &mut compiled.problems);
             let choice = Choice::new(candidates, place);
             serving.extend(
                 choice
@@ -145,8 +146,12 @@ pub fn compile(place: &Place, service: &Service, slices: &[&EndpointSlice]) -> C
             .compile(&fronts, &mut compiled);
         }
         *family_ready = Some(ready.len());
-        let answering = fronts.iter().filter(|front| answers_pings(place, service, front));
-        compiled.frontends.extend(answering.map(|(ip, _)| address(*ip)));
+        let answering = fronts
+            .iter()
+            .filter(|front| address::answers_pings(place, service, front));
+        compiled
+            .frontends
+            .extend(answering.map(|(ip, kind)| address::alone(*ip, *kind)));
         let of_family = service.source_ranges.iter().filter(|range| range.is_ipv4() == v4);
         let before = compiled.ranges.len();
         compiled.ranges.extend(of_family.copied());
@@ -210,68 +215,6 @@ fn family(v4: bool) -> IpAddr {
     if v4 { [0; 4].into() } else { [0u16; 8].into() }
 }
 
-/// The addresses of one family, NodePorts apart.
-fn addresses(place: &Place, service: &Service, v4: bool, problems: &mut Vec<String>) -> Vec<(IpAddr, Kind)> {
-    let mut fronts: Vec<(IpAddr, Kind)> = Vec::new();
-    let mut add = |ip: IpAddr, kind| {
-        if ip.is_ipv4() == v4 && !fronts.iter().any(|(other, _)| *other == ip) {
-            fronts.push((ip, kind));
-        }
-    };
-    service.cluster_ips.iter().for_each(|ip| add(*ip, Kind::Cluster));
-    service
-        .load_balancer_ips
-        .iter()
-        .for_each(|ip| add(*ip, Kind::LoadBalancer));
-    for ip in service.external_ips.iter().filter(|ip| ip.is_ipv4() == v4) {
-        match refused_external(place, *ip) {
-            None => add(*ip, Kind::External),
-            Some(reason) => problems.push(format!(
-                "Service {}: spec.externalIPs has {ip}, {reason}",
-                service.name
-            )),
-        }
-    }
-    fronts
-}
-
-/// Whoever may write Services could take over what others use.
-fn refused_external(place: &Place, ip: IpAddr) -> Option<&'static str> {
-    let link_local = match ip {
-        IpAddr::V4(v4) => v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local(),
-    };
-    if !place.external_ips {
-        Some("which is not served; set services.externalIPs to serve such addresses")
-    } else if place.nodes.contains(&ip) {
-        Some("which is a node's own address and is not served; take it out")
-    } else if place.is_service_address(ip) {
-        Some("which is in the range of Service addresses and is not served; take it out")
-    } else if place.pod_ranges.iter().any(|range| range.contains(ip)) {
-        Some("which is in a node's range of pods and is not served; take it out")
-    } else if place.resolvers.contains(&ip) {
-        Some("which this node resolves names by (paths.resolvConf) and is not served; take it out")
-    } else if link_local || ip.is_loopback() || ip.is_multicast() || ip.is_unspecified() {
-        Some("which means something else on every machine and is not served; take it out")
-    } else {
-        None
-    }
-}
-
-/// A Service behind itself would go round for ever.
-fn refuse_itself(service: &Service, candidates: &mut Vec<Candidate<'_>>, problems: &mut Vec<String>) {
-    candidates.retain(|candidate| {
-        let own = service.cluster_ips.contains(&candidate.address);
-        if own {
-            problems.push(format!(
-                "Service {}: its own address {} is among its endpoints and left out; correct its EndpointSlices",
-                service.name, candidate.address
-            ));
-        }
-        !own
-    });
-}
-
 /// Load balancers that ask a node by its own address must not be shut out by it, if a range has the node at all.
 fn admit_the_node(place: &Place, ranges: &mut Vec<IpNetwork>) {
     let own = place
@@ -313,26 +256,6 @@ fn key(ip: IpAddr, port: u16, proto: u8, scope: u8) -> ServiceKey {
         proto,
         scope,
         pad: 0,
-    }
-}
-
-/// Somebody else may answer for a node's address, and not everybody is to hear of a load balancer that names its clients.
-fn answers_pings(place: &Place, service: &Service, (ip, kind): &(IpAddr, Kind)) -> bool {
-    match kind {
-        Kind::Cluster => true,
-        Kind::External => !place.nodes.contains(ip),
-        Kind::LoadBalancer => !place.nodes.contains(ip) && service.source_ranges.is_empty(),
-    }
-}
-
-/// An address by itself: it answers pings, and every other port of a ClusterIP refuses.
-fn address(ip: IpAddr) -> Frontend {
-    Frontend {
-        key: key(ip, 0, 0, service_scope::CLUSTER),
-        set: None,
-        flags: service_flags::REJECT,
-        affinity_seconds: 0,
-        restricted: false,
     }
 }
 

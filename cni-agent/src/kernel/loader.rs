@@ -82,6 +82,8 @@ pub fn entries(spec: &MapSpec, sizes: &MapSizes) -> u32 {
         "conntrack_new" | "nat_new" => sizes.conntrack_new,
         "fragments" => sizes.fragments,
         "services" => sizes.services,
+        // A Service's address needs no count, and few of its ports are ever dialled on one node.
+        "service_opened" => sizes.services / 2,
         "service_slots" | "service_members" => sizes.service_slots,
         "backends" => sizes.backends,
         "maglev" => sizes.maglev,

@@ -373,7 +373,7 @@ pub fn capacity_remedy(map: &str) -> String {
 pub fn setting(map: &str) -> Option<&'static str> {
     match map {
         "addresses" => Some("maps.endpoints"),
-        "services" => Some("maps.services"),
+        "services" | "service_opened" => Some("maps.services"),
         "service_slots" | "service_members" => Some("maps.serviceSlots"),
         "backends" => Some("maps.backends"),
         "maglev" => Some("maps.maglev"),

@@ -25,7 +25,7 @@ use super::{
     event::{Filter, Record},
     ring::Ring,
 };
-use crate::{model::NamespacedName, services::Description, status::Status};
+use crate::{compile::service::SetName, model::NamespacedName, services::Description, status::Status};
 use cni_ebpf::abi::Event;
 
 /// What is asked.
@@ -87,10 +87,10 @@ pub enum Inquiry {
         name: String,
         reply: oneshot::Sender<Vec<Description>>,
     },
-    /// Which Service each of these numbers is a set of.
+    /// Which Service's each of these numbers is, and which of its sets of endpoints.
     Owners {
         numbers: Vec<u32>,
-        reply: oneshot::Sender<BTreeMap<u32, NamespacedName>>,
+        reply: oneshot::Sender<BTreeMap<u32, (NamespacedName, SetName)>>,
     },
 }
 

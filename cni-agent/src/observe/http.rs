@@ -21,11 +21,11 @@ use tokio::{
 use super::{
     admin::Inquiry,
     counters,
-    metrics::{Snapshot, render},
+    metrics::{Opened, Snapshot, render},
     ports::Ports,
     tables::Cache,
 };
-use crate::{kernel::Pins, model::NamespacedName, status::Status};
+use crate::{kernel::Pins, status::Status};
 
 /// What the pages are made from.
 #[derive(Clone, Debug)]
@@ -191,7 +191,7 @@ async fn metrics(pages: &Pages) -> Response<Full<Bytes>> {
         )
     });
     let (counters, fills, opened) = read.await.unwrap_or_default();
-    let opened = by_service(&pages.services, opened).await;
+    let opened = by_set(&pages.services, &opened).await;
     let status = pages.status.borrow().clone();
     match render(&Snapshot {
         status: &status,
@@ -210,23 +210,18 @@ async fn metrics(pages: &Pages) -> Response<Full<Bytes>> {
     }
 }
 
-/// What is counted for sets, for the Services that they are of. While the agent has no time to say whose they are, for nobody: a
-/// scrape does not wait for it.
-async fn by_service(
-    services: &mpsc::Sender<Inquiry>,
-    counts: BTreeMap<u32, u64>,
-) -> BTreeMap<NamespacedName, u64> {
+/// Whose the counts are. An agent that has no time to say so within a moment leaves them out of this scrape.
+async fn by_set(services: &mpsc::Sender<Inquiry>, counts: &BTreeMap<u32, u64>) -> Opened {
     let (reply, answer) = oneshot::channel();
     let numbers = counts.keys().copied().collect();
     let owners = async {
         let _ = services.send(Inquiry::Owners { numbers, reply }).await;
         answer.await.unwrap_or_default()
     };
-    let mut of_services = BTreeMap::new();
-    for (number, name) in timeout(MOMENT, owners).await.unwrap_or_default() {
-        *of_services.entry(name).or_default() += counts.get(&number).copied().unwrap_or(0);
-    }
-    of_services
+    let owners = timeout(MOMENT, owners).await.unwrap_or_default().into_iter();
+    owners
+        .filter_map(|(number, owner)| Some((owner, *counts.get(&number)?)))
+        .collect()
 }
 
 fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {

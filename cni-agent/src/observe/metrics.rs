@@ -8,7 +8,8 @@ use prometheus_client::{
 
 use super::{counters::Counters, tables::Fill};
 use crate::{
-    model::NamespacedName,
+    compile::service::SetName,
+    model::{NamespacedName, Protocol},
     status::{ServicesStatus, Status},
 };
 use std::{collections::BTreeMap, sync::atomic::AtomicU64};
@@ -39,11 +40,20 @@ struct Kind {
     kind: &'static str,
 }
 
+/// One set of a Service's endpoints: what counts for it is never less than before, whatever becomes of the others. Whoever
+/// scrapes has a label `namespace` of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ServiceName {
-    namespace: String,
-    service: String,
+struct ServiceSet {
+    service_namespace: String,
+    service_name: String,
+    port: u16,
+    protocol: String,
+    family: &'static str,
+    policy: &'static str,
 }
+
+/// Connections that have begun, of each set of a Service's endpoints.
+pub type Opened = BTreeMap<(NamespacedName, SetName), u64>;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PoolState {
@@ -56,8 +66,7 @@ pub struct Snapshot<'a> {
     pub status: &'a Status,
     pub counters: Option<&'a Counters>,
     pub fills: &'a BTreeMap<String, Fill>,
-    /// Connections of each Service that have begun here.
-    pub opened: &'a BTreeMap<NamespacedName, u64>,
+    pub opened: &'a Opened,
     /// Of Services, as the agent measures it.
     pub latency: &'a Histogram,
 }
@@ -229,18 +238,24 @@ fn services(registry: &mut Registry, status: &ServicesStatus, latency: &Histogra
     );
 }
 
-fn connections(registry: &mut Registry, opened: &BTreeMap<NamespacedName, u64>) {
-    let connections = Family::<ServiceName, Counter>::default();
-    for (service, count) in opened {
-        let label = ServiceName {
-            namespace: service.namespace.to_string(),
-            service: service.name.clone(),
+fn connections(registry: &mut Registry, opened: &Opened) {
+    let connections = Family::<ServiceSet, Counter>::default();
+    // Host ports of pods come and go with them.
+    let of_services = opened.iter().filter(|((name, _), _)| !name.name.contains('/'));
+    for ((service, set), count) in of_services {
+        let label = ServiceSet {
+            service_namespace: service.namespace.to_string(),
+            service_name: service.name.clone(),
+            port: set.port,
+            protocol: Protocol::from_number(set.proto).map_or_else(String::new, |one| one.to_string()),
+            family: if set.v4 { "ipv4" } else { "ipv6" },
+            policy: if set.local { "local" } else { "cluster" },
         };
         connections.get_or_create(&label).inc_by(*count);
     }
     registry.register(
         "service_connections",
-        "Connections through a Service that began on this node, and first datagrams; Services without any have no such line",
+        "Connections through a Service that began on this node, and first datagrams; what had none has no such line",
         connections,
     );
 }
@@ -335,7 +350,17 @@ mod tests {
             namespace: "shop".into(),
             name: "cart".into(),
         };
-        let opened = BTreeMap::from([(name, 7)]);
+        let pod = NamespacedName {
+            name: "pod/cart".into(),
+            ..name.clone()
+        };
+        let set = SetName {
+            port: 80,
+            proto: 6,
+            v4: true,
+            local: false,
+        };
+        let opened = Opened::from([((name, set), 7), ((pod, set), 9)]);
         let latency = Histogram::new([0.1]);
         latency.observe(0.05);
         let status = Status {
@@ -361,7 +386,8 @@ mod tests {
         for line in [
             "millrace_drop_packets_total{reason=\"martian\",direction=\"egress\"} 3",
             "millrace_events_lost_total 5",
-            "millrace_service_connections_total{namespace=\"shop\",service=\"cart\"} 7",
+            "millrace_service_connections_total{service_namespace=\"shop\",service_name=\"cart\",port=\"80\",protocol=\"TCP\",\
+             family=\"ipv4\",policy=\"cluster\"} 7",
             "millrace_map_entries{map=\"conntrack\"} 2",
             "millrace_map_live_entries{map=\"conntrack\"} 1",
             "millrace_map_capacity{map=\"conntrack\"} 10",

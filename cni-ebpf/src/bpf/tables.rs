@@ -240,7 +240,12 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn remember_opened(&self, service: &u32) {
-        let _ = OPENED.insert(service, Racy::new(1), ANY);
+        if OPENED.insert(service, Racy::new(1), NO_EXIST).is_err()
+            && let Some(opened) = get!(OPENED, service)
+        {
+            // Of two that begin at one moment, one is the first.
+            opened.count();
+        }
     }
 
     #[inline(always)]

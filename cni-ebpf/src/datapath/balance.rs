@@ -72,8 +72,11 @@ pub(super) fn undeliverable<T: Tables, P: Packet>(tables: &T, packet: &mut P, wo
 /// Whether this asks an address of a Service, in the Service range or outside of it, for a sign of life.
 #[inline(always)]
 pub(super) fn is_pinged<T: Tables>(tables: &T, work: &mut Work) -> bool {
+    if !refuse::is_echo(work) {
+        return false;
+    }
     let Work { choice, tuple, .. } = work;
-    refuse::is_echo(tuple) && service::lives(tables, choice, &tuple.dst)
+    service::lives(tables, choice, &tuple.dst)
 }
 
 /// A packet for an address of the Service range that is no frontend, or one that [pings](is_pinged) another one.
@@ -83,7 +86,7 @@ pub(super) fn vacant<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mu
     if !service::lives(tables, choice, &tuple.dst) {
         return Err(Reason::ServiceUnknown);
     }
-    if refuse::is_echo(tuple) {
+    if refuse::is_echo(work) {
         work.answer_kind = answer::ECHO;
         stage::call(Stage::Answer, tables, packet, work)?;
         // An answer like any other, not a refusal.
@@ -149,9 +152,7 @@ pub(super) fn dial<T: Tables>(tables: &T, work: &mut Work) -> Result<(), Reason>
     }
     work.flow.service = work.choice.service;
     work.flow.backend = work.choice.backend;
-    nat::enter_dialled(tables, work)?;
-    service::count(tables, &work.choice);
-    Ok(())
+    nat::enter_dialled(tables, work)
 }
 
 /// Whether a connection to something else than `work.tuple.dst` stands under `work.key`.

@@ -2,8 +2,8 @@
 
 use super::conntrack::{self, Found};
 use super::stage::{self, Stage};
-use super::work::entered;
-use super::{Outcome, Packet, Table, Tables, Work, nat, policy, route};
+use super::work::{direct, entered};
+use super::{Outcome, Packet, Table, Tables, Work, nat, policy, route, service};
 use crate::abi::{Endpoint, Flow, Reason, flow_flags, via};
 
 /// Enters `work.flow` among the new connections, in the place of one that is over.
@@ -16,6 +16,10 @@ pub(super) fn enter<T: Tables>(tables: &T, work: &mut Work) -> Result<(), Reason
         .insert_flow(Table::New, &work.key, &work.flow)
         .map_err(|_| Reason::ConntrackFull)?;
     work.entered |= entered::FLOW;
+    // What another node was asked for, that one has counted.
+    if work.flow.service != 0 && work.direct != direct::CAME {
+        service::count(tables, &work.flow.service);
+    }
     Ok(())
 }
 

@@ -104,7 +104,7 @@ fn send_on<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) ->
 fn begin<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunnel: bool) -> Outcome {
     let protocol = work.tuple.proto;
     let middle = conntrack::amidst(work);
-    let asks = service::serves(protocol) || refuse::is_echo(&work.tuple);
+    let asks = service::serves(protocol) || refuse::is_echo(work);
     if middle && !tunnel {
         stage::call(Stage::Settled, tables, packet, work)?;
     }

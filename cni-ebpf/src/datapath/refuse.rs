@@ -7,10 +7,10 @@
 
 use super::checksum::Sum;
 use super::headers::{ICMP_ANSWERER, L3, icmp, icmpv6, proto, tcp};
-use super::rewrite::correct16;
+use super::rewrite::{begin_hops, correct16};
 use super::work::{direct, fragment};
 use super::{NotRewritten, Packet, Tables, Work};
-use crate::abi::{Reason, Tuple, hook};
+use crate::abi::{Reason, hook};
 
 /// What an answer says, as [`Work::answer_kind`] holds it.
 pub mod answer {
@@ -76,6 +76,7 @@ fn exchange_addresses<P: Packet>(packet: &mut P, work: &Work) -> Result<(), NotR
 #[inline(always)]
 fn echo<P: Packet>(packet: &mut P, work: &Work) -> Result<(), NotRewritten> {
     exchange_addresses(packet, work)?;
+    begin_hops(packet, &work.headers)?;
     if work.headers.fragment == fragment::LATER {
         return Ok(());
     }
@@ -91,10 +92,12 @@ fn echo<P: Packet>(packet: &mut P, work: &Work) -> Result<(), NotRewritten> {
     packet.store(l4, &answered, false)
 }
 
-/// Whether the packet is an echo request, also a part of one.
+/// Whether the packet is an echo request, also a part of one. A reply is none, whatever its id: two nodes that took it for one would
+/// answer each other for ever.
 #[inline(always)]
-pub(super) fn is_echo(tuple: &Tuple) -> bool {
-    matches!(tuple.proto, proto::ICMP | proto::ICMPV6) && tuple.dst_port == ICMP_ANSWERER
+pub(super) fn is_echo(work: &Work) -> bool {
+    let icmp = matches!(work.tuple.proto, proto::ICMP | proto::ICMPV6);
+    icmp && work.tuple.dst_port == ICMP_ANSWERER && work.headers.icmp_reply == 0
 }
 
 /// RFC 9293: a reset that the sender takes for the answer to this segment.
@@ -146,6 +149,7 @@ fn reset<P: Packet>(packet: &mut P, work: &Work) -> Result<(), NotRewritten> {
         packet.store(L3 + 2, &length.to_be(), false)?;
         packet.store(L3 + 10, &correct16(checksum, old, length.to_be()), false)?;
     }
+    begin_hops(packet, headers)?;
     exchange_addresses(packet, work)
 }
 

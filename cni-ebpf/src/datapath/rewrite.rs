@@ -278,6 +278,23 @@ pub(super) fn hop<P: Packet>(
 const TTL: u32 = L3 + 8;
 const HOP_LIMIT: u32 = L3 + 6;
 
+/// Hops for a packet that begins here.
+const HOPS: u8 = 64;
+
+/// As one that begins here: what is left of another packet's hops may not do for the way back.
+#[inline(always)]
+pub(super) fn begin_hops<P: Packet>(packet: &mut P, headers: &Headers) -> Result<(), NotRewritten> {
+    if headers.v6 != 0 {
+        let word: u16 = packet.load(HOP_LIMIT).ok_or(NotRewritten)?;
+        let [next, _] = word.to_ne_bytes();
+        return packet.store(HOP_LIMIT, &u16::from_ne_bytes([next, HOPS]), false);
+    }
+    let [ttl, checksum]: [u16; 2] = packet.load(TTL).ok_or(NotRewritten)?;
+    let [_, protocol] = ttl.to_ne_bytes();
+    let fresh = u16::from_ne_bytes([HOPS, protocol]);
+    packet.store(TTL, &[fresh, correct16(checksum, ttl, fresh)], false)
+}
+
 /// One hop further, where somebody else writes the MAC addresses.
 #[inline(always)]
 pub(super) fn hop_only<P: Packet>(packet: &mut P, headers: &Headers) -> Result<(), NotRewritten> {

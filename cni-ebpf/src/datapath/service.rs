@@ -199,10 +199,10 @@ fn any<T: Tables>(
 
 /// Counts a connection that begins.
 #[inline(always)]
-pub(super) fn count<T: Tables>(tables: &T, choice: &Choice) {
-    match tables.opened(&choice.service) {
+pub(super) fn count<T: Tables>(tables: &T, service: &u32) {
+    match tables.opened(service) {
         Some(opened) => opened.count(),
-        None => tables.remember_opened(&choice.service),
+        None => tables.remember_opened(service),
     }
 }
 

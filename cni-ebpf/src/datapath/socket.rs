@@ -111,7 +111,7 @@ fn exchange<T: Tables, S: Socket>(tables: &T, socket: &mut S, addr: &Addr, port:
     };
     let key = key(socket, choice.addr, choice.port, kept::DIALLED);
     tables.remember_socket(&key, &dialled);
-    service::count(tables, choice);
+    service::count(tables, &choice.service);
     socket.set_peer(&choice.addr, choice.port);
 }
 

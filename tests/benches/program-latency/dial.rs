@@ -137,7 +137,9 @@ impl<'a> Dial<'a> {
             thread::sleep(Duration::from_micros(200));
         };
         self.current = next;
-        Ok(Duration::from_nanos(first.saturating_sub(nanoseconds(event))))
+        let took = first.checked_sub(nanoseconds(event));
+        let took = took.context("a connection to the new endpoint came before the event")?;
+        Ok(Duration::from_nanos(took))
     }
 
     /// Waits until somebody is connected to this server.

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use cni_ebpf::abi::{Addr, Reason, flow_flags, tcp_state};
+use cni_ebpf::abi::{Addr, Reason, flow_flags, service_scope, tcp_state};
 use cni_ebpf::datapath::Verdict;
 use cni_tests::frames::{self, Ends};
 use cni_tests::memory::Frame;
@@ -92,6 +92,9 @@ fn a_backend_behind_the_tunnel_is_given_the_packet_as_it_came() {
             assert_eq!(out[..12], named(remote(v6), 8080));
             assert!(one_hop(&part, &out, v6));
         }
+        // A stream, a flow of SCTP, and datagrams from two ports.
+        let service = service_id(port::NODE_DIRECT, v6, service_scope::EXTERNAL);
+        assert_eq!(pair.kernel.opened().unwrap().get(&service), Some(&4));
     });
 }
 
@@ -141,6 +144,9 @@ fn the_named_pod_sees_the_client_and_answers_it_as_the_service() {
         assert_eq!(verdict, gateway(v6));
         assert_eq!(ends(&out), ((own.dst, own.dst_port), (client(v6), 50123)));
         assert!(holds(&out));
+        // The node that was asked has counted it.
+        let service = service_id(port::NODE_DIRECT_HERE, v6, service_scope::EXTERNAL);
+        assert!(pair.memory.opened.get(&service).is_none());
         let own = Ends {
             src_port: 50124,
             ..own

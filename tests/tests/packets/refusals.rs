@@ -179,6 +179,11 @@ fn a_cluster_ip_answers_pings_whole_and_in_parts() {
             ..ping.reversed()
         };
         assert_eq!(crate::hex(&out), crate::hex(&expected.echo(true, b"ping")));
+        // What is left of the request's hops is nothing for the way back.
+        let last = Ends { ttl: 1, ..ping };
+        let (verdict, out) = pair.run(Hook::FromPod, &last.echo(false, b"ping"), ifindex::POD_A);
+        assert_eq!(verdict, TO_A);
+        assert_eq!(crate::hex(&out), crate::hex(&expected.echo(true, b"ping")));
         let parts = frames::fragments(&ping.echo(false, &[7; 200]), 96, 5);
         for part in &parts {
             let (verdict, out) = pair.run(Hook::FromPod, part, ifindex::POD_A);
@@ -209,8 +214,21 @@ fn a_load_balancers_address_answers_pings_and_nothing_else() {
             assert_eq!(verdict, back);
             assert_eq!(crate::services::ends(&out).0.0, vip);
             assert!(frames::checksums_hold(&out));
-            // An answer, and what a port has been given for or not, is not the address's business.
-            for bytes in [ends.echo(true, b"pong"), ends.tcp(SYN, b"")] {
+            // Two that answered an answer would never end; a request may have this id too.
+            let any_id = Ends {
+                src_port: u16::MAX,
+                ..ends
+            };
+            let nobody = Ends {
+                dst: ip(if v6 { "2001:db8:80::2" } else { "203.0.113.81" }),
+                ..ends
+            };
+            for bytes in [
+                ends.echo(true, b"pong"),
+                any_id.echo(true, b"pong"),
+                ends.tcp(SYN, b""),
+                nobody.echo(false, b"ping"),
+            ] {
                 let (verdict, _) = pair.run(hook, &bytes, device);
                 assert_ne!(verdict, back);
             }

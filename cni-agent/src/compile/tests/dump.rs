@@ -43,6 +43,9 @@ pub(super) fn service(name: &NamespacedName, compiled: &service::Compiled, out: 
         if frontend.restricted {
             words.push("restricted".to_owned());
         }
+        if frontend.only_answers_pings() {
+            words.push("pings".to_owned());
+        }
         let set = compiled.sets.iter().find(|set| Some(set.name) == frontend.set);
         if let Some(set) = set {
             let targets = set

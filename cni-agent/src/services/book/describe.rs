@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Book, Entry, Set};
 use crate::{
-    compile::service::HintsUsed,
+    compile::service::{HintsUsed, SetName},
     config::Algorithm,
     model::{NamespacedName, Protocol},
 };
@@ -95,16 +95,14 @@ impl Book {
             .collect()
     }
 
-    /// Which Service each of these numbers is a set of, as far as there are such sets.
-    pub fn owners(&self, numbers: &[u32]) -> BTreeMap<u32, NamespacedName> {
+    /// Which Service's each of these numbers is, and which of its sets, as far as there are such sets.
+    pub fn owners(&self, numbers: &[u32]) -> BTreeMap<u32, (NamespacedName, SetName)> {
         let wanted: BTreeSet<u32> = numbers.iter().copied().collect();
-        let sets = self.entries.iter().flat_map(|(name, entry)| {
-            let numbers = entry.sets.iter().map(|set| set.number);
-            numbers.map(move |number| (number, name))
-        });
-        let known = sets.filter(|(number, _)| wanted.contains(number));
+        let entries = self.entries.iter();
+        let sets = entries.flat_map(|(name, entry)| entry.sets.iter().map(move |set| (name, set)));
+        let known = sets.filter(|(_, set)| wanted.contains(&set.number));
         known
-            .map(|(number, name)| (number, NamespacedName::clone(name)))
+            .map(|(name, set)| (set.number, (NamespacedName::clone(name), set.name)))
             .collect()
     }
 

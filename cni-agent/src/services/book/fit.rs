@@ -139,7 +139,16 @@ impl Book {
             .iter()
             .map(|set| self.held(set, old, compiled, &mut found))
             .collect();
-        let lack = self.lack(name, old, &held, compiled);
+        let mut lack = self.lack(name, old, &held, compiled);
+        if has_blocks && !self.fit.has(used, lack) {
+            // No endpoint is given up for a sign of life.
+            let held_keys = self.held_keys(old);
+            compiled
+                .frontends
+                .retain(|frontend| !frontend.only_answers_pings() || held_keys(&frontend.key));
+            drop(held_keys);
+            lack = self.lack(name, old, &held, compiled);
+        }
         if has_blocks && self.fit.has(used, lack) {
             return;
         }

@@ -274,3 +274,18 @@ fn an_address_answers_pings_unless_it_is_a_nodes_or_names_its_clients() {
     assert_eq!(pinged(&[]), [true, true, false, true, false]);
     assert_eq!(pinged(&["198.51.100.0/24"]), [true, false, false, true, false]);
 }
+
+#[test]
+fn an_address_of_its_own_is_no_endpoint_unless_it_is_a_nodes() {
+    let mut object = service(json!({ "type": "LoadBalancer" }));
+    object["status"] =
+        json!({ "loadBalancer": { "ingress": [{ "ip": "203.0.113.1" }, { "ip": "192.0.2.1" }] } });
+    let around = endpoints(&["10.1.0.1", "203.0.113.1", "192.0.2.1"]);
+    let compiled = compiled(&[object, slice("s-1", around)]);
+    assert_eq!(
+        behind(&compiled, VIP, 80, service_scope::CLUSTER),
+        ["10.1.0.1:8080", "192.0.2.1:8080"]
+    );
+    let problems = compiled.problems.concat();
+    assert!(problems.contains("its own address 203.0.113.1"), "{problems}");
+}

@@ -468,3 +468,28 @@ fn a_new_service_of_too_many_endpoints_is_not_served_and_its_neighbours_are() {
     world.change([name(1)].into());
     assert_eq!(world.services[&key(1)].slots, 100_000);
 }
+
+#[test]
+fn a_sign_of_life_costs_nobody_an_endpoint() {
+    let mut world = World::new(Counts {
+        services: 1,
+        ..default_sizes().rows
+    });
+    let mut pinged = compiled(1, &BTreeSet::from([1]), false);
+    let address = Frontend {
+        key: ServiceKey {
+            port: Port::ZERO,
+            proto: 0,
+            ..key(1)
+        },
+        set: None,
+        flags: 0,
+        affinity_seconds: 0,
+        restricted: false,
+    };
+    pinged.frontends.push(address);
+    world.wanted.insert(1, pinged);
+    world.change([name(1)].into());
+    assert_eq!(world.services.keys().collect::<Vec<_>>(), [&key(1)]);
+    assert_eq!(world.book.problems().count(), 0);
+}
