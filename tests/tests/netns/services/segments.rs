@@ -83,8 +83,8 @@ fn svc_60_segments_that_fit_nowhere_never_bear_the_pods_address() {
         let pod = node.add_pod("pod").unwrap();
         let service = ServiceManifest::new(1).spec(node_port(policy));
         publish(&lab, &service.endpoint_at(&pod, 8080, "node0", json!({})));
+        let echoes = serve(&pod, 8080);
         for v4 in [true, false] {
-            let echoes = serve(&pod, 8080);
             let client = Tap::open(&lab.outside, "eth0").unwrap();
             let mut stream = connect(&lab.outside, SocketAddr::new(node.address(v4), NODE_PORT)).unwrap();
             exchange(&mut stream);
