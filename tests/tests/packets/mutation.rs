@@ -257,13 +257,40 @@ fn guards(hook: Hook, frame: &Frame) -> bool {
     }
 }
 
+/// What both builds have been given since they knew nothing. Where they disagree it is told: a seed alone does not find again what
+/// depends on the kernel's own dice.
+#[derive(Default)]
+struct Epoch(Vec<(Hook, Frame)>);
+
+impl Drop for Epoch {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        println!("since the tables were empty:");
+        for (hook, frame) in &self.0 {
+            println!(
+                "{} device {} from {} mark {:#x} segments {} {}",
+                hook.name(),
+                frame.ifindex,
+                frame.ingress_ifindex,
+                frame.mark,
+                frame.segment_size,
+                hex(&frame.bytes)
+            );
+        }
+    }
+}
+
 fn storm(pair: &mut Pair, packets: usize, dice: &mut Dice) -> BTreeSet<Reason> {
     let seeds = seeds();
     let mut seen = BTreeSet::new();
     let (mut judged, mut alone, mut dropped) = (0usize, 0usize, 0usize);
+    let mut epoch = Epoch::default();
     while judged < packets {
         if (judged + alone).is_multiple_of(EPOCH) {
             pair.forget();
+            epoch.0.clear();
         }
         let seed = &seeds[dice.roll(seeds.len())];
         let mut bytes = seed.bytes.clone();
@@ -273,6 +300,7 @@ fn storm(pair: &mut Pair, packets: usize, dice: &mut Dice) -> BTreeSet<Reason> {
             spoil(&mut bytes, dice);
         }
         let (hook, frame) = circumstances(seed, bytes, dice);
+        epoch.0.push((hook, frame.clone()));
         let (outcome, _) = pair.run_frame(hook, &frame);
         if guards(hook, &frame) && is_malformed(&frame.bytes) {
             assert!(outcome.is_err(), "{outcome:?} for {}", hex(&frame.bytes));
