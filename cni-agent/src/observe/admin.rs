@@ -4,7 +4,7 @@
 //! socket's mode and again by the peer's credentials.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     os::unix::fs::{PermissionsExt, chown},
     path::Path,
@@ -89,7 +89,7 @@ pub enum Inquiry {
     },
     /// Which Service's each of these numbers is, and which of its sets of endpoints.
     Owners {
-        numbers: Vec<u32>,
+        numbers: BTreeSet<u32>,
         reply: oneshot::Sender<BTreeMap<u32, (NamespacedName, SetName)>>,
     },
 }

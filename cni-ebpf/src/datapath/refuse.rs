@@ -7,7 +7,7 @@
 
 use super::checksum::Sum;
 use super::headers::{ICMP_ANSWERER, L3, icmp, icmpv6, proto, tcp};
-use super::rewrite::{begin_hops, correct16};
+use super::rewrite::{HOPS, begin_hops, correct16};
 use super::work::{direct, fragment};
 use super::{NotRewritten, Packet, Tables, Work};
 use crate::abi::{Reason, hook};
@@ -225,7 +225,7 @@ fn error<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &Work) -> Resul
         let [l0, l1] = (length as u16).to_be_bytes();
         let (version, length) = (
             u32::from_ne_bytes([0x60, 0, 0, 0]),
-            u32::from_ne_bytes([l0, l1, proto::ICMPV6, 64]),
+            u32::from_ne_bytes([l0, l1, proto::ICMPV6, HOPS]),
         );
         packet.store(L3, &[version, length, s0, s1, s2, s3], false)?;
         return packet.store(L3 + 24, &[d0, d1, d2, d3, first, mtu.to_be()], false);
@@ -236,9 +236,9 @@ fn error<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &Work) -> Resul
     // Never cut, so it needs no identification (RFC 6864).
     let whole = u32::from_ne_bytes([0, 0, 0x40, 0]);
     let (src, dst) = (from.word_v4(), to.word_v4());
-    let hops = u32::from_ne_bytes([64, proto::ICMP, 0, 0]);
+    let hops = u32::from_ne_bytes([HOPS, proto::ICMP, 0, 0]);
     let [c0, c1] = (!Sum(0).add(start).add(whole).add(hops).add(src).add(dst).fold()).to_ne_bytes();
-    let hops = u32::from_ne_bytes([64, proto::ICMP, c0, c1]);
+    let hops = u32::from_ne_bytes([HOPS, proto::ICMP, c0, c1]);
     packet.store(L3, &[start, whole, hops, src, dst, first, mtu.to_be()], false)
 }
 

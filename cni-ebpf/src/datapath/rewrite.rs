@@ -279,7 +279,7 @@ const TTL: u32 = L3 + 8;
 const HOP_LIMIT: u32 = L3 + 6;
 
 /// Hops for a packet that begins here.
-const HOPS: u8 = 64;
+pub(super) const HOPS: u8 = 64;
 
 /// As one that begins here: what is left of another packet's hops may not do for the way back.
 #[inline(always)]

@@ -97,22 +97,22 @@ pub enum Machine {
 }
 
 impl Machine {
-    fn processor(self) -> Result<CpuSet> {
-        let last = allowed()?.len().saturating_sub(1);
-        processor(match self {
+    /// Its processor among those of this process.
+    fn number(self) -> Result<usize> {
+        Ok(match self {
             Self::ControlPlane => 0,
-            Self::Node => last,
+            Self::Node => allowed()?.len().saturating_sub(1),
         })
     }
 
     /// Makes the calling thread part of the machine, and those that it will start.
     pub fn join(self) -> Result<()> {
-        sched_setaffinity(Pid::from_raw(0), &self.processor()?).with_context(|| format!("join {self:?}"))
+        bind(self.number()?)
     }
 
     /// Makes a process part of the machine.
     pub fn take(self, process: u32) -> Result<()> {
-        let set = self.processor()?;
+        let set = processor(self.number()?)?;
         for thread in std::fs::read_dir(format!("/proc/{process}/task"))? {
             let number = thread?.file_name().to_string_lossy().parse()?;
             // One that has ended meanwhile needs none.

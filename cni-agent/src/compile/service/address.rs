@@ -79,23 +79,25 @@ pub(super) fn refuse_itself(
 ) {
     candidates.retain(|candidate| {
         let address = candidate.address;
-        let is_front = fronts.iter().any(|(ip, _)| *ip == address) && !place.nodes.contains(&address);
-        let own = is_front || service.cluster_ips.contains(&address);
+        let is_own = |(ip, kind): &(IpAddr, Kind)| {
+            *ip == address && (*kind == Kind::Cluster || !place.nodes.contains(ip))
+        };
+        let own = fronts.iter().any(is_own);
         if own {
             problems.push(format!(
-                "Service {}: its own address {} is among its endpoints and left out; correct its EndpointSlices",
-                service.name, candidate.address
+                "Service {}: its own address {address} is among its endpoints and left out; correct its EndpointSlices",
+                service.name
             ));
         }
         !own
     });
 }
 
-/// Somebody else may answer for a node's address, and not everybody is to hear of a load balancer that names its clients.
+/// Somebody else may answer for a node's address, which is never served as an external one, and not everybody is to hear of a
+/// load balancer that names its clients.
 pub(super) fn answers_pings(place: &Place, service: &Service, (ip, kind): &(IpAddr, Kind)) -> bool {
     match kind {
-        Kind::Cluster => true,
-        Kind::External => !place.nodes.contains(ip),
+        Kind::Cluster | Kind::External => true,
         Kind::LoadBalancer => !place.nodes.contains(ip) && service.source_ranges.is_empty(),
     }
 }

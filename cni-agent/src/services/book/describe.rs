@@ -96,11 +96,10 @@ impl Book {
     }
 
     /// Which Service's each of these numbers is, and which of its sets, as far as there are such sets.
-    pub fn owners(&self, numbers: &[u32]) -> BTreeMap<u32, (NamespacedName, SetName)> {
-        let wanted: BTreeSet<u32> = numbers.iter().copied().collect();
+    pub fn owners(&self, numbers: &BTreeSet<u32>) -> BTreeMap<u32, (NamespacedName, SetName)> {
         let entries = self.entries.iter();
         let sets = entries.flat_map(|(name, entry)| entry.sets.iter().map(move |set| (name, set)));
-        let known = sets.filter(|(_, set)| wanted.contains(&set.number));
+        let known = sets.filter(|(_, set)| numbers.contains(&set.number));
         known
             .map(|(name, set)| (set.number, (NamespacedName::clone(name), set.name)))
             .collect()

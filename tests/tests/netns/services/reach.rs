@@ -166,6 +166,14 @@ fn nobody_else_reaches_the_loopback(lab: &Lab, beyond: &Pod, server: &Pod, echoe
     assert_eq!(clients(echoes), before);
 }
 
+/// One node, by which the network reaches a load balancer's address.
+fn lab_before(vip: IpAddr) -> Lab {
+    let lab = Lab::start(plan(Routing::Direct).nodes(1)).unwrap();
+    let route = format!("route add {vip} via {}", lab.nodes[0].address(true));
+    lab.fabric.ip(&route).unwrap();
+    lab
+}
+
 /// A load balancer of IPv4 alone for everybody in these ranges, at an address that is no node's.
 fn balanced(server: &Pod, vip: IpAddr, ranges: &[String]) -> ServiceManifest {
     let mut spec = node_port("Cluster");
@@ -190,14 +198,11 @@ fn network(range: &str) -> Option<u32> {
 #[test]
 fn svc_40_source_ranges_let_in_whom_they_hold_and_those_of_the_other_family_nobody() {
     needs_root!();
-    let lab = Lab::start(plan(Routing::Direct).nodes(1)).unwrap();
+    let vip: IpAddr = [198, 51, 100, 40].into();
+    let lab = lab_before(vip);
     let node = &lab.nodes[0];
     let server = node.add_pod("server").unwrap();
     let _echoes = serve(&server, 8080);
-    let vip: IpAddr = [198, 51, 100, 40].into();
-    lab.fabric
-        .ip(&format!("route add {vip} via {}", node.address(true)))
-        .unwrap();
     let outside = lab.outside_address(true);
     let (here, elsewhere) = (format!("{outside}/32"), "2001:db8:9::/48".to_owned());
     let problems = || node.ask(["status"]).unwrap()["agent"]["problems"].to_string();
@@ -337,13 +342,10 @@ fn svc_19_a_nodes_new_zone_moves_connections_to_the_endpoints_that_are_meant_for
 #[test]
 fn a_load_balancers_address_answers_pings_as_long_as_a_service_has_it() {
     needs_root!();
-    let lab = Lab::start(plan(Routing::Direct).nodes(1)).unwrap();
+    let vip: IpAddr = [198, 51, 100, 41].into();
+    let lab = lab_before(vip);
     let node = &lab.nodes[0];
     let server = node.add_pod("server").unwrap();
-    let vip: IpAddr = [198, 51, 100, 41].into();
-    lab.fabric
-        .ip(&format!("route add {vip} via {}", node.address(true)))
-        .unwrap();
     let first = balanced(&server, vip, &[]);
     let second = ServiceManifest::new(2)
         .spec(json!({
