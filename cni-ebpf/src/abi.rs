@@ -32,7 +32,7 @@ pub use event::{COUNTERS, Counter, Event, Reason, direction, event_kind, hook};
 #[doc(hidden)]
 pub use layout::plain_size;
 pub use layout::{Field, Layout, Plain, as_bytes, from_bytes, put};
-pub use map::{EXHAUSTED_PLACES, MAPS, MapSpec, MapType, version};
+pub use map::{EXHAUSTED_PLACES, MAPS, MapSpec, MapType, program_place, version};
 pub use policy::{
     ClassBits, ClassKey, Grant, GrantKey, Group, GroupChunk, GroupKey, RuleKey, RuleList, RuleSet, action,
     policy_direction, rule_set_flags,

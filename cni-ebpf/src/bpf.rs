@@ -3,6 +3,7 @@
 #[cfg(feature = "bench")]
 mod bench;
 mod frame;
+mod handover;
 mod kernel;
 mod link_header;
 mod maps;

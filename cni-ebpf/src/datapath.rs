@@ -171,7 +171,7 @@ fn connection_from_pod<T: Tables, P: Packet>(
         };
         return forward(tables, packet, work, sender, receiver);
     }
-    conntrack::may_begin(tables, work)?;
+    conntrack::may_begin(tables, packet, work)?;
     // A Service is looked for on a miss only: an established connection outlives its Service.
     work.out = work.tuple;
     balance::ask(tables, packet, work, service_scope::CLUSTER)?;
@@ -301,7 +301,7 @@ pub fn to_pod<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work)
         translate(tables, packet, work)?;
         return work.pass();
     }
-    conntrack::may_begin(tables, work)?;
+    conntrack::may_begin(tables, packet, work)?;
     work.out = work.tuple;
     conntrack::begin(packet, work);
     let arrived = packet.mark() & config.own_mark_mask() == config.mark_of_arrival();
@@ -409,7 +409,7 @@ fn arriving<T: Tables, P: Packet>(
         work.stack_reply = u8::from(work.reply == 0 && work.straight == 0);
         return deliver(tables, packet, work, receiver);
     }
-    conntrack::may_begin(tables, work)?;
+    conntrack::may_begin(tables, packet, work)?;
     if !tunnel {
         origin::outside(tables, work, false)?;
     }

@@ -2,6 +2,7 @@
 //! policy. The same packets go through both.
 
 mod content;
+mod devices;
 mod kernel;
 mod rules;
 

@@ -53,7 +53,7 @@ fn shapes(map: &str) -> Option<(Shape, Shape)> {
         "exhausted" => ("u32", "u64"),
         "counters" => ("u32", "Counter"),
         "events_lost" => ("u32", "u64"),
-        "listeners" => ("u32", "u32"),
+        "listeners" | "programs" => ("u32", "u32"),
         _ => return None,
     })
 }

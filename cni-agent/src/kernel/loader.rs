@@ -6,14 +6,16 @@
 //! 1. the new map is made beside the old one and filled from it;
 //! 2. the programs are loaded on the new map and exchanged under their links one by one. What the old map gains meanwhile
 //!    is copied right before the first exchange, between exchanges that take long, and right after the last
-//!    ([`Loaded::catch_up`], [`Loaded::keep_up`]): a connection that began in between is unknown to the new programs. They
-//!    hold back what is in the midst of one ([`Settings::unsettled_until`]), because to lead it to another endpoint, or to
-//!    the host, is to have it reset;
+//!    ([`Loaded::catch_up`], [`Loaded::keep_up`]): a connection that began in between is unknown to the new programs, and one
+//!    that begins with a new program to the old ones. What is in the midst of one they hand to each other (`handover`),
+//!    and what neither knows they drop ([`Settings::unsettled_until`]), because to lead it to another endpoint, or to the
+//!    host, is to have it reset;
 //! 3. when no link runs an old program any more, what the old map has gained to the last is copied too, and the new map
 //!    takes the old one's name ([`Loaded::settle`]).
 //!
 //! Dying at any of these points leaves either the old name or both; the next agent goes on from there.
 
+mod handover;
 mod layout;
 mod log;
 mod prepare;
@@ -43,6 +45,7 @@ use crate::{
     desired::{Place, Program, SocketProgram},
 };
 
+use handover::Handover;
 pub use prepare::Unsettled;
 
 /// The object that was built with this binary.
@@ -66,6 +69,7 @@ pub struct Loaded {
     pub sockets: sockets::Programs,
     pub maps: BTreeMap<&'static str, Map>,
     unsettled: Vec<Unsettled>,
+    handover: Option<Handover>,
     /// When [`Loaded::catch_up`] ended last, and how long it took.
     caught_up: Option<(Instant, Duration)>,
     /// Of programs built to tell what they do.
@@ -110,6 +114,7 @@ pub fn load(object: &[u8], pins: &Pins, config: Config, sizes: &MapSizes) -> Res
         sockets: sockets::Programs::new(),
         maps: BTreeMap::new(),
         unsettled: Vec::new(),
+        handover: None,
         caught_up: None,
         _messages: None,
     };
@@ -120,8 +125,10 @@ pub fn load(object: &[u8], pins: &Pins, config: Config, sizes: &MapSizes) -> Res
         loaded.maps.insert(spec.name, prepared.map);
         loaded.unsettled.extend(prepared.unsettled);
     }
+    let handover = Handover::begin(pins)?;
     let told = Config {
-        // Not part of what is wanted: it is the machine's.
+        side: handover.side(),
+        // Not part of what is wanted, but what is found.
         host_netns: sockets::netns_cookie()
             .map_err(|error| KernelError::new("read the cookie of the host's network namespace", error))?,
         ..config
@@ -141,6 +148,11 @@ pub fn load(object: &[u8], pins: &Pins, config: Config, sizes: &MapSizes) -> Res
     prepare::collect(pins)?;
     // The verifier took its time, and old programs wrote meanwhile.
     loaded.refresh()?;
+    handover.enter(&loaded.programs)?;
+    if loaded.is_settled() {
+        handover.end()?;
+    }
+    loaded.handover = Some(handover);
     loaded._messages = log::Messages::of(&mut ebpf);
     Ok(loaded)
 }
@@ -161,8 +173,8 @@ impl Loaded {
         Ok(())
     }
 
-    /// Has programs drop what is in the midst of an unknown connection, for a moment: it is sent again when the connection
-    /// has been copied.
+    /// Has programs, old and new, hand to each other what is in the midst of a connection that they do not know, for a
+    /// moment, and drop what neither knows.
     fn hold_back(&self) -> Result<(), KernelError> {
         let Some(map) = self.maps.get("settings").filter(|_| !self.is_settled()) else {
             return Ok(());
@@ -211,7 +223,10 @@ impl Loaded {
             unsettled.settle(map)?;
             self.unsettled.pop();
         }
-        Ok(())
+        match &self.handover {
+            Some(handover) => handover.end(),
+            None => Ok(()),
+        }
     }
 
     /// Whether maps of an earlier agent still wait for [`Loaded::settle`].

@@ -45,6 +45,7 @@ pub fn kernel_type(map_type: MapType) -> u32 {
         MapType::Hash => 1,
         MapType::Array => 2,
         MapType::PerCpuArray => 6,
+        MapType::ProgramArray => 3,
         MapType::LruHash => 9,
         MapType::Lpm => 11,
         MapType::RingBuf => 27,

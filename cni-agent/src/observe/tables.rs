@@ -38,7 +38,7 @@ pub fn read(pins: &Pins) -> Result<BTreeMap<String, Fill>, KernelError> {
         // A ring has no entries, and an array is always full.
         if matches!(
             spec.map_type,
-            MapType::RingBuf | MapType::PerCpuArray | MapType::Array
+            MapType::RingBuf | MapType::PerCpuArray | MapType::Array | MapType::ProgramArray
         ) {
             continue;
         }

@@ -7,7 +7,7 @@ use cni_agent::{
 };
 use cni_ebpf::abi::{self, Addr, Config, Flow, FlowKey, MapSpec, MapType, Peer, Port, Racy, Slot};
 
-use crate::namespace::{attach_to, block_on, cable, on_host};
+use crate::namespace::{Host, attach_to, block_on, cable, on_host};
 
 fn flow(number: u16) -> (Vec<u8>, Vec<u8>) {
     let key = FlowKey {
@@ -302,6 +302,56 @@ fn rel_29_programs_are_exchanged_between_two_copies_of_what_old_ones_write() {
         settings.put(&0_u32.to_ne_bytes(), &[0; 64]).unwrap();
         block_on(linux.apply(&Change::CarryOver)).unwrap();
         assert!(!holds_back());
+    });
+}
+
+/// Which places of the map of programs are taken.
+fn places(host: &Host) -> Vec<u32> {
+    let programs = maps::open_existing(&host.pins(), "programs").unwrap();
+    let entries = programs.dump().unwrap();
+    entries.keys().filter_map(|key| abi::from_bytes(key)).collect()
+}
+
+#[test]
+fn rel_29_the_programs_of_two_loads_find_each_other_until_maps_are_settled() {
+    on_host(|host| {
+        cable("eth0");
+        let attach = attach_to("eth0");
+        let settle = |linux: &mut Linux| {
+            block_on(linux.apply(&attach)).unwrap();
+            block_on(linux.observe(&Desired::default(), Scope::Whole)).unwrap();
+        };
+        let mut linux = host.linux(None);
+        load(&mut linux);
+        settle(&mut linux);
+        let [first, second] = [[0, 1, 2, 3], [4, 5, 6, 7]];
+        assert_eq!(places(host), first);
+        // Those of a load on the same tables know no more than its own.
+        let mut linux = host.linux(None);
+        load(&mut linux);
+        assert_eq!(places(host), second);
+        settle(&mut linux);
+        let mut config = host.config.clone();
+        config.maps.conntrack = 2048;
+        let mut linux = Linux::open(&config).unwrap();
+        load(&mut linux);
+        assert_eq!(places(host), [first, second].concat());
+        let before = maps::open_existing(&host.pins(), "programs")
+            .unwrap()
+            .dump()
+            .unwrap();
+        // Killed here, the next one takes the place of the one that came too far, and leaves the other.
+        let mut linux = Linux::open(&config).unwrap();
+        load(&mut linux);
+        let after = maps::open_existing(&host.pins(), "programs")
+            .unwrap()
+            .dump()
+            .unwrap();
+        let same = before.iter().filter(|(place, id)| after.get(*place) == Some(*id));
+        let same: Vec<u32> = same.filter_map(|(place, _)| abi::from_bytes(place)).collect();
+        assert_eq!(same, second);
+        settle(&mut linux);
+        assert_eq!(places(host), first);
     });
 }
 

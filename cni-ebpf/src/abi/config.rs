@@ -15,7 +15,7 @@ crate::abi! {
     /// Read-only globals, set at load, so that the verifier prunes what is switched off. Changing one is loading the
     /// programs again and exchanging them under their links.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-    pub struct Config: 80 {
+    pub struct Config: 88 {
         /// Booleans are 0 or 1.
         pub ipv4: u32,
         pub ipv6: u32,
@@ -46,6 +46,9 @@ crate::abi! {
         pub tunnel_port: u32,
         /// Devices have a program that meets packets before the stack does.
         pub xdp: u32,
+        /// 0 or 1: which side of the map `programs` is that of this load.
+        pub side: u32,
+        pub reserved: u32,
     }
 }
 
@@ -71,6 +74,8 @@ impl Config {
         host_netns: 0,
         tunnel_port: 0,
         xdp: 0,
+        side: 0,
+        reserved: 0,
     };
 
     /// The MAC of every node's tunnel device: one address, so that no node has to learn another's.
@@ -103,7 +108,8 @@ crate::abi! {
         /// ([`route_flags::DSR`](super::route_flags::DSR)); 0: nobody does.
         pub pods_v6: u64,
         /// Until then, in coarse monotonic nanoseconds, connections that programs of another layout have let through may be
-        /// unknown: what is in the midst of one waits until it is sent again. It ends by itself, whoever dies.
+        /// unknown: what is in the midst of one is handed to the other load's programs, and who knows it neither has it sent
+        /// again. It ends by itself, whoever dies.
         pub unsettled_until: u64,
         pub reserved: u64,
     }
@@ -156,4 +162,5 @@ globals! {
     balances_sockets: socket_lb u32;
     netns_of_host: host_netns u64;
     has_xdp: xdp u32;
+    own_side: side u32;
 }

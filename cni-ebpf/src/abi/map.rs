@@ -37,6 +37,7 @@ pub enum MapType {
     Array,
     PerCpuArray,
     RingBuf,
+    ProgramArray,
 }
 
 /// What a map must look like; the loader checks an existing pin against it.
@@ -79,10 +80,19 @@ const fn flows(name: &'static str, entries: u32) -> MapSpec {
     }
 }
 
-use MapType::{Array, Hash, Lpm, LruHash, PerCpuArray};
+use MapType::{Array, Hash, Lpm, LruHash, PerCpuArray, ProgramArray};
 
 /// How many destinations are remembered to which no translated port was free.
 pub const EXHAUSTED_PLACES: u32 = 256;
+
+/// Programs of tc, one for each of the first [`hook`]s.
+const PROGRAMS_OF_SIDE: u32 = 4;
+
+/// The place of a program of tc in the map `programs`. Two loads have a side each, so that each can hand to the other what
+/// it does not know ([`Settings::unsettled_until`]).
+pub const fn program_place(side: u32, hook: u8) -> u32 {
+    side * PROGRAMS_OF_SIDE + hook as u32 - hook::FROM_POD as u32
+}
 
 /// Every map that is pinned.
 pub const MAPS: &[MapSpec] = &[
@@ -131,6 +141,8 @@ pub const MAPS: &[MapSpec] = &[
     },
     spec::<u32, u64>("events_lost", PerCpuArray, 1),
     spec::<u32, u32>("listeners", Array, 1),
+    // From user space a value that is written is a descriptor, one that is read is the program's number.
+    spec::<u32, u32>("programs", ProgramArray, 2 * PROGRAMS_OF_SIDE),
 ];
 
 #[cfg(test)]
@@ -153,5 +165,14 @@ mod tests {
             assert_eq!(version(map.name), map.version);
         }
         assert_eq!(version("nothing"), 0);
+    }
+
+    #[test]
+    fn both_sides_have_a_place_for_each_program() {
+        let hooks = [hook::FROM_POD, hook::TO_POD, hook::FROM_NETDEV, hook::TO_NETDEV];
+        let places: Vec<u32> = (0..2)
+            .flat_map(|side| hooks.map(|hook| program_place(side, hook)))
+            .collect();
+        assert!(places.into_iter().eq(0..2 * PROGRAMS_OF_SIDE));
     }
 }

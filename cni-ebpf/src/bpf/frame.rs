@@ -82,6 +82,12 @@ impl Packet for Frame {
         false
     }
 
+    /// Frames are handed to nobody: what their program does not know passes on.
+    #[inline(always)]
+    fn is_back(&self, _: u8) -> bool {
+        false
+    }
+
     #[inline(always)]
     fn segment_size(&self) -> u32 {
         0

@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
 use cni_ebpf::abi::*;
 use cni_ebpf::datapath::Work;
 
@@ -81,6 +81,10 @@ pub(super) static EVENTS_LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(
 /// Not 0 while somebody reads events.
 #[map(name = "listeners")]
 pub(super) static LISTENERS: Array<u32> = Array::with_max_entries(1, 0);
+
+/// The programs of two loads ([`program_place`]); neither has those of the other where nothing is being replaced.
+#[map(name = "programs")]
+pub(super) static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(8, 0);
 
 /// The state of a run; never pinned, one for each object.
 #[map(name = "work")]

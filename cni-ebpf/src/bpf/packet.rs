@@ -11,6 +11,7 @@ use cni_ebpf::abi::{Addr, Plain, Tuple};
 use cni_ebpf::datapath::stage::Stage;
 use cni_ebpf::datapath::{Fib, GSO_BY_FRAGS, NotRewritten, Packet, Tables, Work};
 
+use super::handover::is_back;
 use super::kernel::{cleared, gateway, look_up, receives};
 
 /// Bytes that must be readable without asking, if the packet has them.
@@ -128,6 +129,11 @@ impl Packet for Skb {
     fn vlan(&self) -> bool {
         // SAFETY: the context is valid.
         unsafe { (*self.skb).vlan_present != 0 }
+    }
+
+    #[inline(always)]
+    fn is_back(&self, hook: u8) -> bool {
+        is_back(self.skb, hook)
     }
 
     #[inline(always)]

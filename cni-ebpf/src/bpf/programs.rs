@@ -14,6 +14,7 @@ use cni_ebpf::abi::{Addr, Reason, hook};
 use cni_ebpf::datapath::{self, Outcome, Tables, Work, way};
 
 use super::frame::Frame;
+use super::handover::hand_over;
 use super::kernel::cleared;
 use super::link_header;
 use super::maps::WORK;
@@ -24,7 +25,11 @@ const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
 
 #[inline(always)]
-pub(super) fn run(context: &TcContext, hook: impl FnOnce(&Maps, &mut Skb, &mut Work) -> Outcome) -> i32 {
+pub(super) fn run(
+    context: &TcContext,
+    hook: u8,
+    pipeline: impl FnOnce(&Maps, &mut Skb, &mut Work) -> Outcome,
+) -> i32 {
     let Some(work) = WORK.get_ptr_mut(0) else {
         return TC_ACT_SHOT;
     };
@@ -32,7 +37,10 @@ pub(super) fn run(context: &TcContext, hook: impl FnOnce(&Maps, &mut Skb, &mut W
     // halves off.
     let work = unsafe { &mut *work };
     let mut packet = Skb::new(context.as_ptr().cast());
-    let outcome = hook(&Maps, &mut packet, work);
+    let outcome = pipeline(&Maps, &mut packet, work);
+    if matches!(outcome, Err(Reason::Unsettled)) {
+        hand_over(context, hook);
+    }
     datapath::finish(&Maps, &mut packet, work, &outcome);
     #[cfg(feature = "debug-log")]
     aya_log_ebpf::debug!(
@@ -118,6 +126,7 @@ fn neighbour(ifindex: u32, next_hop: &Addr) -> i32 {
 pub(crate) fn from_pod(context: TcContext) -> i32 {
     run(
         &context,
+        hook::FROM_POD,
         #[inline(always)]
         |maps, packet, work| datapath::from_pod(maps, packet, work),
     )
@@ -128,6 +137,7 @@ pub(crate) fn from_pod(context: TcContext) -> i32 {
 pub(crate) fn to_pod(context: TcContext) -> i32 {
     run(
         &context,
+        hook::TO_POD,
         #[inline(always)]
         |maps, packet, work| datapath::to_pod(maps, packet, work),
     )
@@ -141,6 +151,7 @@ pub(crate) fn from_netdev(context: TcContext) -> i32 {
     }
     run(
         &context,
+        hook::FROM_NETDEV,
         #[inline(always)]
         |maps, packet, work| datapath::from_netdev(maps, packet, work),
     )
@@ -151,6 +162,7 @@ pub(crate) fn from_netdev(context: TcContext) -> i32 {
 pub(crate) fn to_netdev(context: TcContext) -> i32 {
     run(
         &context,
+        hook::TO_NETDEV,
         #[inline(always)]
         |maps, packet, work| datapath::to_netdev(maps, packet, work),
     )

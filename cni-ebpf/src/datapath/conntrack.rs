@@ -325,11 +325,20 @@ pub(super) fn ripe(work: &Work, table: Table) -> bool {
 
 /// Whether the packet may begin a connection: an answer or a reset is one to something that is not there.
 #[inline(always)]
-pub(super) fn may_begin<T: Tables>(tables: &T, work: &Work) -> Result<(), Reason> {
+pub(super) fn may_begin<T: Tables, P: Packet>(tables: &T, packet: &P, work: &Work) -> Result<(), Reason> {
+    is_new(tables, packet, work)?;
     if work.headers.icmp_reply != 0 || work.headers.tcp_flags & tcp::RST != 0 {
         return Err(Reason::InvalidState);
     }
-    if amidst(work) && unsettled(tables, work) {
+    Ok(())
+}
+
+/// That no other load's program knows the packet's connection, as far as it can be known. Who led what is in the midst of one
+/// to a new backend, or to the stack, would have it reset; datagrams begin one where nobody knows them.
+#[inline(always)]
+pub(super) fn is_new<T: Tables, P: Packet>(tables: &T, packet: &P, work: &Work) -> Result<(), Reason> {
+    let begins = begins(work) || work.tuple.proto != proto::TCP && packet.is_back(work.hook);
+    if !begins && unsettled(tables, work) {
         return Err(Reason::Unsettled);
     }
     Ok(())
@@ -341,9 +350,8 @@ pub(super) fn amidst(work: &Work) -> bool {
     work.tuple.proto == proto::TCP && !begins(work)
 }
 
-/// Whether connections may be unknown that programs of another layout have let through: who led such a packet to a new
-/// backend, or to the stack, would have its connection reset. Where Services are not ours nobody does: what is translated by
-/// masquerade alone is found again by its alias, and what is not translated begins anew without a loss.
+/// Whether connections may be unknown that programs of another layout have let through. Where Services are not ours none is
+/// lost: what is translated by masquerade alone is found again by its alias, and what is not translated begins anew.
 #[inline(always)]
 pub(super) fn unsettled<T: Tables>(tables: &T, work: &Work) -> bool {
     tables.config().has_services() != 0

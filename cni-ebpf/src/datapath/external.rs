@@ -37,9 +37,7 @@ pub(super) fn arriving<T: Tables, P: Packet>(
             return onward(tables, packet, work, &mut known);
         }
     } else if answers {
-        if conntrack::amidst(work) {
-            stage::call(Stage::Settled, tables, packet, work)?;
-        }
+        is_known_to_nobody(tables, packet, work)?;
         return super::stack::rebuilt(tables, packet, work);
     }
     begin(tables, packet, work, tunnel)
@@ -105,9 +103,7 @@ fn begin<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunn
     let protocol = work.tuple.proto;
     let middle = conntrack::amidst(work);
     let asks = service::serves(protocol) || refuse::is_echo(work);
-    if middle && !tunnel {
-        stage::call(Stage::Settled, tables, packet, work)?;
-    }
+    is_known_to_nobody(tables, packet, work)?;
     if tables.config().has_services() == 0 || !asks {
         return work.pass();
     }
@@ -163,6 +159,15 @@ fn begin<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunn
     balance::show_source(work);
     work.stack_reply = 0;
     deliver(tables, packet, work, receiver)
+}
+
+/// That no other load of programs is to be asked about a packet that this one does not know.
+#[inline(always)]
+fn is_known_to_nobody<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
+    if conntrack::amidst(work) {
+        return stage::call(Stage::Settled, tables, packet, work);
+    }
+    conntrack::is_new(tables, packet, work)
 }
 
 /// That the packet in the middle of a stream is for no pod of this node that is gone: the stack would answer with an error that

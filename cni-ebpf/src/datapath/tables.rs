@@ -129,6 +129,8 @@ pub trait Packet {
     fn mark(&self) -> u32;
     /// A VLAN tag stands beside the packet.
     fn vlan(&self) -> bool;
+    /// While programs are being replaced: those of both loads have seen it at this hook, and neither knows it.
+    fn is_back(&self, hook: u8) -> bool;
     /// Size of the segments that this packet will be cut into, or [`GSO_BY_FRAGS`]; 0: it is sent as it is.
     fn segment_size(&self) -> u32;
     /// The remote end and number of the tunnel that the packet came through.

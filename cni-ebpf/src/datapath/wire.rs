@@ -89,8 +89,8 @@ fn known<T: Tables, W: Wire>(tables: &T, packet: &mut W, work: &mut Work, alias:
 /// The first packet of a connection to a Service. Of a known one its flow says that no pod of this node is at either end.
 #[inline(always)]
 fn begin<T: Tables, W: Wire>(tables: &T, packet: &mut W, work: &mut Work) -> Outcome {
-    let middle = work.tuple.proto == proto::TCP && !conntrack::begins(work);
-    if middle
+    if conntrack::amidst(work)
+        || conntrack::is_new(tables, packet, work).is_err()
         || tables.endpoint(&work.tuple.src).is_some()
         || balance::asked(tables, packet, work, service_scope::EXTERNAL).is_err()
         || work.choice.found == 0

@@ -12,6 +12,8 @@ pub struct Frame {
     pub ingress_ifindex: u32,
     pub mark: u32,
     pub segment_size: u32,
+    /// The other load's programs do not know it either.
+    pub is_back: bool,
     pub tunnel: Option<(Addr, u32)>,
     /// A VLAN tag stands beside the packet.
     pub vlan: bool,
@@ -37,6 +39,7 @@ impl Frame {
             ingress_ifindex: ifindex,
             mark: 0,
             segment_size: 0,
+            is_back: false,
             tunnel: None,
             vlan: false,
             complete: None,
@@ -106,6 +109,10 @@ impl Packet for Frame {
 
     fn vlan(&self) -> bool {
         self.vlan
+    }
+
+    fn is_back(&self, _: u8) -> bool {
+        self.is_back
     }
 
     fn segment_size(&self) -> u32 {

@@ -1,19 +1,19 @@
 //! The world in the kernel's maps, in a network namespace of its own.
 
 use std::collections::BTreeMap;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, HashMap, LpmTrie, Map, PerCpuArray};
+use aya::maps::{Array, HashMap, LpmTrie, Map, PerCpuArray, ProgramArray};
 use aya::programs::xdp::XdpMode;
 use aya::programs::{CgroupAttachMode, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, Pod};
 use cni_ebpf::abi::*;
 use cni_ebpf::datapath::{Verdict, Work};
 
-use super::content::{NARROW, NEIGHBOURS, device, endpoints, ranges, routes, services, tables};
+use super::content::{device, endpoints, ranges, routes, services, tables};
+use super::devices::devices;
 use super::rules::rules;
 use super::{CONFIG, Hook, ifindex};
 use crate::cgroup::Cgroup;
@@ -114,6 +114,33 @@ impl Kernel {
         one.set(0)?;
         nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &one)?;
         devices()?;
+        let mut kernel = Self::load(object, config, most)?;
+        // A device takes frames in a test run once it has a program.
+        object::load_xdp(&mut kernel.ebpf, object::XDP_PROGRAM)?
+            .attach(&format!("d{}", ifindex::NETDEV), XdpMode::Driver)?;
+        Ok(kernel)
+    }
+
+    /// Another load of the same world, with tables of its own, that knows the programs of this one and is known to it.
+    pub fn successor(&mut self, config: &Config) -> Result<Self> {
+        let mut next = Self::load(&object::bytes()?, &Config { side: 1, ..*config }, 4096)?;
+        let mut entries = Vec::new();
+        for (side, load) in [(0, &mut *self), (1, &mut next)] {
+            for (program, hook) in object::PROGRAMS.into_iter().zip(hook::FROM_POD..) {
+                let program: &SchedClassifier = load.ebpf.program(program).context("program")?.try_into()?;
+                entries.push((program_place(side, hook), program.fd()?.try_clone()?));
+            }
+        }
+        for load in [&mut *self, &mut next] {
+            let mut programs = ProgramArray::try_from(load.map("programs")?)?;
+            for (place, program) in &entries {
+                programs.set(*place, program, 0)?;
+            }
+        }
+        Ok(next)
+    }
+
+    fn load(object: &[u8], config: &Config, most: u32) -> Result<Self> {
         let mut config = *config;
         if config.host_netns == THIS_NETNS {
             config.host_netns = netns_cookie()?;
@@ -122,9 +149,6 @@ impl Kernel {
         for program in object::PROGRAMS {
             object::load(&mut ebpf, program)?;
         }
-        // A device takes frames in a test run once it has a program.
-        object::load_xdp(&mut ebpf, object::XDP_PROGRAM)?
-            .attach(&format!("d{}", ifindex::NETDEV), XdpMode::Driver)?;
         let mut kernel = Self { ebpf };
         kernel.fill()?;
         Ok(kernel)
@@ -152,8 +176,7 @@ impl Kernel {
         for (source, value) in ranges() {
             self.range(&source, value)?;
         }
-        let mut settings: Array<_, Bytes<64>> = Array::try_from(self.map("settings")?)?;
-        settings.set(0, bytes(&super::content::settings()), 0)?;
+        self.settings(&super::content::settings())?;
         let mut sets: Array<_, Bytes<8>> = Array::try_from(self.map("rule_sets")?)?;
         for (id, set) in &rules.sets {
             sets.set(*id, bytes(set), 0)?;
@@ -215,6 +238,11 @@ impl Kernel {
     fn place(&mut self, id: u32, endpoint: &Endpoint) -> Result<()> {
         let mut endpoints: Array<_, Bytes<72>> = Array::try_from(self.map("endpoints")?)?;
         Ok(endpoints.set(Endpoint::slot(id), bytes(endpoint), 0)?)
+    }
+
+    pub fn settings(&mut self, value: &Settings) -> Result<()> {
+        let mut settings: Array<_, Bytes<64>> = Array::try_from(self.map("settings")?)?;
+        Ok(settings.set(0, bytes(value), 0)?)
     }
 
     /// Fills the bucket of a pod with a limit.
@@ -330,6 +358,20 @@ impl Kernel {
         if hook == Hook::XdpNodeport {
             return self.run_frame(frame, out);
         }
+        let (returned, duration) = self.run_program(hook, frame, out)?;
+        let (outcome, answered) = self.outcome()?;
+        let expected: i32 = match &outcome {
+            Err(_) if answered => 7,
+            Err(_) => 2,
+            Ok(Verdict::Pass | Verdict::Handled | Verdict::Arrived | Verdict::TunnelKey { .. }) => -1,
+            Ok(_) => 7,
+        };
+        ensure!(returned == expected, "{outcome:?} gave {returned}");
+        Ok((outcome, duration))
+    }
+
+    /// Runs a program of tc; gives what it returns, whichever load's program decided.
+    pub fn run_program(&mut self, hook: Hook, frame: &Frame, out: &mut Vec<u8>) -> Result<(i32, Duration)> {
         let mut context = [0u8; 192];
         context[8..12].copy_from_slice(&frame.mark.to_ne_bytes());
         context[36..40].copy_from_slice(&frame.ingress_ifindex.to_ne_bytes());
@@ -346,19 +388,7 @@ impl Kernel {
             })
             .with_context(|| format!("{} over {} bytes", hook.name(), frame.bytes.len()))?;
         out.truncate(result.data_size_out as usize);
-        let (outcome, answered) = self.outcome()?;
-        let expected: i32 = match &outcome {
-            Err(_) if answered => 7,
-            Err(_) => 2,
-            Ok(Verdict::Pass | Verdict::Handled | Verdict::Arrived | Verdict::TunnelKey { .. }) => -1,
-            Ok(_) => 7,
-        };
-        ensure!(
-            result.return_value as i32 == expected,
-            "{outcome:?} gave {}",
-            result.return_value as i32
-        );
-        Ok((outcome, result.duration))
+        Ok((result.return_value as i32, result.duration))
     }
 
     /// The same for the program that meets frames.
@@ -397,8 +427,8 @@ impl Kernel {
         Ok((outcome, result.duration))
     }
 
-    /// What the last run left in its scratch.
-    fn outcome(&mut self) -> Result<(Result<Verdict, Reason>, bool)> {
+    /// What the last run left in its scratch, and whether it was answered.
+    pub fn outcome(&mut self) -> Result<(Result<Verdict, Reason>, bool)> {
         const WORK: usize = size_of::<Work>();
         let work: PerCpuArray<_, Bytes<WORK>> = PerCpuArray::try_from(self.map("work")?)?;
         let values = work.get(&0, 0)?;
@@ -427,72 +457,4 @@ impl Kernel {
             .context("program")?
             .try_into()?)
     }
-}
-
-fn ip_command(arguments: &str) -> Result<()> {
-    let output = Command::new("ip")
-        .args(arguments.split_whitespace())
-        .output()
-        .context("ip (iproute2)")?;
-    ensure!(
-        output.status.success(),
-        "ip {arguments}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(())
-}
-
-fn text(mac: [u8; 6]) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
-}
-
-/// The devices of the calling thread's namespace, with the indices of [`ifindex`].
-fn devices() -> Result<()> {
-    for index in [
-        ifindex::POD_A,
-        ifindex::POD_B,
-        ifindex::POD_STACK,
-        ifindex::POD_RULES,
-        ifindex::POD_LIMIT,
-        ifindex::POD_PACED,
-        ifindex::NETDEV,
-        ifindex::TUNNEL,
-    ] {
-        ip_command(&format!(
-            "link add d{index} index {index} type veth peer name p{index}"
-        ))?;
-        // It says nothing by itself, not even that it listens to a multicast group (RFC 3590): an attached program would run,
-        // and write over what the last run left.
-        std::fs::write(format!("/proc/sys/net/ipv6/conf/p{index}/disable_ipv6"), "1")?;
-        ip_command(&format!("link set p{index} up"))?;
-        ip_command(&format!("link set d{index} up"))?;
-    }
-    ip_command("link set lo up")?;
-    let device = format!("d{}", ifindex::NETDEV);
-    ip_command(&format!("link set {device} address {}", text(Frame::LINK[1])))?;
-    ip_command(&format!("addr add 192.0.2.1/24 dev {device}"))?;
-    ip_command(&format!("addr add 2001:db8::1/64 dev {device} nodad"))?;
-    for family in ["ipv4", "ipv6"] {
-        std::fs::write(format!("/proc/sys/net/{family}/conf/all/forwarding"), "1")?;
-    }
-    ip_command(&format!("route add default via 192.0.2.254 dev {device}"))?;
-    ip_command(&format!("route add default via 2001:db8::fe dev {device}"))?;
-    for neighbour in NEIGHBOURS {
-        let mac = text(Frame::LINK[0]);
-        ip_command(&format!(
-            "neigh add {neighbour} lladdr {mac} dev {device} nud permanent"
-        ))?;
-    }
-    for (destination, gateway) in [
-        ("198.51.100.77", "192.0.2.254"),
-        ("2001:db8:5::/48", "2001:db8::fe"),
-    ] {
-        ip_command(&format!(
-            "route add {destination} via {gateway} dev {device} mtu lock {NARROW}"
-        ))?;
-    }
-    ip_command("route add unreachable 203.0.113.0/24")?;
-    ip_command("route add unreachable 2001:db8:dead::/48")?;
-    ip_command("rule add from 192.0.2.1 to 198.51.100.9 prohibit")?;
-    ip_command("-6 rule add from 2001:db8::1 to 2001:db8:beef::9 prohibit")
 }

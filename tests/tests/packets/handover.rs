@@ -1,14 +1,14 @@
 //! Programs of another layout take over: connections that the old ones have let through may be unknown for a moment.
 
-use cni_ebpf::abi::{Port, Reason, Tuple};
+use cni_ebpf::abi::{Port, Reason, Settings, Tuple};
 use cni_ebpf::datapath::Verdict;
 use cni_tests::frames::Ends;
-use cni_tests::world::{self, Hook, ifindex, mac, pod, port};
+use cni_tests::world::{self, Hook, Kernel, ifindex, mac, pod, port};
 
-use crate::Pair;
 use crate::external::{answer_to, arrive, outside};
-use crate::fixtures::{ACK, SYN, SYN_ACK, TO_B, families, from_b};
+use crate::fixtures::{ACK, RST, SYN, SYN_ACK, TO_B, families, from_a, from_b};
 use crate::services::dial;
+use crate::{Pair, privileged};
 
 /// From one packet to the next.
 fn unsettled(pair: &mut Pair, until: u64) {
@@ -38,11 +38,13 @@ fn rel_29_what_pods_send_amidst_an_unknown_connection_waits_until_it_is_known() 
             dst_port: 8080,
             ..client
         };
-        let answer = from_b(backend).tcp(SYN_ACK, b"");
-        assert_eq!(
-            outcome(pair, Hook::FromPod, answer, ifindex::POD_B),
-            Err(Reason::Unsettled)
-        );
+        for flags in [SYN_ACK, RST] {
+            let answer = from_b(backend).tcp(flags, b"");
+            assert_eq!(
+                outcome(pair, Hook::FromPod, answer, ifindex::POD_B),
+                Err(Reason::Unsettled)
+            );
+        }
         // What begins is held back by nobody, and known from then on.
         assert_eq!(from_pod(pair, client.tcp(SYN, b"")), TO_B);
         assert_eq!(from_pod(pair, client.tcp(ACK, b"x")), TO_B);
@@ -78,5 +80,139 @@ fn rel_29_what_arrives_amidst_an_unknown_connection_is_the_stacks_only_with_a_so
         assert_eq!(pair.host(Hook::FromNetdev, &frame).0, Ok(Verdict::Pass));
         unsettled(pair, 0);
         assert_eq!(from_netdev(pair, stranger.tcp(ACK, b"x")), Ok(Verdict::Pass));
+    });
+}
+
+#[test]
+fn rel_29_datagrams_begin_a_connection_where_the_other_load_does_not_know_them() {
+    families(|pair, v6| {
+        let datagram = from_a(pod(3, v6)).udp(b"x");
+        let asks = outside(v6, port::NODE_REMOTE).udp(b"x");
+        unsettled(pair, 0);
+        let (verdict, out) = arrive(pair, &asks);
+        verdict.unwrap();
+        // Its translated tuple stands where both loads see it, and the connection behind that does not.
+        let answer = answer_to(&out, [2, 9, 9, 9, 9, 9], mac(ifindex::NETDEV)).udp(b"x");
+        forget_flows(pair);
+        unsettled(pair, u64::MAX);
+        for (hook, bytes, ifindex) in [
+            (Hook::FromPod, datagram, ifindex::POD_A),
+            (Hook::FromNetdev, answer, ifindex::NETDEV),
+            (Hook::FromNetdev, asks, ifindex::NETDEV),
+        ] {
+            assert_eq!(
+                outcome(pair, hook, bytes.clone(), ifindex),
+                Err(Reason::Unsettled)
+            );
+            let mut frame = world::frame(bytes, ifindex);
+            frame.is_back = true;
+            pair.host(hook, &frame).0.unwrap();
+        }
+    });
+}
+
+/// `TC_ACT_SHOT` and `TC_ACT_REDIRECT`.
+const DROPPED: i32 = 2;
+const LED_ON: i32 = 7;
+
+/// Two loads of which each has connections that the other one does not know.
+struct Loads {
+    old: Kernel,
+    new: Kernel,
+    out: Vec<u8>,
+}
+
+impl Loads {
+    fn with(settings: &Settings) -> Self {
+        let mut old = Kernel::with(&world::CONFIG).unwrap();
+        let mut new = old.successor(&world::CONFIG).unwrap();
+        for load in [&mut old, &mut new] {
+            load.settings(settings).unwrap();
+        }
+        let out = Vec::new();
+        Self { old, new, out }
+    }
+
+    /// What pod A sends meets a program of the new load.
+    fn meets_new(&mut self, bytes: &[u8]) -> i32 {
+        let frame = world::frame(bytes.to_vec(), ifindex::POD_A);
+        self.new
+            .run_program(Hook::FromPod, &frame, &mut self.out)
+            .unwrap()
+            .0
+    }
+
+    fn meets_old(&mut self, bytes: &[u8]) -> i32 {
+        let frame = world::frame(bytes.to_vec(), ifindex::POD_A);
+        self.old
+            .run_program(Hook::FromPod, &frame, &mut self.out)
+            .unwrap()
+            .0
+    }
+
+    /// Connections that the old and the new one know.
+    fn flows(&mut self) -> [usize; 2] {
+        [&mut self.old, &mut self.new].map(|load| load.flows("conntrack_new").unwrap())
+    }
+}
+
+/// Runs `test` in a world of its own.
+fn with_loads(settings: Settings, test: impl FnOnce(&mut Loads) + Send + 'static) {
+    cni_tests::require!(privileged(), "running programs needs root");
+    std::thread::spawn(move || test(&mut Loads::with(&settings)))
+        .join()
+        .unwrap();
+}
+
+#[test]
+fn rel_29_each_of_two_loads_hands_to_the_other_what_it_does_not_know() {
+    let settings = Settings {
+        unsettled_until: u64::MAX,
+        ..world::memory().settings
+    };
+    with_loads(settings, |loads| {
+        for v6 in [false, true] {
+            let client = dial(v6, port::TO_B);
+            let later = Ends {
+                src_port: client.src_port + 1,
+                ..client
+            };
+            assert_eq!(loads.meets_old(&client.tcp(SYN, b"")), LED_ON);
+            assert_eq!(loads.meets_new(&later.tcp(SYN, b"")), LED_ON);
+            let begun = loads.flows();
+            assert_eq!(loads.meets_new(&client.tcp(ACK, b"x")), LED_ON);
+            assert_eq!(loads.old.outcome().unwrap().0, TO_B);
+            assert_eq!(loads.meets_old(&later.tcp(ACK, b"x")), LED_ON);
+            assert_eq!(loads.new.outcome().unwrap().0, TO_B);
+            // Of what neither knows the one that met it decides.
+            let stranger = Ends {
+                src_port: client.src_port + 2,
+                ..client
+            };
+            assert_eq!(loads.meets_new(&stranger.tcp(ACK, b"x")), DROPPED);
+            assert_eq!(loads.new.outcome().unwrap().0, Err(Reason::Unsettled));
+            assert_eq!(loads.flows(), begun);
+            let datagram = from_a(pod(3, v6)).udp(b"x");
+            assert_eq!(loads.meets_old(&datagram), LED_ON);
+            assert_eq!(loads.meets_new(&datagram), LED_ON);
+            assert_eq!(loads.flows(), [begun[0] + 1, begun[1]]);
+            let another = Ends {
+                src_port: client.src_port + 3,
+                ..from_a(pod(3, v6))
+            };
+            assert_eq!(loads.meets_new(&another.udp(b"x")), LED_ON);
+            assert_eq!(loads.flows(), [begun[0] + 1, begun[1] + 1]);
+        }
+    });
+}
+
+#[test]
+fn what_nobody_replaces_is_judged_by_one_load() {
+    with_loads(world::memory().settings, |loads| {
+        let client = dial(false, port::TO_B);
+        assert_eq!(loads.meets_old(&client.tcp(SYN, b"")), LED_ON);
+        assert_eq!(loads.meets_new(&client.tcp(ACK, b"x")), LED_ON);
+        assert_eq!(loads.new.outcome().unwrap().0, TO_B);
+        assert_eq!(loads.flows(), [1, 1]);
     });
 }

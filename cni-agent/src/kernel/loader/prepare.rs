@@ -203,7 +203,10 @@ impl Old {
     }
 
     fn copy(&mut self, new: &Map, what: Copy) -> Result<(), KernelError> {
-        if matches!(new.map_type(), MapType::RingBuf | MapType::PerCpuArray) {
+        if matches!(
+            new.map_type(),
+            MapType::RingBuf | MapType::PerCpuArray | MapType::ProgramArray
+        ) {
             return Ok(());
         }
         let Self {
