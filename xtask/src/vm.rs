@@ -27,7 +27,7 @@ use crate::test::{Layer, Tally};
 
 use guest::{After, Job};
 pub(crate) use guest::{init, is_guest};
-use kernel::{Kernel, Series};
+use kernel::{Flavour, Kernel, Series};
 use machine::Machine;
 
 /// Seconds. Verifying everything takes one minute under emulation, several on a machine that has other work.
@@ -64,6 +64,21 @@ pub(crate) struct On {
     /// A series such as 6.1, or `newest` for the newest that Debian has
     #[arg(long, default_value = "newest")]
     kernel: Series,
+    #[command(flatten)]
+    devices: Devices,
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+struct Devices {
+    /// Take Debian's kernel with all drivers instead of that for clouds, and give the machine two igb devices
+    #[arg(long)]
+    full: bool,
+}
+
+impl Devices {
+    fn flavour(self) -> Flavour {
+        if self.full { Flavour::Full } else { Flavour::Cloud }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -71,6 +86,8 @@ pub(crate) struct Run {
     /// Series such as 6.1, or `newest`; repeatable; all supported ones if not given
     #[arg(long = "kernel", value_name = "SERIES")]
     kernels: Vec<Series>,
+    #[command(flatten)]
+    devices: Devices,
     /// Which tests
     #[arg(default_value = "verifier", value_parser = in_machines())]
     layer: Layer,
@@ -97,8 +114,8 @@ impl Vm {
         setup::ensure(&[Group::Vm])?;
         match self {
             Self::List => list().map(|()| ExitCode::SUCCESS),
-            Self::Shell(On { kernel }) => {
-                Machine::interactive(&Kernel::fetch(*kernel)?, &Job::shell())?;
+            Self::Shell(On { kernel, devices }) => {
+                Machine::interactive(&Kernel::fetch(*kernel, devices.flavour())?, &Job::shell())?;
                 Ok(ExitCode::SUCCESS)
             }
             Self::Record => {
@@ -115,7 +132,10 @@ impl Vm {
                     &run.kernels
                 };
                 let arguments = run.arguments();
-                let tally = layer_on(series, run.layer, &arguments, Duration::from_secs(run.timeout))?;
+                let job = Job::test(&run.layer.program()?, &arguments, After::PowerOff);
+                let what = run.layer.to_string();
+                let machines = errands(series, run.devices.flavour(), &job, &what)?;
+                let tally = all(&machines, Duration::from_secs(run.timeout))?;
                 Ok(if tally.failed == 0 {
                     ExitCode::SUCCESS
                 } else {
@@ -128,7 +148,7 @@ impl Vm {
                 let series = run.kernels.first().copied().unwrap_or(Series::Newest);
                 let program = run.layer.program()?;
                 Machine::interactive(
-                    &Kernel::fetch(series)?,
+                    &Kernel::fetch(series, run.devices.flavour())?,
                     &Job::test(&program, &run.arguments(), After::Shell),
                 )?;
                 Ok(ExitCode::SUCCESS)
@@ -143,28 +163,18 @@ fn in_machines() -> impl TypedValueParser<Value = Layer> {
 }
 
 fn list() -> Result<()> {
-    let packages = kernel::packages()?;
+    let packages = kernel::packages(Flavour::Cloud)?;
     for series in Series::SUPPORTED {
-        let package = kernel::choose(&packages, series).context("apt knows no kernel of this series")?;
+        let package = kernel::choose(&packages, series, Flavour::Cloud)
+            .context("apt knows no kernel of this series")?;
         println!("{:<8}{package}", series.to_string());
     }
     Ok(())
 }
 
-/// Runs a layer's tests on each kernel.
-pub(crate) fn layer_on(
-    series: &[Series],
-    layer: Layer,
-    arguments: &[String],
-    limit: Duration,
-) -> Result<Tally> {
-    let job = Job::test(&layer.program()?, arguments, After::PowerOff);
-    on_each(series, &job, &layer.to_string(), limit)
-}
-
 /// Runs a job on each kernel.
 fn on_each(series: &[Series], job: &Job, what: &str, limit: Duration) -> Result<Tally> {
-    all(&errands(series, job, what)?, limit)
+    all(&errands(series, Flavour::Cloud, job, what)?, limit)
 }
 
 /// One machine's work.
@@ -175,8 +185,8 @@ struct Errand<'a> {
     what: &'a str,
 }
 
-fn errands<'a>(series: &[Series], job: &'a Job, what: &'a str) -> Result<Vec<Errand<'a>>> {
-    let kernels = series.iter().map(|series| Kernel::fetch(*series));
+fn errands<'a>(series: &[Series], flavour: Flavour, job: &'a Job, what: &'a str) -> Result<Vec<Errand<'a>>> {
+    let kernels = series.iter().map(|series| Kernel::fetch(*series, flavour));
     // The newest first: its verifier does most, and the one that is begun last should be short.
     kernels
         .rev()
@@ -222,8 +232,11 @@ const MACHINES_ALONE: [&str; 7] = [
     "a_vlan_",
     "is_paced",
     "rel_42_",
-    "_by_the_driver_of_",
+    "_by_the_driver_of_virtio",
 ];
+
+/// Those that ask for devices that only [`Flavour::Full`] drives.
+const FULL_ALONE: &str = "_by_the_driver_of_igb";
 
 /// Those, and the ways of the packet in either routing, through clsact where there is no tcx: what is worth its time on
 /// every kernel.
@@ -235,18 +248,29 @@ fn netns_in_machines() -> Vec<String> {
         .collect()
 }
 
-/// What the `vm` layer of `cargo xtask test` does: the layer `verifier` on every supported kernel, and on the oldest one what
-/// no other layer can run.
+/// What the `vm` layer of `cargo xtask test` does: the layer `verifier` on every supported kernel, and on the oldest one, or
+/// where it lacks drivers on another, what no other layer can run.
 pub(crate) fn supported_kernels(arguments: &[String]) -> Result<Tally> {
-    let [oldest, ..] = &Series::SUPPORTED;
-    let mut names = arguments.to_vec();
-    if arguments.iter().all(|argument| argument.starts_with('-')) {
-        names.extend(MACHINES_ALONE.map(str::to_owned));
-    }
-    let alone = Job::test(&Layer::Netns.program()?, &names, After::PowerOff);
+    let [oldest, middle, ..] = &Series::SUPPORTED;
+    let is_whole = arguments.iter().all(|argument| argument.starts_with('-'));
+    let netns = |names: &[&str], others: &[&str]| -> Result<Job> {
+        let names = names.iter().filter(|_| is_whole);
+        let others = others.iter().flat_map(|name| ["--skip", name]);
+        let more = names.copied().chain(others).map(str::to_owned);
+        let arguments: Vec<String> = arguments.iter().cloned().chain(more).collect();
+        Ok(Job::test(&Layer::Netns.program()?, &arguments, After::PowerOff))
+    };
+    let alone = netns(&MACHINES_ALONE, &[FULL_ALONE])?;
+    let full = netns(&[FULL_ALONE], &MACHINES_ALONE)?;
     let verifier = Job::test(&Layer::Verifier.program()?, arguments, After::PowerOff);
     // What takes longest begins first.
-    let mut machines = errands(&[*oldest], &alone, "netns")?;
-    machines.extend(errands(&Series::SUPPORTED, &verifier, "verifier")?);
+    let mut machines = errands(&[*oldest], Flavour::Cloud, &alone, "netns")?;
+    machines.extend(errands(
+        &Series::SUPPORTED,
+        Flavour::Cloud,
+        &verifier,
+        "verifier",
+    )?);
+    machines.extend(errands(&[*middle], Flavour::Full, &full, "netns")?);
     all(&machines, Duration::from_secs(DEFAULT_LIMIT))
 }

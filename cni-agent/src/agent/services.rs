@@ -23,7 +23,11 @@ use crate::{
         health::{Health, ServiceHealth},
     },
     reconcile::Change,
-    services::{Book, Capacity, Edits, Keys, Numbers, Pending, Progress, Rows, Troubles, audit, recovered},
+    services::{
+        Book, Capacity, Edits, Keys, Numbers, Pending, Progress, Rows, Troubles,
+        audit::{self, Findings},
+        recovered,
+    },
     source::resolvers,
     status::ServicesStatus,
 };
@@ -223,10 +227,12 @@ impl<K: Kernel> Agent<K> {
     /// Takes over what an earlier agent has left: its numbers, so that rows stay as they are, and then the differences.
     pub(super) async fn begin_services(&mut self) {
         let start = Instant::now();
-        match recovered::read(&mut self.reconciler).await {
-            Ok(recovered) => self.services.book.recover(recovered),
+        let recovered = match recovered::read(&mut self.reconciler).await {
+            Ok(recovered) => recovered,
             Err(error) => return self.services.failed(error.to_string()),
-        }
+        };
+        let found_nothing = recovered.is_empty();
+        self.services.book.recover(recovered);
         let mut names: Vec<_> = self.state.services.names().cloned().collect();
         // Those whose frontends are theirs find the numbers that these had.
         names.sort_by_cached_key(|name| self.state.services.rank(name));
@@ -235,7 +241,13 @@ impl<K: Kernel> Agent<K> {
         self.compile_services(names, None);
         self.services.book.recovery_is_over();
         self.services.begun = true;
-        self.audit_services().await;
+        if found_nothing {
+            // Of maps without a row it is known what they lack.
+            let findings = audit::everything(&self.services.book);
+            self.put_right(findings).await;
+        } else {
+            self.audit_services().await;
+        }
         if self.services.error.is_none() {
             self.services.progress.began(start.elapsed());
         }
@@ -352,6 +364,11 @@ impl<K: Kernel> Agent<K> {
             Ok(findings) => findings,
             Err(error) => return self.services.failed(error.to_string()),
         };
+        self.put_right(findings).await;
+    }
+
+    /// What was found to be wrong with the rows in the kernel.
+    async fn put_right(&mut self, findings: Findings) {
         let frontends = Keys {
             services: findings.superfluous.services.clone(),
             ..Keys::default()

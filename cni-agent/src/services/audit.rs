@@ -24,6 +24,16 @@ pub struct Findings {
     pub superfluous: Keys,
 }
 
+/// What maps lack that have no row.
+pub fn everything(book: &Book) -> Findings {
+    let view = book.view();
+    let mut findings = Findings::default();
+    for table in TABLES {
+        findings.missing.append(view.rows(table));
+    }
+    findings
+}
+
 /// Compares. A table that lacks a row is written as a whole: that costs less than to remember which ones were seen.
 pub async fn compare<K: Kernel>(
     book: &Book,

@@ -77,6 +77,11 @@ impl Recovered {
         }
     }
 
+    /// No map has a row.
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty() && self.maglev.is_empty() && self.counts() == Counts::default()
+    }
+
     /// How much there was.
     pub(super) fn counts(&self) -> Counts {
         Counts {
@@ -233,4 +238,27 @@ pub async fn read<K: Kernel>(reconciler: &mut Reconciler<K>) -> Result<Recovered
             .await?;
     }
     Ok(recovered)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_row_of_any_map_is_something_that_was_left() {
+        assert!(Recovered::default().is_empty());
+        let rows: [(Table, usize, usize); 6] = [
+            (Table::Services, size_of::<ServiceKey>(), size_of::<Service>()),
+            (Table::ServiceSlots, 4, size_of::<Slot>()),
+            (Table::ServiceMembers, size_of::<MemberKey>(), 4),
+            (Table::ServiceRanges, size_of::<SourceRange>(), 4),
+            (Table::Maglev, size_of::<MaglevKey>(), size_of::<MaglevChunk>()),
+            (Table::Backends, 4, size_of::<Backend>()),
+        ];
+        for (table, key, value) in rows {
+            let mut recovered = Recovered::default();
+            recovered.take(table, &vec![1; key], &vec![1; value]);
+            assert!(!recovered.is_empty(), "{table:?}");
+        }
+    }
 }

@@ -19,6 +19,8 @@ const BARE: &str = "bare batch writes";
 const WRITTEN: &str = "objects to live maps";
 /// From the start of the process.
 const STARTED: &str = "start to live maps";
+/// What a server takes to send the lists.
+const LISTS: &str = "bare lists";
 /// For a peer to be done with all of it.
 const PATIENCE: Duration = Duration::from_secs(150);
 
@@ -122,6 +124,9 @@ pub(crate) fn measure(services: u32, rounds: usize, samples: &mut Samples) -> Re
             rows[1].count
         );
         samples.add(BARE, WRITTEN, "s", write(&rows)?);
+        let lists = ["/api/v1/services", "/apis/discovery.k8s.io/v1/endpointslices"];
+        let took = crowd.loader()?.list(&lists)?;
+        samples.add(LISTS, STARTED, "s", took.as_secs_f64());
     }
     let mut notes = Vec::new();
     for mode in Mode::ALL {
@@ -148,6 +153,7 @@ pub(crate) fn judge(report: &mut Report, samples: &Samples) {
         (WRITTEN, BARE, Some(1.0 / 3.0)),
         (WRITTEN, Mode::Nftables.name(), Some(500.0)),
         (WRITTEN, Mode::Iptables.name(), Some(30.0)),
+        (STARTED, LISTS, None),
         (STARTED, Mode::Nftables.name(), Some(50.0)),
         (STARTED, Mode::Iptables.name(), None),
     ];
@@ -155,7 +161,7 @@ pub(crate) fn judge(report: &mut Report, samples: &Samples) {
         // A time: less of it is better. A peer is measured once.
         let middle = |contender| samples.values(contender, metric).and_then(median);
         let value = match to {
-            BARE => samples.ratio(BARE, MILLRACE, metric),
+            BARE | LISTS => samples.ratio(to, MILLRACE, metric),
             peer => middle(peer).zip(middle(MILLRACE)).map(|(peer, ours)| peer / ours),
         };
         report.ratio(metric, MILLRACE, to, value, goal);

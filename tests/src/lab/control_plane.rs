@@ -355,7 +355,7 @@ const ETCD: &str = "http://127.0.0.1:2379";
 
 /// The range of Service addresses of a family.
 pub fn service_range(v4: bool) -> &'static str {
-    if v4 { "10.96.0.0/16" } else { "fd00:10:96::/112" }
+    if v4 { "10.96.0.0/14" } else { "fd00:10:96::/112" }
 }
 
 fn spawn(mut command: Command, log: &Path, lab: &Path) -> Result<Child> {

@@ -2,11 +2,16 @@
 
 use std::{
     fs::{self, File},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Output, Stdio},
 };
 
 use anyhow::{Context, Result, ensure};
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
 use serde_json::json;
 
 use super::{ControlPlane, Lab, control_plane::program};
@@ -78,6 +83,7 @@ impl KubeProxy {
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
+            .process_group(0)
             .spawn()
             .context("start kube-proxy")?;
         lab.nodes[0].adopt(&process)?;
@@ -129,7 +135,8 @@ impl KubeProxy {
 
 impl Drop for KubeProxy {
     fn drop(&mut self) {
-        let _ = self.process.kill();
+        // With the command that it has begun: some write rules for minutes, and whatever is measured next would wait for them.
+        let _ = killpg(Pid::from_raw(self.process.id() as i32), Signal::SIGKILL);
         let _ = self.process.wait();
     }
 }

@@ -48,23 +48,44 @@ impl fmt::Display for Series {
     }
 }
 
+/// Which of Debian's kernels of a release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flavour {
+    /// For virtual machines: it has no drivers of other devices, and is there sooner.
+    Cloud,
+    /// With the drivers of devices that are made of something.
+    Full,
+}
+
+impl Flavour {
+    /// How the names of its packages end.
+    const fn ending(self) -> &'static str {
+        match self {
+            Self::Cloud => "-cloud-amd64",
+            Self::Full => "-amd64",
+        }
+    }
+}
+
 /// An unpacked kernel.
 pub(crate) struct Kernel {
     /// `6.12.95+deb12-cloud-amd64`
     release: String,
+    flavour: Flavour,
     folder: PathBuf,
 }
 
 impl Kernel {
     /// Downloads and unpacks the newest kernel of a series, unless that was done before.
-    pub(crate) fn fetch(series: Series) -> Result<Self> {
-        let packages = packages()?;
-        let package = choose(&packages, series)
+    pub(crate) fn fetch(series: Series, flavour: Flavour) -> Result<Self> {
+        let packages = packages(flavour)?;
+        let package = choose(&packages, series, flavour)
             .with_context(|| format!("apt knows no kernel of series {series}; see `cargo xtask vm list`"))?;
         let release = package.trim_start_matches(PREFIX).to_owned();
         let kernel = Self {
             folder: folder().join("kernels").join(&release),
             release,
+            flavour,
         };
         if !kernel.folder.exists() {
             kernel.unpack(package)?;
@@ -123,6 +144,10 @@ impl Kernel {
         modules_base(&self.folder).join("lib/modules").join(&self.release)
     }
 
+    pub(crate) fn flavour(&self) -> Flavour {
+        self.flavour
+    }
+
     pub(crate) fn release(&self) -> &str {
         &self.release
     }
@@ -168,31 +193,33 @@ fn archives(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 const PREFIX: &str = "linux-image-";
-const FLAVOUR: &str = "-cloud-amd64";
 
-/// Every kernel package of the flavour that apt can fetch.
-pub(crate) fn packages() -> Result<Vec<String>> {
+/// Every kernel package of a flavour that apt can fetch.
+pub(crate) fn packages(flavour: Flavour) -> Result<Vec<String>> {
     if !lists_are_fresh() {
         step("fetching the package lists of Debian's kernels");
         run(private_apt("apt-get")?.args(["update", "-q"]))?;
         fs::write(stamp(), []).with_context(|| format!("writing {}", stamp().display()))?;
     }
-    let text =
-        output(private_apt("apt-cache")?.args(["search", "--names-only", "^linux-image-.*-cloud-amd64$"]))?;
+    let ending = flavour.ending();
+    let pattern = format!("^{PREFIX}.*{ending}$");
+    let text = output(private_apt("apt-cache")?.args(["search", "--names-only", &pattern]))?;
     let names = text
         .lines()
         .filter_map(|line| line.split(' ').next())
         .map(str::to_owned);
-    let names: Vec<_> = names.filter(|name| version(name).is_some()).collect();
+    let names: Vec<_> = names.filter(|name| version(name, flavour).is_some()).collect();
     if names.is_empty() {
-        bail!("apt knows no package {PREFIX}*{FLAVOUR}; kernels come from Debian on x86-64");
+        bail!("apt knows no package {PREFIX}*{ending}; kernels come from Debian on x86-64");
     }
     Ok(names)
 }
 
 /// The newest package of a series.
-pub(crate) fn choose(packages: &[String], series: Series) -> Option<&String> {
-    let versions = packages.iter().filter_map(|name| Some((version(name)?, name)));
+pub(crate) fn choose(packages: &[String], series: Series, flavour: Flavour) -> Option<&String> {
+    let versions = packages
+        .iter()
+        .filter_map(|name| Some((version(name, flavour)?, name)));
     let fitting = versions.filter(|(version, _)| match series {
         Series::Newest => true,
         Series::Of(major, minor) => version.starts_with(&[major, minor]),
@@ -200,9 +227,9 @@ pub(crate) fn choose(packages: &[String], series: Series) -> Option<&String> {
     fitting.max().map(|(_, name)| name)
 }
 
-/// The numbers in a package's name, which order as its versions do; `None` for meta-packages.
-fn version(package: &str) -> Option<Vec<u32>> {
-    let text = package.strip_prefix(PREFIX)?.strip_suffix(FLAVOUR)?;
+/// The numbers in a package's name, which order as its versions do; `None` for meta-packages and other flavours.
+fn version(package: &str, flavour: Flavour) -> Option<Vec<u32>> {
+    let text = package.strip_prefix(PREFIX)?.strip_suffix(flavour.ending())?;
     let numbers = text
         .split(['.', '-', '+'])
         .map(|part| part.trim_start_matches(|c: char| c.is_ascii_alphabetic()));
@@ -271,7 +298,7 @@ mod tests {
     fn names(versions: &[&str]) -> Vec<String> {
         versions
             .iter()
-            .map(|version| format!("{PREFIX}{version}{FLAVOUR}"))
+            .map(|version| format!("{PREFIX}{version}-cloud-amd64"))
             .collect()
     }
 
@@ -285,20 +312,34 @@ mod tests {
             "7.2.13+deb14",
             "7.3.4+deb13",
         ]);
-        assert_eq!(choose(&all, Series::Of(6, 1)), Some(&all[1]));
-        assert_eq!(choose(&all, Series::Of(6, 12)), Some(&all[2]));
-        assert_eq!(choose(&all, Series::Newest), Some(&all[5]));
-        assert_eq!(choose(&all, Series::Of(5, 10)), None);
+        assert_eq!(choose(&all, Series::Of(6, 1), Flavour::Cloud), Some(&all[1]));
+        assert_eq!(choose(&all, Series::Of(6, 12), Flavour::Cloud), Some(&all[2]));
+        assert_eq!(choose(&all, Series::Newest, Flavour::Cloud), Some(&all[5]));
+        assert_eq!(choose(&all, Series::Of(5, 10), Flavour::Cloud), None);
     }
 
     #[test]
     fn meta_packages_are_no_kernels() {
+        let version = |name| version(name, Flavour::Cloud);
         assert_eq!(version("linux-image-cloud-amd64"), None);
         assert_eq!(version("linux-image-6.12-cloud-amd64"), None);
         assert_eq!(
             version("linux-image-6.12.90+deb12.1-cloud-amd64"),
             Some(vec![6, 12, 90, 12, 1])
         );
+    }
+
+    #[test]
+    fn the_full_kernel_is_no_other_flavour() {
+        let version = |name| version(name, Flavour::Full);
+        assert_eq!(
+            version("linux-image-6.12.95+deb12-amd64"),
+            Some(vec![6, 12, 95, 12])
+        );
+        for other in ["6.12.95+deb12-cloud", "6.12.95+deb12-rt", "6.12"] {
+            let name = format!("linux-image-{other}-amd64");
+            assert_eq!(version(&name), None, "{name}");
+        }
     }
 
     #[test]

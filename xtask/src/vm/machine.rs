@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 
 use super::guest::Job;
 use super::image;
-use super::kernel::Kernel;
+use super::kernel::{Flavour, Kernel};
 use crate::process::{command, shown};
 use crate::test::Tally;
 use crate::workspace;
@@ -132,11 +132,20 @@ impl Machine {
         qemu.args(["-mon", "chardev=console"])
             .arg("-serial")
             .arg(format!("file:{}", self.status.display()));
-        // Two devices with a driver of their own, at the two ends of a cable: what virtual ones do not show.
-        for end in ["cable0", "cable1"] {
-            qemu.args(["-netdev", &format!("hubport,id={end},hubid=0")]);
+        // Devices with a driver of their own, at the two ends of a cable: what virtual ones do not show.
+        for end in 0..2 {
+            qemu.args(["-netdev", &format!("hubport,id=virtio{end},hubid=0")]);
             // Without the part that boots from the network.
-            qemu.args(["-device", &format!("virtio-net-pci,netdev={end},romfile=")]);
+            qemu.args(["-device", &format!("virtio-net-pci,netdev=virtio{end},romfile=")]);
+            if kernel.flavour() == Flavour::Full {
+                qemu.args(["-netdev", &format!("hubport,id=igb{end},hubid=1")]);
+                // With its virtual functions each fills a bus.
+                qemu.args([
+                    "-device",
+                    &format!("pcie-root-port,id=port{end},chassis={}", end + 1),
+                ]);
+                qemu.args(["-device", &format!("igb,netdev=igb{end},bus=port{end}")]);
+            }
         }
         qemu.arg("-kernel")
             .arg(kernel.image())

@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, future::try_join_all, stream};
 use http::{Method, Request, header::CONTENT_TYPE};
 use kube::{Client, Config, config::Kubeconfig};
 use serde_json::Value;
@@ -69,6 +69,24 @@ impl Loader {
     fn run(&self, work: impl AsyncFnOnce(Client) -> Result<()> + Send) -> Result<()> {
         self.inside
             .run(|| runtime()?.block_on(async { work(client(&self.kubeconfig).await?).await }))
+    }
+
+    /// How long the server takes to send all objects at these paths, at the same time, to somebody who does not look at them.
+    pub fn list(&self, paths: &[&str]) -> Result<Duration> {
+        let mut took = Duration::ZERO;
+        self.run(async |client| {
+            let begin = Instant::now();
+            let list = async |path: &&str| {
+                // From the server's memory, as all do who begin to watch.
+                let path = format!("{path}?resourceVersion=0");
+                client.request_text(Request::get(path).body(Vec::new())?).await?;
+                anyhow::Ok(())
+            };
+            try_join_all(paths.iter().map(list)).await?;
+            took = begin.elapsed();
+            Ok(())
+        })?;
+        Ok(took)
     }
 
     /// Makes changes until it is stopped, those of pods at a steady rate and the others with them.
