@@ -320,7 +320,7 @@ mod tests {
 
     #[test]
     fn meta_packages_are_no_kernels() {
-        let version = |name| version(name, Flavour::Cloud);
+        let version = |name: &str| version(name, Flavour::Cloud);
         assert_eq!(version("linux-image-cloud-amd64"), None);
         assert_eq!(version("linux-image-6.12-cloud-amd64"), None);
         assert_eq!(
@@ -331,7 +331,7 @@ mod tests {
 
     #[test]
     fn the_full_kernel_is_no_other_flavour() {
-        let version = |name| version(name, Flavour::Full);
+        let version = |name: &str| version(name, Flavour::Full);
         assert_eq!(
             version("linux-image-6.12.95+deb12-amd64"),
             Some(vec![6, 12, 95, 12])
