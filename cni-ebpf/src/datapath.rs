@@ -44,7 +44,7 @@ pub mod work;
 
 pub use refuse::answer;
 pub use report::finish;
-pub use tables::{Fib, GSO_BY_FRAGS, Hop, NotInserted, NotRewritten, Packet, Table, Tables, Wire};
+pub use tables::{BACK, Fib, GSO_BY_FRAGS, Hop, NotInserted, NotRewritten, Packet, Table, Tables, Wire};
 pub use verdict::{Outcome, Verdict, way};
 pub use wire::{takes, xdp_nodeport};
 pub use work::{Headers, Work};

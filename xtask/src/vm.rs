@@ -103,7 +103,7 @@ impl Run {
     /// What was given, or for the netns layer those tests that suit a machine.
     fn arguments(&self) -> Vec<String> {
         match self.layer {
-            Layer::Netns if self.arguments.is_empty() => netns_in_machines(),
+            Layer::Netns if self.arguments.is_empty() => netns_in_machines(self.devices),
             _ => self.arguments.clone(),
         }
     }
@@ -169,6 +169,9 @@ fn list() -> Result<()> {
             .context("apt knows no kernel of this series")?;
         println!("{:<8}{package}", series.to_string());
     }
+    println!(
+        "With --full it is the package of the same release without `cloud` in its name, as far as Debian has it."
+    );
     Ok(())
 }
 
@@ -238,12 +241,17 @@ const MACHINES_ALONE: [&str; 7] = [
 /// Those that ask for devices that only [`Flavour::Full`] drives.
 const FULL_ALONE: &str = "_by_the_driver_of_igb";
 
+/// What the oldest kernel must not only verify: programs of two loads that call each other.
+const TAIL_CALL: &str = "rel_29_each_of_two_loads";
+
 /// Those, and the ways of the packet in either routing, through clsact where there is no tcx: what is worth its time on
 /// every kernel.
-fn netns_in_machines() -> Vec<String> {
+fn netns_in_machines(devices: Devices) -> Vec<String> {
     let ways = ["matrix::direct_dual", "matrix::vxlan_dual"];
+    let full = [FULL_ALONE];
     ways.iter()
         .chain(&MACHINES_ALONE)
+        .chain(full.iter().filter(|_| devices.full))
         .map(ToString::to_string)
         .collect()
 }
@@ -263,6 +271,9 @@ pub(crate) fn supported_kernels(arguments: &[String]) -> Result<Tally> {
     let alone = netns(&MACHINES_ALONE, &[FULL_ALONE])?;
     let full = netns(&[FULL_ALONE], &MACHINES_ALONE)?;
     let verifier = Job::test(&Layer::Verifier.program()?, arguments, After::PowerOff);
+    let mut names = arguments.to_vec();
+    names.extend(is_whole.then(|| TAIL_CALL.to_owned()));
+    let handover = Job::test(&Layer::Packets.program()?, &names, After::PowerOff);
     // What takes longest begins first.
     let mut machines = errands(&[*oldest], Flavour::Cloud, &alone, "netns")?;
     machines.extend(errands(
@@ -271,6 +282,10 @@ pub(crate) fn supported_kernels(arguments: &[String]) -> Result<Tally> {
         &verifier,
         "verifier",
     )?);
-    machines.extend(errands(&[*middle], Flavour::Full, &full, "netns")?);
+    machines.extend(errands(&[*oldest], Flavour::Cloud, &handover, "packets")?);
+    let is_full = |name: &String| FULL_ALONE.contains(name.as_str()) || name.contains(FULL_ALONE);
+    if is_whole || arguments.iter().any(is_full) {
+        machines.extend(errands(&[*middle], Flavour::Full, &full, "netns")?);
+    }
     all(&machines, Duration::from_secs(DEFAULT_LIMIT))
 }

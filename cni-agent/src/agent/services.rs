@@ -237,7 +237,7 @@ impl<K: Kernel> Agent<K> {
         // Those whose frontends are theirs find the numbers that these had.
         names.sort_by_cached_key(|name| self.state.services.rank(name));
         self.state.services.take_changed();
-        // Whatever changes is found by the comparison.
+        // Whatever changes is found afterwards, as a whole.
         self.compile_services(names, None);
         self.services.book.recovery_is_over();
         self.services.begun = true;

@@ -7,9 +7,9 @@
 //! 2. the programs are loaded on the new map and exchanged under their links one by one. What the old map gains meanwhile
 //!    is copied right before the first exchange, between exchanges that take long, and right after the last
 //!    ([`Loaded::catch_up`], [`Loaded::keep_up`]): a connection that began in between is unknown to the new programs, and one
-//!    that begins with a new program to the old ones. What is in the midst of one they hand to each other (`handover`),
-//!    and what neither knows they drop ([`Settings::unsettled_until`]), because to lead it to another endpoint, or to the
-//!    host, is to have it reset;
+//!    that begins with a new program to the old ones. What they do not know they hand to each other (`handover`), and what is
+//!    in the midst of a stream that neither knows they drop ([`Settings::unsettled_until`]), because to lead it to another
+//!    endpoint, or to the host, is to have it reset;
 //! 3. when no link runs an old program any more, what the old map has gained to the last is copied too, and the new map
 //!    takes the old one's name ([`Loaded::settle`]).
 //!
@@ -69,6 +69,7 @@ pub struct Loaded {
     pub sockets: sockets::Programs,
     pub maps: BTreeMap<&'static str, Map>,
     unsettled: Vec<Unsettled>,
+    /// As long as programs of the load before may know what these do not.
     handover: Option<Handover>,
     /// When [`Loaded::catch_up`] ended last, and how long it took.
     caught_up: Option<(Instant, Duration)>,
@@ -125,7 +126,7 @@ pub fn load(object: &[u8], pins: &Pins, config: Config, sizes: &MapSizes) -> Res
         loaded.maps.insert(spec.name, prepared.map);
         loaded.unsettled.extend(prepared.unsettled);
     }
-    let handover = Handover::begin(pins)?;
+    let handover = Handover::begin(loaded.map("programs")?.duplicate()?)?;
     let told = Config {
         side: handover.side(),
         // Not part of what is wanted, but what is found.
@@ -151,8 +152,9 @@ pub fn load(object: &[u8], pins: &Pins, config: Config, sizes: &MapSizes) -> Res
     handover.enter(&loaded.programs)?;
     if loaded.is_settled() {
         handover.end()?;
+    } else {
+        loaded.handover = Some(handover);
     }
-    loaded.handover = Some(handover);
     loaded._messages = log::Messages::of(&mut ebpf);
     Ok(loaded)
 }
@@ -173,12 +175,13 @@ impl Loaded {
         Ok(())
     }
 
-    /// Has programs, old and new, hand to each other what is in the midst of a connection that they do not know, for a
-    /// moment, and drop what neither knows.
+    /// Has programs hand to each other what they do not know, for a moment, and drop what is in the midst of a connection that
+    /// neither knows. Old ones hear of it too, as long as the map of settings is the same.
     fn hold_back(&self) -> Result<(), KernelError> {
-        let Some(map) = self.maps.get("settings").filter(|_| !self.is_settled()) else {
+        if self.is_settled() {
             return Ok(());
-        };
+        }
+        let map = self.map("settings")?;
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)
             .map_err(|error| KernelError::new("read the clock", error))?;
         let until = Duration::from(now).saturating_add(HOLD).as_nanos();
@@ -186,6 +189,7 @@ impl Loaded {
         let found = map.get(&key)?.and_then(|value| from_bytes(&value));
         let settings = Settings {
             unsettled_until: u64::try_from(until).unwrap_or(u64::MAX),
+            hands_over: 1,
             ..found.unwrap_or_default()
         };
         map.put(&key, as_bytes(&settings))
@@ -206,32 +210,39 @@ impl Loaded {
     }
 
     /// Before a program of this load is attached: catches up, if the last time is so long ago that it makes the whole
-    /// hardly longer.
+    /// hardly longer. What is held back stays so.
     pub fn keep_up(&mut self) -> Result<(), KernelError> {
         self.unsettled.iter_mut().for_each(Unsettled::touch);
         match self.caught_up {
             _ if self.is_settled() => Ok(()),
-            Some((at, took)) if at.elapsed() < took * PAUSE => Ok(()),
+            Some((at, took)) if at.elapsed() < took * PAUSE => self.hold_back(),
             _ => self.catch_up(),
         }
     }
 
     /// Ends the replacement of maps, when every live link runs a program of this load.
     pub fn settle(&mut self) -> Result<(), KernelError> {
+        self.hold_back()?;
         while let Some(unsettled) = self.unsettled.last_mut() {
             let map = self.maps.get(unsettled.spec.name);
             unsettled.settle(map)?;
             self.unsettled.pop();
         }
-        match &self.handover {
-            Some(handover) => handover.end(),
-            None => Ok(()),
+        if let Some(handover) = &self.handover {
+            handover.end()?;
+            self.handover = None;
         }
+        Ok(())
     }
 
     /// Whether maps of an earlier agent still wait for [`Loaded::settle`].
     pub fn is_settled(&self) -> bool {
-        self.unsettled.is_empty()
+        self.unsettled.is_empty() && self.handover.is_none()
+    }
+
+    fn map(&self, name: &str) -> Result<&Map, KernelError> {
+        let missing = || KernelError::new(format!("use map {name}"), "it has not been made");
+        self.maps.get(name).ok_or_else(missing)
     }
 }
 

@@ -130,6 +130,15 @@ impl Map {
         Self::from_fd(fd, spec).map_err(|cause| KernelError::new(format!("create map {}", spec.name), cause))
     }
 
+    /// The same map, for somebody else.
+    pub fn duplicate(&self) -> Result<Self, KernelError> {
+        let fd = self.fd.try_clone();
+        Ok(Self {
+            fd: fd.map_err(|error| KernelError::new(format!("use map {}", self.spec.name), error))?,
+            ..*self
+        })
+    }
+
     pub fn name(&self) -> &'static str {
         self.spec.name
     }

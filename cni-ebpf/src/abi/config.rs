@@ -111,7 +111,9 @@ crate::abi! {
         /// unknown: what is in the midst of one is handed to the other load's programs, and who knows it neither has it sent
         /// again. It ends by itself, whoever dies.
         pub unsettled_until: u64,
-        pub reserved: u64,
+        /// Both loads have entered their programs in the map `programs`, so that what is handed over comes back.
+        pub hands_over: u32,
+        pub reserved: u32,
     }
 }
 

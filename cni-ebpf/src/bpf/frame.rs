@@ -84,8 +84,8 @@ impl Packet for Frame {
 
     /// Frames are handed to nobody: what their program does not know passes on.
     #[inline(always)]
-    fn is_back(&self, _: u8) -> bool {
-        false
+    fn handed_over(&self, _: u8) -> u32 {
+        0
     }
 
     #[inline(always)]

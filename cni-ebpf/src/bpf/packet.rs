@@ -11,7 +11,7 @@ use cni_ebpf::abi::{Addr, Plain, Tuple};
 use cni_ebpf::datapath::stage::Stage;
 use cni_ebpf::datapath::{Fib, GSO_BY_FRAGS, NotRewritten, Packet, Tables, Work};
 
-use super::handover::is_back;
+use super::handover::handed_over;
 use super::kernel::{cleared, gateway, look_up, receives};
 
 /// Bytes that must be readable without asking, if the packet has them.
@@ -132,8 +132,8 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn is_back(&self, hook: u8) -> bool {
-        is_back(self.skb, hook)
+    fn handed_over(&self, hook: u8) -> u32 {
+        handed_over(self.skb, hook)
     }
 
     #[inline(always)]

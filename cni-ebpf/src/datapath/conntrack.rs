@@ -8,9 +8,10 @@
 use super::headers::{proto, tcp};
 use super::policy::FROM_HOST;
 use super::work::fragment;
-use super::{Packet, Table, Tables, Work, nat};
+use super::{BACK, Packet, Table, Tables, Work, nat};
 use crate::abi::{
-    Alias, Endpoint, Flow, FlowKey, Port, Reason, Tuple, event_kind, flow_flags, put, tcp_state, via,
+    Alias, Endpoint, Flow, FlowKey, Port, Reason, Settings, Tuple, event_kind, flow_flags, put, tcp_state,
+    via,
 };
 
 pub const SECOND: u64 = 1_000_000_000;
@@ -337,8 +338,17 @@ pub(super) fn may_begin<T: Tables, P: Packet>(tables: &T, packet: &P, work: &Wor
 /// to a new backend, or to the stack, would have it reset; datagrams begin one where nobody knows them.
 #[inline(always)]
 pub(super) fn is_new<T: Tables, P: Packet>(tables: &T, packet: &P, work: &Work) -> Result<(), Reason> {
-    let begins = begins(work) || work.tuple.proto != proto::TCP && packet.is_back(work.hook);
-    if !begins && unsettled(tables, work) {
+    if amidst(work) && unsettled(tables, work) {
+        return Err(Reason::Unsettled);
+    }
+    ask_others(tables, packet, work)
+}
+
+/// Has the other load's programs look at a packet of which this one's know nothing. What comes back goes on.
+#[inline(always)]
+pub(super) fn ask_others<T: Tables, P: Packet>(tables: &T, packet: &P, work: &Work) -> Result<(), Reason> {
+    let hands_over = |settings: &Settings| settings.hands_over != 0 && settings.unsettled_until > work.now;
+    if !begins(work) && tables.settings().is_some_and(hands_over) && packet.handed_over(work.hook) < BACK {
         return Err(Reason::Unsettled);
     }
     Ok(())
@@ -350,8 +360,9 @@ pub(super) fn amidst(work: &Work) -> bool {
     work.tuple.proto == proto::TCP && !begins(work)
 }
 
-/// Whether connections may be unknown that programs of another layout have let through. Where Services are not ours none is
-/// lost: what is translated by masquerade alone is found again by its alias, and what is not translated begins anew.
+/// Whether connections may be unknown that programs of another layout have let through. Where Services are not ours nothing is
+/// held back for that: what is translated by masquerade alone is found again by its alias, unless the table of those is replaced
+/// too, and what is not translated begins anew without a loss.
 #[inline(always)]
 pub(super) fn unsettled<T: Tables>(tables: &T, work: &Work) -> bool {
     tables.config().has_services() != 0

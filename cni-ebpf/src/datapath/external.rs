@@ -37,7 +37,7 @@ pub(super) fn arriving<T: Tables, P: Packet>(
             return onward(tables, packet, work, &mut known);
         }
     } else if answers {
-        is_known_to_nobody(tables, packet, work)?;
+        is_known_to_nobody(tables, packet, work, tunnel)?;
         return super::stack::rebuilt(tables, packet, work);
     }
     begin(tables, packet, work, tunnel)
@@ -103,7 +103,7 @@ fn begin<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunn
     let protocol = work.tuple.proto;
     let middle = conntrack::amidst(work);
     let asks = service::serves(protocol) || refuse::is_echo(work);
-    is_known_to_nobody(tables, packet, work)?;
+    is_known_to_nobody(tables, packet, work, tunnel)?;
     if tables.config().has_services() == 0 || !asks {
         return work.pass();
     }
@@ -161,13 +161,20 @@ fn begin<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunn
     deliver(tables, packet, work, receiver)
 }
 
-/// That no other load of programs is to be asked about a packet that this one does not know.
+/// That no other load of programs knows a packet that this one does not know. What comes out of the tunnel for the host is the
+/// stack's to judge all the same.
 #[inline(always)]
-fn is_known_to_nobody<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
-    if conntrack::amidst(work) {
-        return stage::call(Stage::Settled, tables, packet, work);
+fn is_known_to_nobody<T: Tables, P: Packet>(
+    tables: &T,
+    packet: &mut P,
+    work: &mut Work,
+    tunnel: bool,
+) -> Outcome {
+    conntrack::ask_others(tables, packet, work)?;
+    if conntrack::amidst(work) && !tunnel {
+        stage::call(Stage::Settled, tables, packet, work)?;
     }
-    conntrack::is_new(tables, packet, work)
+    Ok(())
 }
 
 /// That the packet in the middle of a stream is for no pod of this node that is gone: the stack would answer with an error that
@@ -314,6 +321,7 @@ pub(super) fn leaving<T: Tables, P: Packet>(
     } else if let Some(found) = answers_by_alias(tables, work) {
         (found, true)
     } else {
+        conntrack::ask_others(tables, packet, work)?;
         return super::stack::began_by_host(tables, packet, work);
     };
     let flags = found.flow.flags.get();

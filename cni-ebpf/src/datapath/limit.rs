@@ -71,6 +71,10 @@ fn against<T: Tables, P: Packet>(
     if tables.config().limits_bandwidth() == 0 || endpoint.flags & flag == 0 {
         return Ok(());
     }
+    // The load that handed it over has asked.
+    if packet.handed_over(work.hook) > 0 {
+        return Ok(());
+    }
     work.limit_key = Bucket::key(endpoint.id, towards);
     work.limit_rate = if egress {
         endpoint.egress_rate

@@ -140,6 +140,8 @@ pub(super) fn leaving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &m
         if pod.is_none() || work.reply != 0 || found.flow.via_forward != via::STACK {
             return work.pass();
         }
+    } else {
+        conntrack::ask_others(tables, packet, work)?;
     }
     work.out = work.tuple;
     conntrack::begin(packet, work);

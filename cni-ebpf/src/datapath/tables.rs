@@ -119,6 +119,9 @@ pub struct NotRewritten;
 pub const GSO_BY_FRAGS: u32 = 0xffff;
 
 /// The packet, and what the kernel can tell about it.
+/// To the other load's program, and back.
+pub const BACK: u32 = 2;
+
 pub trait Packet {
     /// Length with all headers.
     fn length(&self) -> u32;
@@ -129,8 +132,8 @@ pub trait Packet {
     fn mark(&self) -> u32;
     /// A VLAN tag stands beside the packet.
     fn vlan(&self) -> bool;
-    /// While programs are being replaced: those of both loads have seen it at this hook, and neither knows it.
-    fn is_back(&self, hook: u8) -> bool;
+    /// How often it was handed over at this hook, while programs are being replaced; [`BACK`]: neither load's programs know it.
+    fn handed_over(&self, hook: u8) -> u32;
     /// Size of the segments that this packet will be cut into, or [`GSO_BY_FRAGS`]; 0: it is sent as it is.
     fn segment_size(&self) -> u32;
     /// The remote end and number of the tunnel that the packet came through.

@@ -12,8 +12,8 @@ pub struct Frame {
     pub ingress_ifindex: u32,
     pub mark: u32,
     pub segment_size: u32,
-    /// The other load's programs do not know it either.
-    pub is_back: bool,
+    /// How often it was handed over between the programs of two loads.
+    pub handed_over: u32,
     pub tunnel: Option<(Addr, u32)>,
     /// A VLAN tag stands beside the packet.
     pub vlan: bool,
@@ -39,7 +39,7 @@ impl Frame {
             ingress_ifindex: ifindex,
             mark: 0,
             segment_size: 0,
-            is_back: false,
+            handed_over: 0,
             tunnel: None,
             vlan: false,
             complete: None,
@@ -111,8 +111,8 @@ impl Packet for Frame {
         self.vlan
     }
 
-    fn is_back(&self, _: u8) -> bool {
-        self.is_back
+    fn handed_over(&self, _: u8) -> u32 {
+        self.handed_over
     }
 
     fn segment_size(&self) -> u32 {

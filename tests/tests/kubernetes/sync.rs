@@ -167,11 +167,11 @@ fn service_ranges_go_to_the_stack_without_being_configured() {
     control
         .apply(&[json!({
             "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
-            "metadata": { "name": "more" }, "spec": { "cidrs": ["10.98.0.0/16"] },
+            "metadata": { "name": "more" }, "spec": { "cidrs": ["10.104.0.0/16"] },
         })])
         .unwrap();
     eventually(|| {
-        entries(node, "routes", "10.98.0.0")
+        entries(node, "routes", "10.104.0.0")
             .is_empty()
             .then(|| "no route".to_owned())
     });

@@ -1,7 +1,7 @@
 //! Programs of another layout take over: connections that the old ones have let through may be unknown for a moment.
 
 use cni_ebpf::abi::{Port, Reason, Settings, Tuple};
-use cni_ebpf::datapath::Verdict;
+use cni_ebpf::datapath::{BACK, Verdict};
 use cni_tests::frames::Ends;
 use cni_tests::world::{self, Hook, Kernel, ifindex, mac, pod, port};
 
@@ -84,7 +84,7 @@ fn rel_29_what_arrives_amidst_an_unknown_connection_is_the_stacks_only_with_a_so
 }
 
 #[test]
-fn rel_29_datagrams_begin_a_connection_where_the_other_load_does_not_know_them() {
+fn rel_29_what_may_begin_a_connection_is_asked_about_and_goes_on_where_it_comes_back() {
     families(|pair, v6| {
         let datagram = from_a(pod(3, v6)).udp(b"x");
         let asks = outside(v6, port::NODE_REMOTE).udp(b"x");
@@ -93,21 +93,50 @@ fn rel_29_datagrams_begin_a_connection_where_the_other_load_does_not_know_them()
         verdict.unwrap();
         // Its translated tuple stands where both loads see it, and the connection behind that does not.
         let answer = answer_to(&out, [2, 9, 9, 9, 9, 9], mac(ifindex::NETDEV)).udp(b"x");
-        forget_flows(pair);
-        unsettled(pair, u64::MAX);
-        for (hook, bytes, ifindex) in [
+        // Of the node itself: the other load may know that a client dialled another address.
+        let of_node = outside(v6, port::EMPTY).reversed();
+        let packets = [
             (Hook::FromPod, datagram, ifindex::POD_A),
             (Hook::FromNetdev, answer, ifindex::NETDEV),
             (Hook::FromNetdev, asks, ifindex::NETDEV),
-        ] {
-            assert_eq!(
-                outcome(pair, hook, bytes.clone(), ifindex),
-                Err(Reason::Unsettled)
-            );
-            let mut frame = world::frame(bytes, ifindex);
-            frame.is_back = true;
-            pair.host(hook, &frame).0.unwrap();
+            (Hook::ToNetdev, of_node.udp(b"x"), ifindex::NETDEV),
+            (Hook::ToNetdev, of_node.tcp(SYN_ACK, b""), ifindex::NETDEV),
+        ];
+        for hands_over in [1, 0] {
+            forget_flows(pair);
+            pair.memory.settings.hands_over = hands_over;
+            unsettled(pair, u64::MAX);
+            for (hook, bytes, ifindex) in packets.clone() {
+                let first = outcome(pair, hook, bytes.clone(), ifindex);
+                if hands_over == 0 {
+                    // Nobody would hand it back.
+                    first.unwrap();
+                    continue;
+                }
+                assert_eq!(first, Err(Reason::Unsettled), "{hook:?}");
+                let mut frame = world::frame(bytes, ifindex);
+                frame.handed_over = 1;
+                assert_eq!(pair.host(hook, &frame).0, Err(Reason::Unsettled), "{hook:?}");
+                frame.handed_over = BACK;
+                pair.host(hook, &frame).0.unwrap();
+            }
         }
+    });
+}
+
+#[test]
+fn rel_29_a_packet_that_was_handed_over_costs_its_limit_once() {
+    families(|pair, v6| {
+        let packet = Ends {
+            src_mac: mac(ifindex::POD_LIMIT),
+            src: pod(6, v6),
+            ..from_a(pod(3, v6))
+        };
+        let mut frame = world::frame(packet.udp(b"x"), ifindex::POD_LIMIT);
+        pair.refill(ifindex::POD_LIMIT, 0);
+        assert_eq!(pair.host(Hook::FromPod, &frame).0, Err(Reason::RateLimit));
+        frame.handed_over = 1;
+        assert_eq!(pair.host(Hook::FromPod, &frame).0, TO_B);
     });
 }
 
@@ -168,6 +197,7 @@ fn with_loads(settings: Settings, test: impl FnOnce(&mut Loads) + Send + 'static
 fn rel_29_each_of_two_loads_hands_to_the_other_what_it_does_not_know() {
     let settings = Settings {
         unsettled_until: u64::MAX,
+        hands_over: 1,
         ..world::memory().settings
     };
     with_loads(settings, |loads| {

@@ -10,11 +10,7 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use cni_ebpf::abi::{from_bytes, hook, program_place};
 
-use super::super::{
-    KernelError, Pins,
-    links::Programs,
-    maps::{self, Map},
-};
+use super::super::{KernelError, links::Programs, maps::Map};
 use crate::desired::Program;
 
 /// Those of tc: programs of another type cannot be in the same map.
@@ -27,17 +23,17 @@ const HOOKS: [(Program, u8); 4] = [
 
 #[derive(Debug)]
 pub(super) struct Handover {
+    /// The map `programs`, as the programs of this load have it.
     places: Map,
     side: u32,
 }
 
 impl Handover {
     /// Finds the side for a new load: the one that is free.
-    pub(super) fn begin(pins: &Pins) -> Result<Self, KernelError> {
-        let places = maps::open_existing(pins, "programs")?;
+    pub(super) fn begin(places: Map) -> Result<Self, KernelError> {
         let youngest = [youngest(&places, 0)?, youngest(&places, 1)?];
-        // Both are taken where an agent died while it took over. Its own programs have the higher numbers, and are the ones
-        // that share their tables with those of this load.
+        // Both are taken where an agent died while it took over. Its own programs have the higher numbers. They share their
+        // tables with those of this load, unless it is of another release still; then what they know is dropped for a moment.
         let side = match youngest {
             [Some(first), Some(second)] => u32::from(second > first),
             [Some(_), None] => 1,
@@ -62,7 +58,7 @@ impl Handover {
         Ok(())
     }
 
-    /// Forgets the other load: none of its programs runs any more, or all that they know is in this one's tables.
+    /// Forgets the other load: none of its programs runs any more, or what they know of connections is in this one's tables.
     pub(super) fn end(&self) -> Result<(), KernelError> {
         let others = HOOKS.map(|(_, hook)| program_place(self.side ^ 1, hook).to_ne_bytes());
         self.places.remove_packed(others.as_flattened())
