@@ -66,6 +66,12 @@ fn netns_cookie() -> Result<u64> {
     Ok(cookie)
 }
 
+/// A field of the scratch.
+fn field<T: Plain + Copy>(raw: &[u8], at: usize) -> Result<T> {
+    let bytes = raw.get(at..at + size_of::<T>());
+    bytes.and_then(from_bytes).context("the scratch is too short")
+}
+
 impl Kernel {
     /// Has the programs for sockets run for what this thread opens from now on.
     pub fn balance_sockets(&mut self) -> Result<Cgroup> {
@@ -429,25 +435,30 @@ impl Kernel {
 
     /// What the last run left in its scratch, and whether it was answered.
     pub fn outcome(&mut self) -> Result<(Result<Verdict, Reason>, bool)> {
+        let raw = self.scratch()?;
+        let at = |offset: usize| raw[offset];
+        let scratch = Work {
+            way: at(core::mem::offset_of!(Work, way)),
+            to_ifindex: field(&raw, core::mem::offset_of!(Work, to_ifindex))?,
+            gateway: field(&raw, core::mem::offset_of!(Work, gateway))?,
+            ..Work::default()
+        };
+        let answered = at(core::mem::offset_of!(Work, answered)) != 0;
+        let reason = Reason::from_number(at(core::mem::offset_of!(Work, reason)));
+        Ok((reason.map_or_else(|| Ok(scratch.verdict()), Err), answered))
+    }
+
+    /// When the last run was, as it saw the clock, or the last one that looked at it.
+    pub fn moment(&mut self) -> Result<u64> {
+        field(&self.scratch()?, core::mem::offset_of!(Work, now))
+    }
+
+    fn scratch(&mut self) -> Result<[u8; size_of::<Work>()]> {
         const WORK: usize = size_of::<Work>();
         let work: PerCpuArray<_, Bytes<WORK>> = PerCpuArray::try_from(self.map("work")?)?;
         let values = work.get(&0, 0)?;
-        let mut scratch = Work::default();
         let Bytes(raw) = values[0];
-        let at = |offset: usize| raw[offset];
-        scratch.way = at(core::mem::offset_of!(Work, way));
-        let index = core::mem::offset_of!(Work, to_ifindex);
-        scratch.to_ifindex = u32::from_ne_bytes([raw[index], raw[index + 1], raw[index + 2], raw[index + 3]]);
-        let gateway = core::mem::offset_of!(Work, gateway);
-        scratch.gateway = from_bytes(&raw[gateway..gateway + 16]).context("sixteen bytes")?;
-        let answered = at(core::mem::offset_of!(Work, answered)) != 0;
-        Ok((
-            match Reason::from_number(at(core::mem::offset_of!(Work, reason))) {
-                None => Ok(scratch.verdict()),
-                Some(reason) => Err(reason),
-            },
-            answered,
-        ))
+        Ok(raw)
     }
 
     pub fn program(&mut self, hook: Hook) -> Result<&mut SchedClassifier> {
