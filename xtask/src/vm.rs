@@ -248,10 +248,10 @@ const TAIL_CALL: &str = "rel_29_each_of_two_loads";
 /// every kernel.
 fn netns_in_machines(devices: Devices) -> Vec<String> {
     let ways = ["matrix::direct_dual", "matrix::vxlan_dual"];
-    let full = [FULL_ALONE];
+    let full = devices.full.then_some(&FULL_ALONE);
     ways.iter()
         .chain(&MACHINES_ALONE)
-        .chain(full.iter().filter(|_| devices.full))
+        .chain(full)
         .map(ToString::to_string)
         .collect()
 }

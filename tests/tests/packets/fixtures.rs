@@ -25,10 +25,15 @@ pub(crate) const WHOLE_LIFE: [(u8, bool); 5] = [
 ];
 
 pub(crate) fn from_a(dst: IpAddr) -> Ends {
+    from_pod(2, dst)
+}
+
+/// From the pod of this number; A is number 2.
+pub(crate) fn from_pod(number: u8, dst: IpAddr) -> Ends {
     Ends {
-        src_mac: mac(ifindex::POD_A),
+        src_mac: mac(ifindex::POD_A + u32::from(number) - 2),
         dst_mac: world::NODE_MAC,
-        src: pod(2, dst.is_ipv6()),
+        src: pod(number, dst.is_ipv6()),
         dst,
         src_port: 33000,
         dst_port: 8080,

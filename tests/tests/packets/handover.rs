@@ -6,7 +6,7 @@ use cni_tests::frames::Ends;
 use cni_tests::world::{self, Hook, Kernel, ifindex, mac, pod, port};
 
 use crate::external::{answer_to, arrive, outside};
-use crate::fixtures::{ACK, RST, SYN, SYN_ACK, TO_B, families, from_a, from_b};
+use crate::fixtures::{ACK, RST, SYN, SYN_ACK, TO_B, families, from_a, from_b, from_pod};
 use crate::services::dial;
 use crate::{Pair, privileged};
 
@@ -127,12 +127,8 @@ fn rel_29_what_may_begin_a_connection_is_asked_about_and_goes_on_where_it_comes_
 #[test]
 fn rel_29_a_packet_that_was_handed_over_costs_its_limit_once() {
     families(|pair, v6| {
-        let packet = Ends {
-            src_mac: mac(ifindex::POD_LIMIT),
-            src: pod(6, v6),
-            ..from_a(pod(3, v6))
-        };
-        let mut frame = world::frame(packet.udp(b"x"), ifindex::POD_LIMIT);
+        let packet = from_pod(6, pod(3, v6)).udp(b"x");
+        let mut frame = world::frame(packet, ifindex::POD_LIMIT);
         pair.refill(ifindex::POD_LIMIT, 0);
         assert_eq!(pair.host(Hook::FromPod, &frame).0, Err(Reason::RateLimit));
         frame.handed_over = 1;
@@ -148,7 +144,6 @@ const LED_ON: i32 = 7;
 struct Loads {
     old: Kernel,
     new: Kernel,
-    out: Vec<u8>,
 }
 
 impl Loads {
@@ -158,31 +153,29 @@ impl Loads {
         for load in [&mut old, &mut new] {
             load.settings(settings).unwrap();
         }
-        let out = Vec::new();
-        Self { old, new, out }
+        Self { old, new }
     }
 
     /// What pod A sends meets a program of the new load.
     fn meets_new(&mut self, bytes: &[u8]) -> i32 {
-        let frame = world::frame(bytes.to_vec(), ifindex::POD_A);
-        self.new
-            .run_program(Hook::FromPod, &frame, &mut self.out)
-            .unwrap()
-            .0
+        sent_by_a(&mut self.new, bytes)
     }
 
     fn meets_old(&mut self, bytes: &[u8]) -> i32 {
-        let frame = world::frame(bytes.to_vec(), ifindex::POD_A);
-        self.old
-            .run_program(Hook::FromPod, &frame, &mut self.out)
-            .unwrap()
-            .0
+        sent_by_a(&mut self.old, bytes)
     }
 
     /// Connections that the old and the new one know.
     fn flows(&mut self) -> [usize; 2] {
         [&mut self.old, &mut self.new].map(|load| load.flows("conntrack_new").unwrap())
     }
+}
+
+/// What a load's program, or the one that it hands the packet to, returns.
+fn sent_by_a(load: &mut Kernel, bytes: &[u8]) -> i32 {
+    let frame = world::frame(bytes.to_vec(), ifindex::POD_A);
+    let (returned, _) = load.run_program(Hook::FromPod, &frame, &mut Vec::new()).unwrap();
+    returned
 }
 
 /// Runs `test` in a world of its own.

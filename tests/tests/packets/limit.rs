@@ -2,20 +2,15 @@
 
 use cni_ebpf::abi::Reason;
 use cni_tests::frames::Ends;
-use cni_tests::world::{self, Hook, ifindex, ip, mac, pod};
+use cni_tests::world::{self, Hook, ifindex, ip, pod};
 
-use crate::fixtures::{TO_B, families, from_a, gateway};
+use crate::fixtures::{TO_B, families, from_a, from_pod, gateway};
 
 #[test]
 fn a_bandwidth_limit_drops_what_is_above_it() {
     families(|pair, v6| {
         // Pod number 6 may send 1000 bytes at once and gets none back in the time of this test.
-        let ends = Ends {
-            src_mac: mac(ifindex::POD_LIMIT),
-            src: pod(6, v6),
-            ..from_a(pod(3, v6))
-        };
-        let packet = ends.udp(&[0; 400]);
+        let packet = from_pod(6, pod(3, v6)).udp(&[0; 400]);
         pair.refill(ifindex::POD_LIMIT, 1000);
         let mut send = || pair.run(Hook::FromPod, &packet, ifindex::POD_LIMIT).0;
         assert_eq!(send(), TO_B);
@@ -29,11 +24,7 @@ fn a_bandwidth_limit_drops_what_is_above_it() {
 #[test]
 fn what_leaves_by_a_device_that_paces_waits_and_what_stays_on_the_node_does_not() {
     families(|pair, v6| {
-        let near = Ends {
-            src_mac: mac(ifindex::POD_PACED),
-            src: pod(7, v6),
-            ..from_a(pod(3, v6))
-        };
+        let near = from_pod(7, pod(3, v6));
         let far = Ends {
             dst: ip(if v6 { "2001:db8:ffff::9" } else { "198.51.100.9" }),
             ..near

@@ -9,7 +9,8 @@ use cni_tests::world::{self, Hook, ifindex, ip, mac, pod, port};
 
 use crate::departure::{come, go};
 use crate::fixtures::{
-    ACK, FIN_ACK, SYN, SYN_ACK, TO_A, TO_B, drop_of, families, far, from_a, from_b, gateway, outside,
+    ACK, FIN_ACK, SYN, SYN_ACK, TO_A, TO_B, drop_of, families, far, from_a, from_b, from_pod, gateway,
+    outside,
 };
 use crate::services::{dial, ends, vip};
 use crate::{Pair, fixtures};
@@ -40,11 +41,7 @@ fn succeed(pair: &mut Pair, number: u8, v6: bool, id: u32) {
 fn rel_38_what_the_former_owner_of_an_address_was_allowed_is_not_the_new_ones() {
     families(|pair, v6| {
         // The pod with rules opens a connection to B, and answers may come back.
-        let ends = Ends {
-            src_mac: mac(ifindex::POD_RULES),
-            src: pod(5, v6),
-            ..from_a(pod(3, v6))
-        };
+        let ends = from_pod(5, pod(3, v6));
         let reply = from_b(ends).tcp(SYN_ACK, b"");
         let run = |pair: &mut Pair, bytes: &[u8], device| pair.run(Hook::FromPod, bytes, device).0;
         assert_eq!(run(pair, &ends.tcp(SYN, b""), ifindex::POD_RULES), TO_B);
