@@ -227,13 +227,14 @@ fn migrates(mode: Mode, by_configuration: bool) {
     let servers = [&server, &near];
     let _echoes = servers.map(serve);
     control.apply(&objects(&servers)).unwrap();
+    let load = load(&client.namespace, &lab.outside, node, &server);
+    load.goes_on(SOME);
+    // Only now is it sure that it has begun.
     let refused = cleanup(node, []);
     assert!(
         !refused.status.success() && said(&refused).contains("a kube-proxy runs"),
         "{refused:?}"
     );
-    let load = load(&client.namespace, &lab.outside, node, &server);
-    load.goes_on(SOME);
 
     switch(&lab);
     load.goes_on(SOME);

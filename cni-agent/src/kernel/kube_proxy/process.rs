@@ -9,7 +9,8 @@ use std::{
 const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 const METRICS: u16 = 10249;
 const HEALTH: u16 = 10256;
-const PATIENCE: Duration = Duration::from_millis(300);
+/// With one that is busy: to take it for none would have its rules removed. Where none listens, nothing is waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// What Millrace, which answers on the same ports in the same words, calls itself in the header `Server`.
 pub const OURS: &str = "millrace";
 /// As much of an answer as is looked at.
