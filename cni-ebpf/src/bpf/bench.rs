@@ -15,7 +15,7 @@ use aya_ebpf::helpers::generated as helper;
 use aya_ebpf::macros::{classifier, map};
 use aya_ebpf::maps::{Array, PerCpuArray};
 use aya_ebpf::programs::TcContext;
-use cni_ebpf::abi::{Port, hook};
+use cni_ebpf::abi::Port;
 use cni_ebpf::datapath;
 
 use super::programs::run;
@@ -85,7 +85,6 @@ pub(crate) fn bench_from_pod(context: TcContext) -> i32 {
     }
     run(
         &context,
-        hook::FROM_POD,
         #[inline(always)]
         |maps, packet, work| datapath::from_pod(maps, packet, work),
     )

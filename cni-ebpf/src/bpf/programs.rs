@@ -25,11 +25,7 @@ const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
 
 #[inline(always)]
-pub(super) fn run(
-    context: &TcContext,
-    hook: u8,
-    pipeline: impl FnOnce(&Maps, &mut Skb, &mut Work) -> Outcome,
-) -> i32 {
+pub(super) fn run(context: &TcContext, pipeline: impl FnOnce(&Maps, &mut Skb, &mut Work) -> Outcome) -> i32 {
     let Some(work) = WORK.get_ptr_mut(0) else {
         return TC_ACT_SHOT;
     };
@@ -39,7 +35,7 @@ pub(super) fn run(
     let mut packet = Skb::new(context.as_ptr().cast());
     let outcome = pipeline(&Maps, &mut packet, work);
     if matches!(outcome, Err(Reason::Unsettled)) {
-        hand_over(context, hook);
+        hand_over(context, work.hook);
     }
     datapath::finish(&Maps, &mut packet, work, &outcome);
     #[cfg(feature = "debug-log")]
@@ -126,7 +122,6 @@ fn neighbour(ifindex: u32, next_hop: &Addr) -> i32 {
 pub(crate) fn from_pod(context: TcContext) -> i32 {
     run(
         &context,
-        hook::FROM_POD,
         #[inline(always)]
         |maps, packet, work| datapath::from_pod(maps, packet, work),
     )
@@ -137,7 +132,6 @@ pub(crate) fn from_pod(context: TcContext) -> i32 {
 pub(crate) fn to_pod(context: TcContext) -> i32 {
     run(
         &context,
-        hook::TO_POD,
         #[inline(always)]
         |maps, packet, work| datapath::to_pod(maps, packet, work),
     )
@@ -151,7 +145,6 @@ pub(crate) fn from_netdev(context: TcContext) -> i32 {
     }
     run(
         &context,
-        hook::FROM_NETDEV,
         #[inline(always)]
         |maps, packet, work| datapath::from_netdev(maps, packet, work),
     )
@@ -162,7 +155,6 @@ pub(crate) fn from_netdev(context: TcContext) -> i32 {
 pub(crate) fn to_netdev(context: TcContext) -> i32 {
     run(
         &context,
-        hook::TO_NETDEV,
         #[inline(always)]
         |maps, packet, work| datapath::to_netdev(maps, packet, work),
     )

@@ -327,7 +327,7 @@ pub(super) fn ripe(work: &Work, table: Table) -> bool {
 /// Whether the packet may begin a connection: an answer or a reset is one to something that is not there.
 #[inline(always)]
 pub(super) fn may_begin<T: Tables, P: Packet>(tables: &T, packet: &P, work: &Work) -> Result<(), Reason> {
-    is_new(tables, packet, work)?;
+    is_nobodys(tables, packet, work)?;
     if work.headers.icmp_reply != 0 || work.headers.tcp_flags & tcp::RST != 0 {
         return Err(Reason::InvalidState);
     }
@@ -337,7 +337,7 @@ pub(super) fn may_begin<T: Tables, P: Packet>(tables: &T, packet: &P, work: &Wor
 /// That no other load's program knows the packet's connection, as far as it can be known. Who led what is in the midst of one
 /// to a new backend, or to the stack, would have it reset; datagrams begin one where nobody knows them.
 #[inline(always)]
-pub(super) fn is_new<T: Tables, P: Packet>(tables: &T, packet: &P, work: &Work) -> Result<(), Reason> {
+pub(super) fn is_nobodys<T: Tables, P: Packet>(tables: &T, packet: &P, work: &Work) -> Result<(), Reason> {
     if amidst(work) && unsettled(tables, work) {
         return Err(Reason::Unsettled);
     }
@@ -347,7 +347,7 @@ pub(super) fn is_new<T: Tables, P: Packet>(tables: &T, packet: &P, work: &Work) 
 /// Has the other load's programs look at a packet of which this one's know nothing. What comes back goes on.
 #[inline(always)]
 pub(super) fn ask_others<T: Tables, P: Packet>(tables: &T, packet: &P, work: &Work) -> Result<(), Reason> {
-    let hands_over = |settings: &Settings| settings.hands_over != 0 && settings.unsettled_until > work.now;
+    let hands_over = |settings: &Settings| settings.hands_over != 0 && is_replacing(settings, work);
     if !begins(work) && tables.settings().is_some_and(hands_over) && packet.handed_over(work.hook) < BACK {
         return Err(Reason::Unsettled);
     }
@@ -368,7 +368,13 @@ pub(super) fn unsettled<T: Tables>(tables: &T, work: &Work) -> bool {
     tables.config().has_services() != 0
         && tables
             .settings()
-            .is_some_and(|settings| settings.unsettled_until > work.now)
+            .is_some_and(|settings| is_replacing(settings, work))
+}
+
+/// Whether programs are being replaced by those of another layout.
+#[inline(always)]
+fn is_replacing(settings: &Settings, work: &Work) -> bool {
+    settings.unsettled_until > work.now
 }
 
 /// Enters `work.flow` as a new connection with the tuple `work.out` in the originator's direction.

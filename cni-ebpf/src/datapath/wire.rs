@@ -90,7 +90,7 @@ fn known<T: Tables, W: Wire>(tables: &T, packet: &mut W, work: &mut Work, alias:
 #[inline(always)]
 fn begin<T: Tables, W: Wire>(tables: &T, packet: &mut W, work: &mut Work) -> Outcome {
     if conntrack::amidst(work)
-        || conntrack::is_new(tables, packet, work).is_err()
+        || conntrack::is_nobodys(tables, packet, work).is_err()
         || tables.endpoint(&work.tuple.src).is_some()
         || balance::asked(tables, packet, work, service_scope::EXTERNAL).is_err()
         || work.choice.found == 0

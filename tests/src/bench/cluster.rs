@@ -5,6 +5,7 @@ mod kube_proxy;
 mod loader;
 pub mod objects;
 mod place;
+mod storage;
 mod watched;
 
 use std::{
@@ -30,7 +31,7 @@ pub const MILLRACE: &str = "millrace";
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Rows for Services that are dialled, and for what is on its way out.
 const SPARE: u32 = 1_000;
-/// Services that a kube-proxy is asked to serve.
+/// Services that a kube-proxy is asked to serve. Of 100,000 one with nftables had not served any five minutes later.
 const MOST_OF_PEERS: u32 = 10_000;
 
 /// One node that serves Services, and the API server that it follows. It is dropped after whoever else follows it.
@@ -68,13 +69,7 @@ impl Crowd {
     pub fn fill(&self, services: usize, endpoints: usize) -> Result<()> {
         let new = self.services.get()..services;
         self.services.set(services.max(new.start));
-        let loader = self.loader()?;
-        loader.create("Services", new.clone().map(objects::service).collect())?;
-        let slices = new.map(|number| {
-            let name = format!("service-{number}");
-            objects::slice(&name, objects::remote(number, endpoints))
-        });
-        loader.create("EndpointSlices", slices.collect())
+        self.loader()?.store(new, endpoints)
     }
 
     /// Both kinds of kube-proxy, on hosts of their own; none if there are more Services than they get done with in time.
@@ -171,18 +166,36 @@ impl Crowd {
         }
     }
 
-    /// Waits until the agent has so many Services in the kernel.
+    /// Waits until etcd and the API server have done with what was put into them.
+    fn wait_until_quiet(&self) -> Result<()> {
+        const LOOK: Duration = Duration::from_millis(500);
+        const STILL: u32 = 4;
+        let ticks = || self.control.processes().map(watched::ticks).sum::<Result<u64>>();
+        let (begin, mut before, mut still) = (Instant::now(), ticks()?, 0);
+        while still < STILL {
+            thread::sleep(LOOK);
+            let now = ticks()?;
+            // A fifth of a processor.
+            still = if now - before > 10 { 0 } else { still + 1 };
+            before = now;
+            ensure!(begin.elapsed() < PATIENCE, "the API server is busy all the time");
+        }
+        Ok(())
+    }
+
+    /// Waits until the agent has so many Services in the kernel, and nobody is busy with them.
     pub fn wait_for(&self, services: usize) -> Result<()> {
         let begin = Instant::now();
         loop {
             let status = self.node()?.ask(["status"])?;
             let known = status["agent"]["services"]["services"].as_u64();
             if known.is_some_and(|known| known >= services as u64) {
-                return Ok(());
+                return self.wait_until_quiet();
             }
             ensure!(
                 begin.elapsed() < PATIENCE,
-                "the agent knows {known:?} Services of {services}"
+                "the agent knows {known:?} Services of {services}: {}",
+                self.node()?.log()
             );
             thread::sleep(Duration::from_millis(50));
         }

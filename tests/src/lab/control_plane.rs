@@ -351,7 +351,8 @@ const AUDIT: &str = r#"{"apiVersion":"audit.k8s.io/v1","kind":"Policy","omitStag
 
 const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 
-const ETCD: &str = "http://127.0.0.1:2379";
+/// In the namespace of the fabric.
+pub(crate) const ETCD: &str = "http://127.0.0.1:2379";
 
 /// The range of Service addresses of a family.
 pub fn service_range(v4: bool) -> &'static str {

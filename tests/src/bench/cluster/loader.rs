@@ -24,11 +24,11 @@ use super::{
 use crate::netns::Namespace;
 
 /// More do not make it quicker on few processors.
-const AT_A_TIME: usize = 48;
+pub(super) const AT_A_TIME: usize = 48;
 
 /// Works inside a namespace that reaches the API server.
 pub struct Loader {
-    inside: Namespace,
+    pub(super) inside: Namespace,
     kubeconfig: PathBuf,
 }
 
@@ -123,7 +123,7 @@ impl Loader {
     }
 }
 
-fn runtime() -> Result<Runtime> {
+pub(super) fn runtime() -> Result<Runtime> {
     Ok(tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?)

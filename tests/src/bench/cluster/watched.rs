@@ -84,14 +84,9 @@ impl Watched<'_> {
     }
 
     pub fn sample(&self) -> Result<Sample> {
-        let stat = self.read("stat")?;
-        // The name in parentheses may hold anything.
-        let (_, after) = stat.rsplit_once(')').context("stat")?;
-        let fields: Vec<&str> = after.split_whitespace().collect();
-        let ticks = |field: usize| -> Result<u64> { Ok(fields.get(field).context("stat")?.parse()?) };
         Ok(Sample {
             at: Instant::now(),
-            ticks: ticks(11)? + ticks(12)?,
+            ticks: ticks(self.process)?,
             bytes: self.received()?,
         })
     }
@@ -108,7 +103,6 @@ impl Watched<'_> {
     pub fn rates(&self, since: &Sample) -> Result<Rates> {
         let now = self.sample()?;
         let seconds = (now.at - since.at).as_secs_f64();
-        // USER_HZ, which is a hundred on every architecture that Linux has left.
         Ok(Rates {
             cpu: (now.ticks - since.ticks) as f64 / seconds,
             bytes: (now.bytes - since.bytes) as f64 / MEGABYTE / seconds,
@@ -119,4 +113,15 @@ impl Watched<'_> {
     pub fn megabytes(&self, since: &Sample) -> Result<f64> {
         Ok((self.received()? - since.bytes) as f64 / MEGABYTE)
     }
+}
+
+/// Hundredths of a second that a process has computed, which USER_HZ are on every architecture that Linux has left.
+pub(super) fn ticks(process: u32) -> Result<u64> {
+    let path = format!("/proc/{process}/stat");
+    let stat = fs::read_to_string(&path).with_context(|| path)?;
+    // The name in parentheses may hold anything.
+    let (_, after) = stat.rsplit_once(')').context("stat")?;
+    let fields: Vec<&str> = after.split_whitespace().collect();
+    let ticks = |field: usize| -> Result<u64> { Ok(fields.get(field).context("stat")?.parse()?) };
+    Ok(ticks(11)? + ticks(12)?)
 }
