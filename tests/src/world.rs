@@ -16,7 +16,7 @@ use crate::object;
 
 pub use content::{MAGLEV, MAGLEV_SIZE, NODES_RANGES, backend, balancer, place, port, service_id};
 use content::{NEIGHBOURS, device, endpoints, fib, ranges, routes, services, settings, tables};
-pub use kernel::{Bytes, Kernel, THIS_NETNS};
+pub use kernel::{Bytes, Kernel, THIS_NETNS, netns_cookie};
 pub use rules::KUBELET;
 use rules::rules;
 

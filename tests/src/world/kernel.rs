@@ -43,7 +43,7 @@ pub struct Kernel {
 pub const THIS_NETNS: u64 = u64::MAX;
 
 /// The cookie of the calling thread's network namespace.
-fn netns_cookie() -> Result<u64> {
+pub fn netns_cookie() -> Result<u64> {
     const SO_NETNS_COOKIE: i32 = 71;
     let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
     let (mut cookie, mut size) = (0u64, size_of::<u64>() as u32);

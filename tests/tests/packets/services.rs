@@ -70,7 +70,7 @@ impl Pair {
         self.kernel.slot(place, &value).unwrap();
     }
 
-    fn put_member(&mut self, key: MemberKey, is_one: bool) {
+    pub(crate) fn put_member(&mut self, key: MemberKey, is_one: bool) {
         if is_one {
             self.memory.members.put(key, 1);
             self.kernel.member(key).unwrap();

@@ -2,9 +2,16 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
-use cni_ebpf::abi::{Config, Service, service_scope, socket_lb};
-use cni_tests::world::{self, THIS_NETNS, backend, ip, port, service_id};
+use cni_ebpf::abi::{
+    Addr, Affinity, AffinityKey, Config, Dialled, MemberKey, Racy, Service, client_kind, service_flags,
+    service_scope, socket_lb,
+};
+use cni_tests::world::{self, THIS_NETNS, backend, ip, netns_cookie, port, service_id};
+use nix::sched::{CloneFlags, unshare};
 
 use crate::services::{key, node, vip};
 use crate::{Pair, privileged, with_pair};
@@ -230,20 +237,134 @@ fn where_only_the_host_is_served_a_pods_sockets_dial_as_they_are_told() {
         ..POD
     };
     sockets(config, |pair, v6| {
-        let socket = socket2::Socket::new(
-            if v6 {
-                socket2::Domain::IPV6
-            } else {
-                socket2::Domain::IPV4
-            },
-            socket2::Type::STREAM,
-            None,
-        )
-        .unwrap();
-        socket.set_nonblocking(true).unwrap();
-        // It stays on its way to nowhere.
-        let _ = socket.connect(&frontend(v6, port::TO_HOST).into());
+        let _stream = dial(frontend(v6, port::TO_HOST));
         assert!(pair.kernel.dialled().unwrap().is_empty());
+    });
+}
+
+/// A stream that stays on its way, wherever that leads.
+fn dial(to: SocketAddr) -> socket2::Socket {
+    let kind = socket2::Type::STREAM;
+    let socket = socket2::Socket::new(socket2::Domain::for_address(to), kind, None).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let _ = socket.connect(&to.into());
+    socket
+}
+
+/// Streams of the calling thread's namespace, as many as a choice among two would not all lead to one.
+fn dial_often(to: SocketAddr) -> Vec<socket2::Socket> {
+    (0..20).map(|_| dial(to)).collect()
+}
+
+/// A Service whose clients stay for a second with the backend that they had, and who they are.
+struct Affine {
+    v6: bool,
+    id: u32,
+}
+
+impl Affine {
+    const PORT: u16 = 5003;
+    const BACKENDS: [u32; 2] = [backend::POD_A, backend::POD_B];
+
+    fn new(pair: &mut Pair, v6: bool) -> Self {
+        let affine = Self {
+            v6,
+            id: 6000 + u32::from(v6),
+        };
+        for (slot, backend) in (0..).zip(Self::BACKENDS) {
+            let number = affine.number(backend);
+            pair.put_slot(affine.id, slot, number);
+            let member = MemberKey {
+                service: affine.id,
+                backend: number,
+            };
+            pair.put_member(member, true);
+        }
+        let service = Service {
+            id: affine.id,
+            slots: 2,
+            flags: service_flags::AFFINITY,
+            affinity_seconds: 1,
+            ..Service::default()
+        };
+        pair.put_service(key(vip(v6), Self::PORT, 6), service);
+        affine
+    }
+
+    fn number(&self, backend: u32) -> u32 {
+        backend + if self.v6 { backend::V6 } else { 0 }
+    }
+
+    fn frontend(&self) -> SocketAddr {
+        frontend(self.v6, Self::PORT)
+    }
+
+    /// As if the namespace had dialled a backend as long ago.
+    fn pin(&self, pair: &mut Pair, netns: u64, backend: u32, ago: Duration) {
+        let client = AffinityKey {
+            client: Addr { hi: 0, lo: netns },
+            service: self.id,
+            kind: client_kind::NETNS,
+        };
+        let seen = world::monotonic() - u64::try_from(ago.as_nanos()).unwrap();
+        let last = Affinity {
+            seen: Racy::new(seen),
+            backend: self.number(backend),
+            pad: 0,
+        };
+        pair.kernel.affinity(client, &last).unwrap();
+    }
+
+    /// How many sockets were connected to each backend.
+    fn taken(&self, pair: &mut Pair) -> [usize; 2] {
+        let dialled = pair.kernel.dialled().unwrap();
+        let of = |backend| {
+            let number = self.number(backend);
+            let is_of = |one: &&Dialled| one.service == self.id && one.backend == number;
+            dialled.iter().filter(is_of).count()
+        };
+        Self::BACKENDS.map(of)
+    }
+}
+
+#[test]
+fn svc_49_a_client_that_is_connected_is_its_namespace() {
+    sockets(POD, |pair, v6| {
+        let affine = Affine::new(pair, v6);
+        let (say, hear) = mpsc::channel();
+        let (go, begin) = mpsc::channel();
+        let to = affine.frontend();
+        let elsewhere = thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            say.send(netns_cookie().unwrap()).unwrap();
+            begin.recv().unwrap();
+            dial_often(to)
+        });
+        let [first, second] = Affine::BACKENDS;
+        affine.pin(pair, netns_cookie().unwrap(), first, Duration::ZERO);
+        affine.pin(pair, hear.recv().unwrap(), second, Duration::ZERO);
+        let _ours = dial_often(to);
+        assert_eq!(affine.taken(pair), [20, 0]);
+        go.send(()).unwrap();
+        let _theirs = elsewhere.join().unwrap();
+        assert_eq!(affine.taken(pair), [20, 20]);
+    });
+}
+
+#[test]
+fn svc_50_a_namespace_may_change_its_backend_when_its_time_is_over() {
+    sockets(POD, |pair, v6| {
+        let affine = Affine::new(pair, v6);
+        let netns = netns_cookie().unwrap();
+        let mut streams = Vec::new();
+        for (ago, changes) in [(Duration::ZERO, false), (Duration::from_millis(1_100), true)] {
+            for _ in 0..20 {
+                affine.pin(pair, netns, Affine::BACKENDS[0], ago);
+                streams.push(dial(affine.frontend()));
+            }
+            let [_, changed] = affine.taken(pair);
+            assert_eq!(changed > 0, changes, "{changed} of 20");
+        }
     });
 }
 
