@@ -145,3 +145,55 @@ fn a_service_without_room_is_said_and_waits_and_all_others_are_served() {
         node.says(|problems| !problems.iter().any(|problem| problem.contains("maps.")));
     });
 }
+
+#[test]
+fn services_and_backends_are_shown_to_people() {
+    on_host(|host| {
+        let mut node = node(host);
+        node.sets(1, "large", 30);
+        node.sets(2, "small", 2);
+        node.start("");
+        node.becomes(&[(2, 2)]);
+        node.says(|problems| problems.iter().any(|problem| problem.contains("a/large")));
+        let table = |arguments: &str| {
+            let output = node.run(arguments);
+            assert!(output.status.success(), "{output:?}");
+            let text = String::from_utf8(output.stdout).unwrap();
+            let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+            text.lines().map(words).collect::<Vec<_>>()
+        };
+        let header = "SERVICE FRONTEND PROTOCOL CLIENTS ANSWER BACKENDS ALGORITHM MODE HINTS AFFINITY CONNECTIONS SOCKETS OPENED";
+        let small = "a/small 10.96.0.2:80 TCP inside forward 2 random - - - 0 0 0";
+        for one in ["services small", "services a/small"] {
+            assert_eq!(table(one), [header, small]);
+        }
+        let all = table("services");
+        assert!(all.iter().any(|line| line == small), "{all:#?}");
+        let problem = all.last().unwrap();
+        assert!(
+            problem.contains("maps.backends") && problem.contains("not served"),
+            "{all:#?}"
+        );
+        let backends = table("backends");
+        assert_eq!(
+            backends[0],
+            "NUMBER BACKEND PROTOCOL STATE WHERE CONNECTIONS SOCKETS SERVICES"
+        );
+        let mut of_small: Vec<_> = backends[1..]
+            .iter()
+            .filter(|line| line.ends_with(" a/small"))
+            .collect();
+        of_small.sort_by_key(|line| line.split(' ').nth(1));
+        for (line, address) in of_small.iter().zip(["10.2.2.0", "10.2.2.1"]) {
+            let (_, line) = line.split_once(' ').unwrap();
+            assert_eq!(line, format!("{address}:8080 TCP ready elsewhere 0 0 a/small"));
+        }
+        assert_eq!(of_small.len(), 2, "{backends:#?}");
+        let refused = node.run("services nobody");
+        let said = String::from_utf8(refused.stderr).unwrap();
+        assert!(
+            !refused.status.success() && said.contains("no Service nobody is served here"),
+            "{said}"
+        );
+    });
+}
