@@ -166,7 +166,7 @@ impl Writer {
 }
 
 /// The file has its name when it is complete.
-fn write(path: &Path, content: &[u8]) -> io::Result<()> {
+pub(crate) fn write(path: &Path, content: &[u8]) -> io::Result<()> {
     let unfinished = path.with_extension("tmp");
     let mut file = OpenOptions::new()
         .create(true)

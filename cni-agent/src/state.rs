@@ -21,7 +21,7 @@ use crate::model::{
 
 pub use nodes::Nodes;
 pub use pods::{PodChanges, Pods};
-pub use services::{ServiceChanges, Services};
+pub use services::{ServiceChanges, Services, of_host_ports};
 
 /// Everything that sources have said, and this node's endpoints.
 #[derive(Debug)]

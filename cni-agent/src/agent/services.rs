@@ -142,6 +142,7 @@ impl ServiceWork {
             .min(LONGEST_RETRY);
         self.audit = Some(Instant::now() + wait);
         self.error = Some(error);
+        self.tell_health();
     }
 
     fn succeeded(&mut self) {
@@ -178,13 +179,17 @@ impl<K: Kernel> Agent<K> {
             BTreeSet::new()
         };
         let place = Place::new(&topology, &self.state, resolvers);
-        let leaving = topology.own.is_some_and(|node| node.leaving);
+        // Whose object is deleted is still what it was said to be.
+        let leaving = topology.own.map(|node| node.leaving);
         drop(topology);
-        self.services.leaving = leaving;
+        self.services.leaving = leaving.unwrap_or(self.services.leaving);
         self.services.tell_health();
         if place != self.services.place {
+            let names: Vec<_> = match place.nodes_alone(&self.services.place) {
+                Some(nodes) => self.state.services.that_ask_for(&nodes),
+                None => self.state.services.names().cloned().collect(),
+            };
             self.services.place = place;
-            let names: Vec<_> = self.state.services.names().cloned().collect();
             self.state.services.touch(names);
         }
     }
@@ -435,10 +440,12 @@ impl<K: Kernel> Agent<K> {
     /// before nobody could read it.
     fn trouble(&self) -> Vec<ServiceProblem> {
         let of_book = self.services.book.troubled().map(|(name, why)| {
-            let service = self.state.services.get(name);
+            let services = &self.state.services;
+            let service = services.get(name).map(|service| service.uid.to_string());
+            let pod = || services.with_host_ports(name).map(|pod| pod.uid.clone());
             ServiceProblem {
                 service: name.clone(),
-                uid: service.map(|service| service.uid.to_string()).unwrap_or_default(),
+                uid: service.or_else(pod).unwrap_or_default(),
                 text: why.join("\n"),
             }
         });

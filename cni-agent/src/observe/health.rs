@@ -141,7 +141,8 @@ fn service_page(health: &Health, asked: SocketAddr, now: Instant) -> Response<Fu
         return page(StatusCode::SERVICE_UNAVAILABLE, &json!({}));
     };
     let local_ready = service.ready_by(asked.is_ipv4()).unwrap_or(0);
-    let healthy = health.is_healthy(now);
+    // Where the node is about to go, its endpoints serve as long as they are there.
+    let healthy = health.is_alive(now);
     let status = if local_ready > 0 && healthy {
         StatusCode::OK
     } else {
@@ -248,6 +249,11 @@ mod tests {
         assert_eq!(status(&health(0)), 503);
         assert_eq!(status(&behind(600)), 503);
         assert_eq!(status(&behind(1)), 200);
+        let leaving = Health {
+            leaving: true,
+            ..health(1)
+        };
+        assert_eq!(status(&leaving), 200, "nobody else may have any");
         let by_v6 = service_page(&health(2), asked(false), Instant::now());
         assert_eq!(by_v6.status().as_u16(), 503, "none of that family");
     }

@@ -440,6 +440,7 @@ impl Entry {
         self.frontends.is_empty()
             && self.sets.is_empty()
             && self.serving.is_empty()
+            && self.ranges.is_empty()
             && self.problems.is_empty()
     }
 }

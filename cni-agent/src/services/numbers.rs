@@ -4,6 +4,8 @@ use std::{fs, io, path::PathBuf};
 
 use roaring::RoaringBitmap;
 
+use crate::ledger;
+
 /// How many are set aside at a time: a write for each would be a write for each endpoint of the cluster.
 const BLOCK: u32 = 65_536;
 /// To a release whose slots were a hash the bit above says that a slot's key is not a slot.
@@ -24,7 +26,11 @@ impl Numbers {
     /// Goes on behind whatever an earlier agent may have given.
     pub fn open(file: PathBuf) -> io::Result<Self> {
         let last = match fs::read_to_string(&file) {
-            Ok(text) => text.trim().parse().map_err(io::Error::other)?,
+            // After a power cut, which no connection outlives either.
+            Ok(text) => text.trim().parse().unwrap_or_else(|error| {
+                tracing::warn!(file = %file.display(), %error, "the numbers of Services begin anew");
+                0
+            }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
             Err(error) => return Err(error),
         };
@@ -67,8 +73,7 @@ impl Numbers {
         let end = self.last.saturating_add(BLOCK);
         let end = if end > LAST { end - LAST } else { end };
         // Without a disk Services are served all the same; only after a restart a number may be given again.
-        let aside = self.file.with_extension("tmp");
-        if let Err(error) = fs::write(&aside, end.to_string()).and_then(|()| fs::rename(&aside, &self.file)) {
+        if let Err(error) = ledger::write(&self.file, end.to_string().as_bytes()) {
             tracing::warn!(file = %self.file.display(), %error, "numbers of Services cannot be set aside on disk");
         }
     }
@@ -97,7 +102,13 @@ mod tests {
             [LAST, 2],
             "round, and past what is in use"
         );
-        fs::write(&file, "x").unwrap();
-        assert!(Numbers::open(file).is_err());
+        for torn in ["", "x", "4294967296"] {
+            fs::write(&file, torn).unwrap();
+            assert_eq!(
+                Numbers::open(file.clone()).unwrap().give(),
+                1,
+                "the node has a network"
+            );
+        }
     }
 }

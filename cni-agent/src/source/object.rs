@@ -112,8 +112,19 @@ fn name_of(meta: &ObjectMeta) -> NamespacedName {
 }
 
 fn address(field: &str, text: &str) -> Result<IpAddr, FieldError> {
-    text.parse()
-        .map_err(|_| FieldError::new(field, format!("`{text}` is not an address")))
+    let parsed = text.parse().or_else(|error| padded(text).ok_or(error));
+    parsed.map_err(|_| FieldError::new(field, format!("`{text}` is not an address")))
+}
+
+/// Objects from before Kubernetes was strict may have zeros before their numbers, which are decimal all the same.
+fn padded(text: &str) -> Option<IpAddr> {
+    let short = |part: &str| {
+        let number = part.trim_start_matches('0');
+        let is_number = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+        is_number.then(|| if number.is_empty() { "0" } else { number }.to_owned())
+    };
+    let parts: Option<Vec<String>> = text.split('.').map(short).collect();
+    parts?.join(".").parse().ok()
 }
 
 /// A range whose address is that of its network.
@@ -184,9 +195,26 @@ mod tests {
     }
 
     #[test]
+    fn an_old_address_with_zeros_before_its_numbers_is_the_decimal_one() {
+        for (text, wanted) in [
+            ("010.0.000.1", Some("10.0.0.1")),
+            ("10.0.0.1", Some("10.0.0.1")),
+            ("fd00::1", Some("fd00::1")),
+            ("10.0.0.0256", None),
+            ("10.0..1", None),
+            ("0x10.0.0.1", None),
+            ("10.0.0", None),
+            ("", None),
+        ] {
+            let wanted = wanted.map(|text| text.parse::<IpAddr>().unwrap());
+            assert_eq!(address("f", text).ok(), wanted, "{text}");
+        }
+    }
+
+    #[test]
     fn rel_52_a_bad_value_spoils_its_object_and_no_other() {
         // It is read, so that the list that it stands in is read too.
-        let bad = pod(&event(&json!({ "podIP": "010.0.0.1" })));
+        let bad = pod(&event(&json!({ "podIP": "10.0.0.1.2" })));
         assert_eq!(bad.into_object().unwrap_err().field, "status.podIP");
         for status in [json!(null), json!({ "phase": null, "podIPs": null })] {
             assert!(pod(&event(&status)).into_object().is_ok());

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     ops::Deref,
     sync::Arc,
     time::SystemTime,
@@ -86,6 +87,10 @@ impl Services {
     }
 
     pub(super) fn set_slice(&mut self, mut slice: EndpointSlice) {
+        // Nobody's: as of a headless Service, of which there may be any number.
+        if slice.service.name.is_empty() {
+            return self.remove_slice(&slice.name);
+        }
         for endpoint in &mut slice.endpoints {
             self.localities.share(&mut endpoint.locality);
         }
@@ -161,6 +166,18 @@ impl Services {
         services.chain(self.host_ports.keys())
     }
 
+    /// Services that name one of these addresses beside their own.
+    pub fn that_ask_for(&self, addresses: &BTreeSet<IpAddr>) -> Vec<Arc<NamespacedName>> {
+        let asks = |service: &&Box<Service>| {
+            let mut named = service.external_ips.iter().chain(&service.load_balancer_ips);
+            named.any(|ip| addresses.contains(ip))
+        };
+        let all = self.services.iter().map(|known| &known.0);
+        all.filter(asks)
+            .map(|service| Arc::clone(&service.name))
+            .collect()
+    }
+
     /// Who comes before whom where two ask for the same.
     pub fn rank(&self, name: &Arc<NamespacedName>) -> (i64, Arc<NamespacedName>) {
         let created = self.get(name).map_or(i64::MAX, |service| service.created);
@@ -202,11 +219,19 @@ impl Services {
     }
 }
 
+/// No Service has such a name.
+const OF_POD: &str = "pod/";
+
 fn host_ports_of(pod: &NamespacedName) -> NamespacedName {
     NamespacedName {
         namespace: pod.namespace.clone(),
-        name: format!("pod/{}", pod.name),
+        name: format!("{OF_POD}{}", pod.name),
     }
+}
+
+/// The pod whose host ports have this name among Services.
+pub fn of_host_ports(name: &str) -> Option<&str> {
+    name.strip_prefix(OF_POD)
 }
 
 fn unwanted<P: Deref<Target: Bears>>(
@@ -272,6 +297,40 @@ mod tests {
         assert_eq!(services.slices_of(&name("b")).count(), 2);
         services.retain_slices(|kept| kept.name == "b-1");
         assert_eq!(changed(&mut services), ["b"]);
+    }
+
+    #[test]
+    fn of_a_slice_that_is_nobodys_nothing_is_kept() {
+        let mut services = Services::default();
+        let nobodys = EndpointSlice {
+            name: name("a-1"),
+            ..EndpointSlice::default()
+        };
+        services.set_slice(nobodys.clone());
+        assert!(!services.has_changed() && services.slices.is_empty() && services.of_service.is_empty());
+        services.set_slice(slice("a-1", "a", "x"));
+        assert_eq!(changed(&mut services), ["a"]);
+        services.set_slice(nobodys);
+        assert_eq!(changed(&mut services), ["a"], "it was somebody's");
+        assert!(services.slices.is_empty() && services.of_service.is_empty());
+    }
+
+    #[test]
+    fn a_node_that_comes_or_goes_concerns_those_that_ask_for_its_address() {
+        let mut services = Services::default();
+        let address: IpAddr = [192, 0, 2, 7].into();
+        let service = |name: &str, external: &[IpAddr], balancer: &[IpAddr]| Service {
+            name: Arc::new(self::name(name)),
+            external_ips: external.into(),
+            load_balancer_ips: balancer.into(),
+            ..Service::default()
+        };
+        services.set(service("a", &[], &[]));
+        services.set(service("b", &[address], &[]));
+        services.set(service("c", &[], &[address]));
+        let concerned = services.that_ask_for(&BTreeSet::from([address]));
+        let names: Vec<_> = concerned.iter().map(|name| name.name.as_str()).collect();
+        assert_eq!(names, ["b", "c"]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use cni_tests::lab::{ControlPlane, Families, Lab, Plan, Routing};
+use cni_tests::lab::{ControlPlane, Families, Lab, Plan, Routing, control_plane};
 use serde_json::{Value, json};
 
 use crate::{eventually, needs_control_plane};
@@ -10,6 +10,9 @@ use crate::{eventually, needs_control_plane};
 /// More endpoints than the map of the test has room for.
 const MANY: u8 = 9;
 const ROOM: u8 = 8;
+/// It asks for a port that a load balancer has, and comes before all others by its name.
+const POD: &str = "a-pod";
+const HOST_PORT: u16 = 8081;
 
 fn service(name: &str, spec: Value) -> Value {
     let mut whole = json!({ "ports": [{ "name": "web", "port": 80 }] });
@@ -32,23 +35,25 @@ fn slice(service: &str, addresses: &[String]) -> Value {
     })
 }
 
-/// What is said of each Service, by its name.
+/// What is said of each Service, and of each pod with ports of the node, by its name.
 fn said(control: &ControlPlane) -> BTreeMap<String, String> {
     let listed = |what: &str| -> Vec<Value> {
         let text = control.kubectl(&["get", what, "-o", "json"]).unwrap();
         let list: Value = serde_json::from_str(&text).unwrap();
         list["items"].as_array().unwrap().clone()
     };
-    let services = listed("services");
+    let objects = [listed("services"), listed("pods")].concat();
     let mut said: BTreeMap<String, String> = BTreeMap::new();
     for event in listed("events") {
         let about = &event["involvedObject"];
-        if about["kind"] != "Service" || event["reason"] != "MillraceNotServed" {
+        if event["reason"] != "MillraceNotServed" {
             continue;
         }
         assert_eq!(event["type"], "Warning", "{event}");
-        let mut same = services.iter().map(|service| &service["metadata"]);
-        let it = same.find(|service| service["name"] == about["name"]).unwrap();
+        let kind = if about["name"] == POD { "Pod" } else { "Service" };
+        assert_eq!(about["kind"], kind, "{event}");
+        let mut same = objects.iter().map(|object| &object["metadata"]);
+        let it = same.find(|object| object["name"] == about["name"]).unwrap();
         assert_eq!(about["uid"], it["uid"], "{event}");
         let text = said
             .entry(about["name"].as_str().unwrap().to_owned())
@@ -65,7 +70,7 @@ fn whatever_keeps_a_service_from_being_served_is_an_event_on_it_with_its_remedy(
         "services": { "proxy": "millrace", "externalIPs": true }, "maps": { "backends": ROOM },
     });
     let plan = Plan::new(Routing::Direct, Families::V4).nodes(1).config(config);
-    let (control, _lab) = Lab::start_with_control_plane(plan).unwrap();
+    let (control, lab) = Lab::start_with_control_plane(plan).unwrap();
     let claims = json!({ "externalIPs": ["198.51.100.7"] });
     // The API server refuses to give a node port away twice, and has no such care for addresses that are claimed.
     let first = service("first", claims.clone());
@@ -89,6 +94,16 @@ fn whatever_keeps_a_service_from_being_served_is_an_event_on_it_with_its_remedy(
         .unwrap();
     balanced["status"] = json!({ "loadBalancer": { "ingress": [{ "ip": "203.0.113.40" }] } });
     control.set_status(&balanced).unwrap();
+    let node = &lab.nodes[0];
+    let mut taken = service("taken", json!({ "type": "LoadBalancer" }));
+    taken["spec"]["ports"][0]["port"] = json!(HOST_PORT);
+    let mut pod = control_plane::pod(POD, &node.name(), &["10.77.0.99"]);
+    pod["spec"]["containers"][0]["ports"] = json!([{ "containerPort": 80, "hostPort": HOST_PORT }]);
+    control.apply(&[taken.clone(), pod.clone()]).unwrap();
+    taken["status"] = json!({ "loadBalancer": { "ingress": [{ "ip": node.address(true) }] } });
+    for object in [&taken, &pod] {
+        control.set_status(object).unwrap();
+    }
     // A second younger than the first.
     std::thread::sleep(std::time::Duration::from_millis(1100));
     control
@@ -98,7 +113,8 @@ fn whatever_keeps_a_service_from_being_served_is_an_event_on_it_with_its_remedy(
             slice("many", &many),
         ])
         .unwrap();
-    let expected: [(&str, &[&str]); 5] = [
+    let expected: [(&str, &[&str]); 6] = [
+        (POD, &["8081", "default/taken's"]),
         (
             "second",
             &["198.51.100.7 port 80", "default/first's", "change one of them"],
@@ -134,7 +150,7 @@ fn whatever_keeps_a_service_from_being_served_is_an_event_on_it_with_its_remedy(
     let troubled: Vec<&str> = said.keys().map(String::as_str).collect();
     assert_eq!(
         troubled,
-        ["balanced", "many", "own", "second", "strange"],
+        [POD, "balanced", "many", "own", "second", "strange"],
         "{said:#?}"
     );
 }

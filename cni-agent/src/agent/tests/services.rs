@@ -194,6 +194,25 @@ async fn svc_08_old_state_keeps_forwarding_until_everything_has_been_heard() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn svc_48_a_node_that_is_about_to_go_still_is_when_its_object_is_deleted() {
+    let mut machine = serving();
+    write(&machine, &["10.2.0.5"]);
+    let mut handle = machine.start().await;
+    let nodes = machine.config.paths.manifests.join("nodes.yaml");
+    let taint = "spec: {taints: [{key: ToBeDeletedByClusterAutoscaler, effect: NoSchedule}], podCIDRs: [10.1";
+    std::fs::write(&nodes, NODES.replace("spec: {podCIDRs: [10.1", taint)).unwrap();
+    handle.health.wait_for(|health| health.leaving).await.unwrap();
+    let (_, two) = NODES.split_once("---").unwrap();
+    std::fs::write(&nodes, two).unwrap();
+    let rounds = handle.status.borrow().reconcile.rounds;
+    write(&machine, &["10.2.0.6"]);
+    becomes(&machine, &["10.2.0.6"]).await;
+    until(&handle, |status| status.reconcile.rounds > rounds).await;
+    assert!(handle.health.borrow().leaving);
+    machine.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn svc_52_a_restart_changes_no_row() {
     let mut machine = serving();
     write(&machine, &["10.2.0.5", "10.2.0.6", "10.2.0.7"]);

@@ -11,7 +11,7 @@ use crate::{
     state::State,
 };
 
-/// If one of these changes, every Service may.
+/// If one of these changes, every Service may; for the addresses of other nodes, those that [name one](Place::nodes_alone).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Place {
     pub node: String,
@@ -87,6 +87,16 @@ impl Place {
             mode: config.mode,
             tunnelled: topology.tunnelled(),
         }
+    }
+
+    /// The addresses of nodes that came or went since, if that is all that is different.
+    pub fn nodes_alone(&self, before: &Self) -> Option<BTreeSet<IpAddr>> {
+        let nodes = &self.nodes ^ &before.nodes;
+        let before = Self {
+            nodes: self.nodes.clone(),
+            ..before.clone()
+        };
+        (*self == before).then_some(nodes)
     }
 
     pub(super) fn is_service_address(&self, ip: IpAddr) -> bool {

@@ -331,7 +331,7 @@ impl Book {
         }
     }
 
-    /// How too little room is told, for each map.
+    /// How too little room is told, for each map. What changes with other Services is not: it would be told each time.
     fn too_little(
         &self,
         name: &NamespacedName,
@@ -354,16 +354,19 @@ impl Book {
                 is_short = true;
                 let largest = blocks.iter().map(|(_, count)| count).max().unwrap_or(&0);
                 pieces = format!(
-                    ", each port's in one piece, the longest of {largest}, beside what it has until then, and the longest that is \
-                     free has {}",
-                    self.blocks.longest()
+                    ", each port's in one piece, the longest of {largest}, beside what it has until then, and none that is free is \
+                     as long"
                 );
             }
             if is_short {
                 let map = table.name();
+                let beside = if others > 0 {
+                    "other Services need some of that and "
+                } else {
+                    ""
+                };
                 problems.push(format!(
-                    "Service {name}: `{}` is {most}, other Services need {others} of that and this one {wanted}{pieces}: \
-                     {what} until there is room; {}",
+                    "Service {name}: `{}` is {most}, {beside}this one {wanted}{pieces}: {what} until there is room; {}",
                     setting(map).unwrap_or(map),
                     capacity_remedy(map)
                 ));

@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     model::{NamespacedName, ServiceProblem},
+    state::of_host_ports,
     status::Status,
 };
 
@@ -43,6 +44,11 @@ pub(super) async fn announce(office: Office, mut status: watch::Receiver<Arc<Sta
         };
         match tell(&client, &office.node, &problem).await {
             Ok(()) => _ = told.insert(problem.service, problem.text),
+            // It would stand in the way of all others.
+            Err(error) if is_refused_for_good(&error) => {
+                tracing::debug!(service = %problem.service, %error, "no event can be made of this");
+                told.insert(problem.service, problem.text);
+            }
             Err(error) => {
                 if let Some(text) = fault::of_request("create", EVENTS, &error) {
                     office.desk.fault(EVENTS, text);
@@ -76,15 +82,34 @@ async fn tell(client: &Client, node: &str, problem: &ServiceProblem) -> Result<(
     }
 }
 
+/// No event can be about this object: its namespace is gone, or about to go.
+fn is_refused_for_good(error: &kube::Error) -> bool {
+    let kube::Error::Api(status) = error else {
+        return false;
+    };
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    match status.code {
+        403 => causes
+            .into_iter()
+            .any(|cause| cause.reason == "NamespaceTerminating"),
+        404 | 422 => true,
+        _ => false,
+    }
+}
+
 /// The name follows from what it says, so that agents that say the same say it once.
 fn event(node: &str, problem: &ServiceProblem) -> Event {
     let mut hasher = DefaultHasher::new();
     problem.hash(&mut hasher);
-    let service = &problem.service;
+    let NamespacedName { namespace, name } = &problem.service;
+    let (kind, name) = match of_host_ports(name) {
+        Some(pod) => ("Pod", pod),
+        None => ("Service", name.as_str()),
+    };
     Event {
         metadata: ObjectMeta {
-            name: Some(format!("{}.{:016x}", service.name, hasher.finish())),
-            namespace: Some(service.namespace.to_string()),
+            name: Some(format!("{name}.{:016x}", hasher.finish())),
+            namespace: Some(namespace.to_string()),
             ..ObjectMeta::default()
         },
         type_: Some("Warning".to_owned()),
@@ -96,10 +121,10 @@ fn event(node: &str, problem: &ServiceProblem) -> Event {
         reporting_instance: Some(node.to_owned()),
         regarding: Some(ObjectReference {
             api_version: Some("v1".to_owned()),
-            kind: Some("Service".to_owned()),
-            namespace: Some(service.namespace.to_string()),
-            name: Some(service.name.clone()),
-            uid: Some(problem.uid.clone()),
+            kind: Some(kind.to_owned()),
+            namespace: Some(namespace.to_string()),
+            name: Some(name.to_owned()),
+            uid: Some(problem.uid.clone()).filter(|uid| !uid.is_empty()),
             ..ObjectReference::default()
         }),
         ..Event::default()
@@ -156,5 +181,41 @@ mod tests {
         assert_eq!(name("x", "bad"), name("y", "bad"));
         assert_ne!(name("x", "bad"), name("x", "worse"));
         assert!(name("x", "bad").starts_with("a."));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_pods_host_ports_is_said_of_the_pod() {
+        let event = event("x", &problem("pod/a", "bad"));
+        assert!(event.metadata.name.unwrap().starts_with("a."));
+        let regarding = event.regarding.unwrap();
+        assert_eq!(
+            (regarding.kind.as_deref(), regarding.name.as_deref()),
+            (Some("Pod"), Some("a"))
+        );
+    }
+
+    #[test]
+    fn what_the_server_never_takes_does_not_keep_others_waiting() {
+        let refusal = |code: u16, reason: &str| {
+            let status = serde_json::json!({
+                "status": "Failure", "code": code, "message": "", "reason": "",
+                "details": { "causes": [{ "reason": reason, "message": "", "field": "" }] },
+            });
+            kube::Error::Api(serde_json::from_value(status).unwrap())
+        };
+        for (code, reason, for_good) in [
+            (403, "NamespaceTerminating", true),
+            (403, "", false),
+            (404, "", true),
+            (422, "", true),
+            (429, "", false),
+            (500, "", false),
+        ] {
+            assert_eq!(
+                is_refused_for_good(&refusal(code, reason)),
+                for_good,
+                "{code} {reason}"
+            );
+        }
     }
 }

@@ -112,7 +112,9 @@ async fn set<K: Known>(object: K, office: &Office) -> bool {
             office.desk.tell(Event::Set(reduce(object, &office.node))).await
         }
         Err(error) => {
-            let text = format!("{key}, {error}; its last good version stays in force. Correct the field");
+            let text = format!(
+                "{key}, {error}; its last good version, if one is known, stays in force. Correct the field"
+            );
             office.desk.object(&key, &uid, Some(text));
             true
         }

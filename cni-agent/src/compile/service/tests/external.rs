@@ -289,3 +289,15 @@ fn an_address_of_its_own_is_no_endpoint_unless_it_is_a_nodes() {
     let problems = compiled.problems.concat();
     assert!(problems.contains("its own address 203.0.113.1"), "{problems}");
 }
+
+#[test]
+fn what_other_nodes_alone_change_is_known() {
+    let before = place();
+    let joined: IpAddr = [192, 0, 2, 77].into();
+    let mut after = place();
+    after.nodes.insert(joined);
+    assert_eq!(after.nodes_alone(&before), Some([joined].into()));
+    assert_eq!(before.nodes_alone(&after), Some([joined].into()));
+    after.zone = Some("elsewhere".into());
+    assert_eq!(after.nodes_alone(&before), None);
+}
