@@ -168,12 +168,12 @@ impl Services {
 
     /// Services that name one of these addresses beside their own.
     pub fn that_ask_for(&self, addresses: &BTreeSet<IpAddr>) -> Vec<Arc<NamespacedName>> {
-        let asks = |service: &&Box<Service>| {
+        let asks = |service: &Service| {
             let mut named = service.external_ips.iter().chain(&service.load_balancer_ips);
             named.any(|ip| addresses.contains(ip))
         };
         let all = self.services.iter().map(|known| &known.0);
-        all.filter(asks)
+        all.filter(|service| asks(service))
             .map(|service| Arc::clone(&service.name))
             .collect()
     }
