@@ -1,6 +1,6 @@
 //! Who asks what, and how it is to go.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 
 use super::contender::{
     CLIENT, FAR, ITSELF, ITSELF_BY_PACKETS, NODE, OTHER, OTHER_BY_PACKETS, OUTSIDE, PACKETS,
@@ -29,8 +29,9 @@ pub(super) enum How {
     Together,
     /// So often that every endpoint answers: of two, one is left out in one of eight million.
     Often,
-    /// So many times, with so much time between.
-    Rounds(u8, Duration),
+    /// Again and again while affinity lasts, or each time when it is over.
+    Within,
+    After,
 }
 
 pub(super) const SILENCE: &str = "silence";
@@ -41,7 +42,7 @@ impl Case {
     /// How often each address is asked.
     pub(super) fn times(&self) -> usize {
         match self.how {
-            How::Together | How::Rounds(..) => 1,
+            How::Together | How::Within | How::After => 1,
             How::Often => 24,
             How::Plainly if self.to.len() == 1 => 1,
             How::Plainly => 12,
@@ -69,12 +70,11 @@ macro_rules! how {
     (often) => {
         How::Often
     };
-    // For affinity of ten seconds, and of two.
     (within) => {
-        How::Rounds(5, Duration::from_secs(4))
+        How::Within
     };
     (after) => {
-        How::Rounds(4, Duration::from_secs(3))
+        How::After
     };
 }
 

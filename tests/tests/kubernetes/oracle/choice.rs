@@ -4,9 +4,9 @@ use serde_json::{Value, json};
 
 use super::services::{Definition, Part::Slices};
 
-/// The first node's zone. Nobody is in the other two.
+/// The first node's zone, and the one to which it moves. Nobody is in the third.
 pub(super) const HERE: &str = "here";
-const THERE: &str = "there";
+pub(super) const THERE: &str = "there";
 const ELSEWHERE: &str = "elsewhere";
 
 /// It still serves.
@@ -32,6 +32,11 @@ fn zone(name: &str) -> Value {
 
 fn node(name: &str) -> Value {
     json!({ "forNodes": [{ "name": name }] })
+}
+
+/// One here and one there.
+pub(super) fn in_zones(number: u8) -> Definition {
+    hinted(Definition::new(number, &["a", "b"]), [zone(HERE), zone(THERE)])
 }
 
 /// With a hint for each endpoint, or none.
@@ -73,7 +78,7 @@ pub(super) fn services() -> Vec<Definition> {
         hinted(both(132), [node(ELSEWHERE), node(ELSEWHERE)]),
         hinted(both(133), [in_zone(HERE), in_zone(THERE)]),
         hinted(third_not_ready, [zone(HERE), zone(THERE), Value::Null]),
-        hinted(both(135).node_ports("Cluster"), [zone(HERE), zone(THERE)]),
+        in_zones(135).node_ports("Cluster"),
         hinted(both(136), [zone(HERE), Value::Null]),
         hinted(both(137), [zone(THERE), zone(ELSEWHERE)]),
         hinted(

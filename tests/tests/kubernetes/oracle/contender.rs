@@ -118,9 +118,6 @@ impl Contender {
             node.namespace.set("net/ipv4/icmp_ratelimit", "0").unwrap();
             node.namespace.set("net/ipv6/icmp/ratelimit", "0").unwrap();
         }
-        // The second node has no zone.
-        let zone = format!("topology.kubernetes.io/zone={}", choice::HERE);
-        control.kubectl(&["label", "node", "node0", &zone]).unwrap();
         let places = [(0, "client"), (0, "a"), (0, "c"), (1, "other"), (1, "b")];
         let pods = places.map(|(node, name)| (name, (node, lab.nodes[node].add_pod(name).unwrap())));
         let mut contender = Self {
@@ -134,6 +131,8 @@ impl Contender {
             settled: 200,
             ports: AtomicU16::new(20_000),
         };
+        // The second node has none.
+        contender.move_to(choice::HERE);
         contender.start_proxies();
         contender.name_everybody();
         contender.lay_ways();
@@ -241,6 +240,14 @@ impl Contender {
         let kubeconfig = self.control.folder().join("admin.kubeconfig");
         let loader = Loader::new(&self.lab.fabric, &kubeconfig).unwrap();
         loader.create("objects", objects.collect()).unwrap();
+    }
+
+    /// The first node's zone.
+    pub(super) fn move_to(&self, zone: &str) {
+        let label = format!("topology.kubernetes.io/zone={zone}");
+        self.control
+            .kubectl(&["label", "node", "node0", "--overwrite", &label])
+            .unwrap();
     }
 
     /// Changes Services, and deletes objects (`KIND/NAME`).
@@ -352,9 +359,11 @@ impl Contender {
         let patience = if silence { soon() } else { long() };
         let ask = |inside: &Namespace, means, v4| {
             let ask_one = |to| Talk::begin(inside, means, self.port(), to, patience)?.ask(patience);
-            if let How::Rounds(number, pause) = case.how {
-                let ask = |to: &To| self.told(ask_one(self.address(*to, v4)));
-                return affinity::rounds(number, pause, || case.to.iter().map(ask).collect());
+            let tell = |to| self.told(ask_one(self.address(to, v4)));
+            match case.how {
+                How::Within => return affinity::within(case.to, tell),
+                How::After => return affinity::after(case.to, tell),
+                _ => {}
             }
             let all = case
                 .to

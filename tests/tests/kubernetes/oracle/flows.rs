@@ -6,8 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde_json::{Value, json};
+
 use super::{
-    choice::{leaving, not_ready},
+    choice::{THERE, in_zones, leaving, not_ready},
     contender::{
         CLIENT, Contender, NODE, OUTSIDE, PACKETS,
         To::{self, Cluster, External, NodePort},
@@ -43,6 +45,11 @@ const MOVED: &str = "a, b, b";
 pub(super) const FLOWS: &[Flow] = flows! {
     "3: it becomes another proxy's": CLIENT by Tcp, anew to External(TAKEN) => "a, fabric, fabric";
     "3: it becomes another proxy's, a process": NODE by Tcp, anew to External(TAKEN) => "a, fabric, fabric";
+    "14: it is not ready any more, a pod": CLIENT by Tcp, anew to Cluster(173) => "a, refused, refused";
+    "14: it is not ready any more, who is outside": OUTSIDE by Tcp, anew to NodePort(0, 173) => "a, refused, refused";
+    "19: the node moves, a pod": CLIENT by Tcp, anew to Cluster(175) => MOVED;
+    "19: the node moves, a pod, by packets": PACKETS by Tcp, anew to Cluster(175) => MOVED;
+    "19: the node moves, who is outside": OUTSIDE by Tcp, anew to NodePort(0, 175) => MOVED;
     "51: it serves no longer, a pod": CLIENT by Tcp, anew to Cluster(170) => MOVED;
     "51: it serves no longer, a pod, by packets": PACKETS by Tcp, anew to Cluster(170) => MOVED;
     "51: it serves no longer, a process": NODE by Tcp, anew to Cluster(170) => MOVED;
@@ -100,17 +107,17 @@ fn with(number: u8, endpoints: &[&'static str]) -> Definition {
 /// What they begin with.
 pub(super) fn before() -> Vec<Definition> {
     let of_a = [52, 53, 55, 56, 57].map(|number| with(number, &["a"]));
-    let mut moves = with(174, &["b", "b", "a"]);
-    for (_, conditions) in &mut moves.endpoints[..2] {
-        *conditions = not_ready();
-    }
+    let moves = [("b", not_ready()), ("b", not_ready()), ("a", json!({}))];
+    let moves = Definition::with_conditions(174, &moves).node_ports("Cluster");
     let others = [
         with(54, &[]),
         with(58, &["b"]),
         affine(170, &["a"]),
         affine(171, &["a"]),
         with(TAKEN, &["a"]).external(),
+        with(173, &["a"]),
         moves,
+        in_zones(175).node_ports("Cluster"),
     ];
     [&of_a[..], &others].concat()
 }
@@ -119,9 +126,8 @@ fn affine(number: u8, endpoints: &[&'static str]) -> Definition {
     with(number, endpoints).affine(10_800)
 }
 
-/// The first of two leaves.
-fn first_leaves(mut definition: Definition) -> Definition {
-    definition.endpoints[0].1 = leaving();
+fn first_is(condition: Value, mut definition: Definition) -> Definition {
+    definition.endpoints[0].1 = condition;
     definition
 }
 
@@ -142,13 +148,15 @@ fn change(contender: &mut Contender) {
         with(53, &["b"]),
         with(57, &["b"]),
         with(54, &["a"]),
-        first_leaves(with(55, &["a", "b"])),
+        first_is(leaving(), with(55, &["a", "b"])),
         other,
         affine(170, &["b"]),
-        first_leaves(affine(171, &["a", "b"])),
+        first_is(leaving(), affine(171, &["a", "b"])),
+        first_is(not_ready(), with(173, &["a"])),
         others(with(TAKEN, &["a"]).external()),
         with(174, &["b", "a"]),
     ];
+    contender.move_to(THERE);
     contender.change(&changed, &gone);
 }
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
-use super::{choice, intake};
+use super::{affinity, choice, intake};
 
 /// What the last number stands behind, in each family.
 pub(super) const LOAD_BALANCERS: [&str; 2] = ["198.51.100.", "2001:db8:51::"];
@@ -203,9 +203,11 @@ pub(super) fn all() -> Vec<Definition> {
         affine,
         new(50, &["a", "b"]).load_balancer("Cluster"),
     ];
-    let timed = |(first, seconds)| {
-        (first..first + 6).map(move |number| new(number, &["a", "b"]).node_ports("Cluster").affine(seconds))
-    };
-    let timed = [(150, 2), (160, 10)].into_iter().flat_map(timed).collect();
-    [services, timed, intake::services(), choice::services()].concat()
+    [
+        services,
+        affinity::services(),
+        choice::services(),
+        intake::services(),
+    ]
+    .concat()
 }
