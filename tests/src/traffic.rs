@@ -71,6 +71,18 @@ pub fn connect(from: &Namespace, to: SocketAddr) -> Result<TcpStream> {
     Ok(stream)
 }
 
+/// GET, head and body; `None` if nobody listens, or ends before it has answered.
+pub fn get(from: &Namespace, to: SocketAddr, path: &str) -> Option<String> {
+    let mut stream = connect(from, to).ok()?;
+    let asked = write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n"
+    );
+    let mut answer = String::new();
+    asked.and_then(|()| stream.read_to_string(&mut answer)).ok()?;
+    Some(answer)
+}
+
 /// A socket with a time limit, bound inside and connected.
 pub fn udp_socket(from: &Namespace, to: SocketAddr) -> Result<UdpSocket> {
     let socket = from.run(|| -> std::io::Result<UdpSocket> {

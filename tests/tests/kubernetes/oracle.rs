@@ -3,10 +3,14 @@
 //! Where the two differ, or both from what is wanted, it is listed in `deviations` with its reason; what is listed and
 //! does not differ any more is a failure too. All tests here share one run.
 
+mod affinity;
 mod cases;
+mod choice;
 mod contender;
 mod deviations;
 mod flows;
+mod health;
+mod intake;
 mod services;
 mod talk;
 
@@ -25,6 +29,7 @@ use cases::{CASES, SILENCE};
 use contender::{Contender, Proxy};
 use deviations::{DEVIATIONS, Deviation};
 use flows::FLOWS;
+use health::CHECKS;
 
 fn listed(case: &str) -> Option<&'static Deviation> {
     DEVIATIONS
@@ -82,9 +87,18 @@ fn observe(proxy: Proxy) -> Vec<String> {
     let services = [services::all(), flows::before()].concat();
     let mut contender = Contender::start(proxy, &services);
     let mut seen = ask_all(&contender);
+    seen.extend(health::observe(&contender));
     let wanted = |flow: &flows::Flow| expected(flow.name, flow.wanted, proxy);
     seen.extend(flows::observe(&mut contender, wanted));
     seen
+}
+
+/// All names, and how each is to go.
+fn all() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let cases = CASES.iter().map(|case| (case.name, case.wanted));
+    let checks = CHECKS.iter().map(|check| (check.name, check.wanted));
+    let flows = FLOWS.iter().map(|flow| (flow.name, flow.wanted));
+    cases.chain(checks).chain(flows)
 }
 
 fn outcomes() -> &'static [Outcome] {
@@ -94,15 +108,13 @@ fn outcomes() -> &'static [Outcome] {
             let both = [Proxy::Millrace, Proxy::Kube].map(|proxy| scope.spawn(move || observe(proxy)));
             both.map(|one| one.join().unwrap())
         });
-        let cases = CASES.iter().map(|case| (case.name, case.wanted));
-        let all = cases.chain(FLOWS.iter().map(|flow| (flow.name, flow.wanted)));
         let outcome = |((name, wanted), (millrace, kube_proxy))| Outcome {
             case: name,
             wanted,
             millrace,
             kube_proxy,
         };
-        all.zip(ours.into_iter().zip(theirs)).map(outcome).collect()
+        all().zip(ours.into_iter().zip(theirs)).map(outcome).collect()
     })
 }
 
@@ -128,6 +140,26 @@ fn holds(statements: &[u8]) {
         .filter(|outcome| statements.iter().any(|statement| is_of(statement, outcome.case)));
     let complaints: Vec<String> = of_these.filter_map(Outcome::complaint).collect();
     assert!(complaints.is_empty(), "{}", complaints.join("\n"));
+}
+
+#[test]
+fn svc_01_svc_02_svc_03_what_is_not_to_be_served_is_not_as_with_kube_proxy() {
+    holds(&[1, 2, 3]);
+}
+
+#[test]
+fn svc_04_svc_06_svc_07_svc_09_svc_10_slices_and_families_are_read_as_by_kube_proxy() {
+    holds(&[4, 6, 7, 9, 10]);
+}
+
+#[test]
+fn svc_11_svc_12_svc_13_svc_14_who_is_ready_or_leaves_is_chosen_as_by_kube_proxy() {
+    holds(&[11, 12, 13, 14]);
+}
+
+#[test]
+fn svc_15_svc_16_svc_17_svc_18_svc_19_hints_are_obeyed_as_by_kube_proxy() {
+    holds(&[15, 16, 17, 18, 19]);
 }
 
 #[test]
@@ -166,8 +198,13 @@ fn svc_39_svc_40_svc_41_svc_42_svc_43_load_balancers_are_served_as_by_kube_proxy
 }
 
 #[test]
-fn svc_49_a_client_has_one_endpoint_by_all_addresses_as_with_kube_proxy() {
-    holds(&[49]);
+fn svc_44_svc_45_svc_46_svc_47_load_balancers_hear_of_a_nodes_endpoints_as_from_kube_proxy() {
+    holds(&[44, 45, 46, 47]);
+}
+
+#[test]
+fn svc_49_svc_50_svc_51_a_client_has_one_endpoint_by_all_addresses_and_as_long_as_with_kube_proxy() {
+    holds(&[49, 50, 51]);
 }
 
 #[test]
@@ -182,14 +219,8 @@ fn svc_53_svc_54_svc_55_datagrams_stay_or_go_as_with_kube_proxy() {
 
 #[test]
 fn no_deviation_is_listed_twice_or_for_nothing() {
-    let cases = || {
-        CASES
-            .iter()
-            .map(|case| case.name)
-            .chain(FLOWS.iter().map(|flow| flow.name))
-    };
     for name in DEVIATIONS.iter().flat_map(|deviation| deviation.cases) {
-        assert_eq!(cases().filter(|case| case == name).count(), 1, "{name}");
+        assert_eq!(all().filter(|(case, _)| case == name).count(), 1, "{name}");
         assert_eq!(
             DEVIATIONS
                 .iter()
@@ -200,9 +231,10 @@ fn no_deviation_is_listed_twice_or_for_nothing() {
         );
     }
     for deviation in DEVIATIONS {
-        let of_these = |case: &&cases::Case| deviation.cases.contains(&case.name);
-        let as_wanted =
-            |case: &cases::Case| case.wanted == deviation.millrace && case.wanted == deviation.kube_proxy;
-        assert!(!CASES.iter().filter(of_these).any(as_wanted), "{deviation:?}");
+        let for_nothing = |(name, wanted): (&str, &str)| {
+            let as_wanted = wanted == deviation.millrace && wanted == deviation.kube_proxy;
+            deviation.cases.contains(&name) && as_wanted
+        };
+        assert!(!all().any(for_nothing), "{deviation:?}");
     }
 }

@@ -21,10 +21,12 @@ use cni_tests::{
 use serde_json::{Value, json};
 
 use super::{
-    cases::Case,
+    affinity,
+    cases::{Case, How},
+    choice, intake,
     services::{
         AWAY, Definition, EXTERNAL, LIKE_A_NODE_PORT, LOAD_BALANCERS, OWN_TARGET, TARGET, UNALLOCATED,
-        node_port, numbered,
+        health_port, node_port, numbered,
     },
     talk::{Means, Talk, Witness, failure, loopback},
 };
@@ -50,6 +52,7 @@ pub(super) enum Who {
 
 pub(super) const CLIENT: Who = Who::Pod("client");
 pub(super) const PACKETS: Who = Who::Packets("client");
+pub(super) const OTHER_BY_PACKETS: Who = Who::Packets("other");
 pub(super) const OTHER: Who = Who::Pod("other");
 pub(super) const ITSELF: Who = Who::Pod("a");
 pub(super) const ITSELF_BY_PACKETS: Who = Who::Packets("a");
@@ -67,6 +70,9 @@ pub(super) enum To {
     /// At an address of the node that is not its primary one.
     SecondAddress(usize, u8),
     Loopback(u8),
+    /// Where a node tells of its endpoints.
+    Health(usize, u8),
+    SecondHealth(usize, u8),
     LoadBalancer(u8),
     /// That of a load balancer which is to be asked itself.
     AwayLoadBalancer,
@@ -112,7 +118,7 @@ impl Contender {
             node.namespace.set("net/ipv4/icmp_ratelimit", "0").unwrap();
             node.namespace.set("net/ipv6/icmp/ratelimit", "0").unwrap();
         }
-        let places = [(0, "client"), (0, "a"), (1, "other"), (1, "b")];
+        let places = [(0, "client"), (0, "a"), (0, "c"), (1, "other"), (1, "b")];
         let pods = places.map(|(node, name)| (name, (node, lab.nodes[node].add_pod(name).unwrap())));
         let mut contender = Self {
             proxy,
@@ -125,6 +131,8 @@ impl Contender {
             settled: 200,
             ports: AtomicU16::new(20_000),
         };
+        // The second node has none.
+        contender.move_to(choice::HERE);
         contender.start_proxies();
         contender.name_everybody();
         contender.lay_ways();
@@ -189,7 +197,7 @@ impl Contender {
                     .ip(&format!("route add {net}/{length} via {node}"))
                     .unwrap();
             }
-            for to in [To::Unallocated, To::AwayLoadBalancer] {
+            for to in nobodys() {
                 let (ip, rest) = (self.address(to, v4).ip(), if v4 { "/32" } else { "/128 nodad" });
                 self.lab
                     .fabric
@@ -203,14 +211,14 @@ impl Contender {
         let lab = &self.lab;
         for v4 in [true, false] {
             let mut places: Vec<(&Namespace, &'static str, SocketAddr)> = Vec::new();
-            for name in ["a", "b"] {
+            for name in ["a", "b", "c"] {
                 let (_, pod) = &self.pods[name];
                 for port in [TARGET, OWN_TARGET, LIKE_A_NODE_PORT] {
                     places.push((&pod.namespace, name, SocketAddr::new(pod.ip(v4), port)));
                 }
             }
             places.push((&lab.outside, "outside", self.address(To::Outside, v4)));
-            for to in [To::Unallocated, To::AwayLoadBalancer] {
+            for to in nobodys() {
                 places.push((&lab.fabric, "fabric", self.address(to, v4)));
             }
             let start = |(inside, name, at)| Witness::start(inside, name, at).unwrap();
@@ -232,6 +240,14 @@ impl Contender {
         let kubeconfig = self.control.folder().join("admin.kubeconfig");
         let loader = Loader::new(&self.lab.fabric, &kubeconfig).unwrap();
         loader.create("objects", objects.collect()).unwrap();
+    }
+
+    /// The first node's zone.
+    pub(super) fn move_to(&self, zone: &str) {
+        let label = format!("topology.kubernetes.io/zone={zone}");
+        self.control
+            .kubectl(&["label", "node", "node0", "--overwrite", &label])
+            .unwrap();
     }
 
     /// Changes Services, and deletes objects (`KIND/NAME`).
@@ -283,7 +299,9 @@ impl Contender {
                     conditions.clone(),
                 )
             });
-        service.objects()["items"].as_array().unwrap().clone()
+        let mut items = service.objects()["items"].as_array().unwrap().clone();
+        definition.make_edits(&mut items);
+        items
     }
 
     /// One that no client had before: two Services that lead one port to one endpoint are cases of their own.
@@ -297,6 +315,8 @@ impl Contender {
             To::UndefinedPort(number) => (cluster_ip(number, v4), 81),
             To::NodePort(node, number) => (self.lab.nodes[node].address(v4), node_port(number)),
             To::SecondAddress(node, number) => (self.lab.nodes[node].second_address(v4), node_port(number)),
+            To::Health(node, number) => (self.lab.nodes[node].address(v4), health_port(number)),
+            To::SecondHealth(node, number) => (self.lab.nodes[node].second_address(v4), health_port(number)),
             To::Loopback(number) => (loopback(v4), node_port(number)),
             To::LoadBalancer(number) => (numbered(LOAD_BALANCERS, number, v4), 80),
             To::AwayLoadBalancer => (numbered(LOAD_BALANCERS, AWAY, v4), 80),
@@ -338,11 +358,18 @@ impl Contender {
     pub(super) fn observe(&self, case: &Case, silence: bool) -> String {
         let patience = if silence { soon() } else { long() };
         let ask = |inside: &Namespace, means, v4| {
+            let ask_one = |to| Talk::begin(inside, means, self.port(), to, patience)?.ask(patience);
+            let tell = |to| self.told(ask_one(self.address(to, v4)));
+            match case.how {
+                How::Within => return affinity::within(case.to, tell),
+                How::After => return affinity::after(case.to, tell),
+                _ => {}
+            }
             let all = case
                 .to
                 .iter()
                 .flat_map(|to| iter::repeat_n(self.address(*to, v4), case.times()));
-            let said = if case.together {
+            let said: Vec<_> = if case.how == How::Together {
                 let port = self.port();
                 let begin = |to| Talk::begin(inside, means, port, to, patience);
                 let talks = Vec::from_iter(all.map(begin));
@@ -353,10 +380,9 @@ impl Contender {
                     held.push(talk);
                     said
                 };
-                talks.into_iter().map(ask).collect::<Vec<_>>()
+                talks.into_iter().map(ask).collect()
             } else {
-                let ask = |to| Talk::begin(inside, means, self.port(), to, patience)?.ask(patience);
-                all.map(ask).collect()
+                all.map(ask_one).collect()
             };
             case.summary(said.into_iter().map(|said| self.told(said)).collect())
         };
@@ -373,6 +399,14 @@ impl Contender {
         });
         together(said)
     }
+}
+
+/// What the fabric answers at, if nobody captures it.
+fn nobodys() -> impl Iterator<Item = To> {
+    let external = intake::NOBODYS.into_iter().map(To::External);
+    [To::Unallocated, To::AwayLoadBalancer]
+        .into_iter()
+        .chain(external)
 }
 
 const KINDS: [(Means, bool); 4] = [

@@ -22,6 +22,30 @@ pub(super) const DEVIATIONS: &[Deviation] = &[
         reason: TOLD,
     },
     Deviation {
+        cases: &["2: a Service labelled headless"],
+        millrace: "fabric sees node0",
+        kube_proxy: "a sees node0",
+        reason: LABELS,
+    },
+    Deviation {
+        cases: &["2: its ClusterIP"],
+        millrace: "silence",
+        kube_proxy: "a sees client",
+        reason: LABELS,
+    },
+    Deviation {
+        cases: &["3: a slice with such a label"],
+        millrace: "a sees client",
+        kube_proxy: "a sees client, b sees client",
+        reason: LABELS,
+    },
+    Deviation {
+        cases: &["10: a range of one family"],
+        millrace: "Tcp4 Udp4: a sees node0; Tcp6 Udp6: silence",
+        kube_proxy: "a sees node0",
+        reason: "who names the clients of one family lets in none of the other; an event says so",
+    },
+    Deviation {
         cases: &["54: none was ready, a process"],
         millrace: "refused, a, a",
         kube_proxy: "silence, a, a",
@@ -75,5 +99,7 @@ pub(super) const DEVIATIONS: &[Deviation] = &[
 /// One that is not connected too, which hears nothing of the stack's refusals.
 const TOLD: &str =
     "a socket of the host is told at once of what would be dropped, instead of waiting in vain";
+/// It used to have one selector for all that it watched.
+const LABELS: &str = "labels keep us from Services and slices alike, as they did earlier kube-proxies; 1.36 looks for each at one kind";
 const CONNECTED: &str =
     "a pod's stream is connected to the endpoint, as to any other pod: there is nothing to translate";

@@ -6,14 +6,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
+    choice::{THERE, in_zones, leaving, not_ready},
     contender::{
         CLIENT, Contender, NODE, OUTSIDE, PACKETS,
-        To::{self, Cluster, NodePort},
+        To::{self, Cluster, External, NodePort},
         Who, long, soon, together,
     },
+    intake::{TAKEN, others},
     services::{Definition, OWN_TARGET},
     talk::{Means, Talk},
 };
@@ -24,13 +26,15 @@ pub(super) struct Flow {
     pub(super) name: &'static str,
     from: Who,
     means: Means,
+    /// By another connection each time.
+    anew: bool,
     to: To,
     pub(super) wanted: &'static str,
 }
 
 macro_rules! flows {
-    ($($name:literal: $from:ident by $means:ident to $to:expr => $wanted:expr;)*) => {
-        &[$(Flow { name: $name, from: $from, means: Means::$means, to: $to, wanted: $wanted }),*]
+    ($($name:literal: $from:ident by $means:ident $(, $anew:ident)? to $to:expr => $wanted:expr;)*) => {
+        &[$(Flow { name: $name, from: $from, means: Means::$means, anew: !stringify!($($anew)?).is_empty(), to: $to, wanted: $wanted }),*]
     };
 }
 
@@ -39,6 +43,22 @@ const MOVED: &str = "a, b, b";
 
 /// First those that are to move: when they have, those that are not had the same occasion.
 pub(super) const FLOWS: &[Flow] = flows! {
+    "3: it becomes another proxy's": CLIENT by Tcp, anew to External(TAKEN) => "a, fabric, fabric";
+    "3: it becomes another proxy's, a process": NODE by Tcp, anew to External(TAKEN) => "a, fabric, fabric";
+    "14: it is not ready any more, a pod": CLIENT by Tcp, anew to Cluster(173) => "a, refused, refused";
+    "14: it is not ready any more, who is outside": OUTSIDE by Tcp, anew to NodePort(0, 173) => "a, refused, refused";
+    "19: the node moves, a pod": CLIENT by Tcp, anew to Cluster(175) => MOVED;
+    "19: the node moves, a pod, by packets": PACKETS by Tcp, anew to Cluster(175) => MOVED;
+    "19: the node moves, who is outside": OUTSIDE by Tcp, anew to NodePort(0, 175) => MOVED;
+    "51: it serves no longer, a pod": CLIENT by Tcp, anew to Cluster(170) => MOVED;
+    "51: it serves no longer, a pod, by packets": PACKETS by Tcp, anew to Cluster(170) => MOVED;
+    "51: it serves no longer, a process": NODE by Tcp, anew to Cluster(170) => MOVED;
+    "51: it serves no longer, who is outside": OUTSIDE by Tcp, anew to NodePort(0, 170) => MOVED;
+    "51: it serves no longer, a pod's datagrams": CLIENT by Udp to Cluster(170) => MOVED;
+    "51: it leaves, a pod": CLIENT by Tcp, anew to Cluster(171) => MOVED;
+    "51: it leaves, a pod, by packets": PACKETS by Tcp, anew to Cluster(171) => MOVED;
+    "51: it leaves, a process": NODE by Tcp, anew to Cluster(171) => MOVED;
+    "51: it leaves, who is outside": OUTSIDE by Tcp, anew to NodePort(0, 171) => MOVED;
     "53: it serves no longer, a pod": CLIENT by Udp to Cluster(53) => MOVED;
     "53: it serves no longer, a pod's loose socket": CLIENT by LooseUdp to Cluster(53) => MOVED;
     "53: it serves no longer, a process's loose socket": NODE by LooseUdp to Cluster(53) => MOVED;
@@ -57,6 +77,10 @@ pub(super) const FLOWS: &[Flow] = flows! {
     "53: none serves, a pod": CLIENT by Udp to Cluster(56) => KEPT;
     "53: none serves, a process": NODE by Udp to Cluster(56) => KEPT;
     "53: none serves, who is outside": OUTSIDE by Udp to NodePort(0, 56) => KEPT;
+    "6: it moves to another slice, a pod": CLIENT by Udp to Cluster(174) => KEPT;
+    "6: it moves to another slice, a pod's loose socket": CLIENT by LooseUdp to Cluster(174) => KEPT;
+    "6: it moves to another slice, a process": NODE by Udp to Cluster(174) => KEPT;
+    "6: it moves to another slice, who is outside": OUTSIDE by Udp to NodePort(0, 174) => KEPT;
     "52: the Service is deleted, a pod": CLIENT by Tcp to Cluster(52) => KEPT;
     "52: the Service is deleted, a pod, by packets": PACKETS by Tcp to Cluster(52) => KEPT;
     "52: the Service is deleted, a process": NODE by Tcp to Cluster(52) => KEPT;
@@ -83,27 +107,63 @@ fn with(number: u8, endpoints: &[&'static str]) -> Definition {
 /// What they begin with.
 pub(super) fn before() -> Vec<Definition> {
     let of_a = [52, 53, 55, 56, 57].map(|number| with(number, &["a"]));
-    [&of_a[..], &[with(54, &[]), with(58, &["b"])]].concat()
+    let moves = [("b", not_ready()), ("b", not_ready()), ("a", json!({}))];
+    let moves = Definition::with_conditions(174, &moves).node_ports("Cluster");
+    let others = [
+        with(54, &[]),
+        with(58, &["b"]),
+        affine(170, &["a"]),
+        affine(171, &["a"]),
+        with(TAKEN, &["a"]).external(),
+        with(173, &["a"]),
+        moves,
+        in_zones(175).node_ports("Cluster"),
+    ];
+    [&of_a[..], &others].concat()
+}
+
+fn affine(number: u8, endpoints: &[&'static str]) -> Definition {
+    with(number, endpoints).affine(10_800)
+}
+
+fn first_is(condition: Value, mut definition: Definition) -> Definition {
+    definition.endpoints[0].1 = condition;
+    definition
 }
 
 fn change(contender: &mut Contender) {
-    let mut leaves = with(55, &["a", "b"]);
-    leaves.endpoints[0].1 = json!({ "ready": false, "serving": true, "terminating": true });
     let other = Definition::new(58, &["b"]).node_ports("Local").local_inside();
-    let slices = |number| ["ipv4", "ipv6"].map(|family| format!("endpointslice/service-{number}-{family}-0"));
-    let gone = [&slices(52)[..], &slices(56), &["service/service-52".to_owned()]].concat();
+    let slices = |number, place| {
+        ["ipv4", "ipv6"].map(|family| format!("endpointslice/service-{number}-{family}-{place}"))
+    };
+    let gone = [
+        &slices(52, 0)[..],
+        &slices(56, 0),
+        // It is in two by now.
+        &slices(174, 2),
+        &["service/service-52".to_owned()],
+    ]
+    .concat();
     let changed = [
         with(53, &["b"]),
         with(57, &["b"]),
         with(54, &["a"]),
-        leaves,
+        first_is(leaving(), with(55, &["a", "b"])),
         other,
+        affine(170, &["b"]),
+        first_is(leaving(), affine(171, &["a", "b"])),
+        first_is(not_ready(), with(173, &["a"])),
+        others(with(TAKEN, &["a"]).external()),
+        with(174, &["b", "a"]),
     ];
+    contender.move_to(THERE);
     contender.change(&changed, &gone);
 }
 
 /// A socket, which may not have come to be.
 struct Open {
+    flow: &'static Flow,
+    to: SocketAddr,
     wanted: Vec<String>,
     kind: &'static str,
     talk: std::io::Result<Talk>,
@@ -120,6 +180,9 @@ impl Open {
     fn ask(&mut self, contender: &Contender, end: Instant) {
         let wanted = self.wanted[self.heard.len()].clone();
         loop {
+            if self.flow.anew {
+                self.talk = begin(contender, self.flow, self.to, soon());
+            }
             let said = match &mut self.talk {
                 Ok(talk) => talk.ask(soon()),
                 Err(error) => Err(std::io::Error::from(error.kind())),
@@ -135,6 +198,12 @@ impl Open {
     }
 }
 
+fn begin(contender: &Contender, flow: &Flow, to: SocketAddr, patience: Duration) -> std::io::Result<Talk> {
+    contender.as_one(flow.from, |inside| {
+        Talk::begin(inside, flow.means, contender.port(), to, patience)
+    })
+}
+
 fn ask_all(all: &mut [Open], contender: &Contender) {
     let end = Instant::now() + long();
     let lasting = all.iter_mut().filter(|open| open.lasts());
@@ -147,11 +216,11 @@ pub(super) fn observe(contender: &mut Contender, wanted: impl Fn(&Flow) -> &'sta
     for flow in FLOWS {
         for (v4, kind) in [(true, "IPv4"), (false, "IPv6")] {
             let to: SocketAddr = contender.address(flow.to, v4);
-            let talk = contender.as_one(flow.from, |inside| {
-                Talk::begin(inside, flow.means, contender.port(), to, long())
-            });
+            let talk = begin(contender, flow, to, long());
             let wanted = wanted(flow).split(", ").map(str::to_owned).collect();
             all.push(Open {
+                flow,
+                to,
                 wanted,
                 kind,
                 talk,

@@ -1,8 +1,10 @@
-//! The Services that are asked, by number: mostly that of the statement that they are for.
+//! The Services that are asked, by number: mostly that of the statement that they are for, or one of the hundreds above it.
 
 use std::net::IpAddr;
 
 use serde_json::{Value, json};
+
+use super::{affinity, choice, intake};
 
 /// What the last number stands behind, in each family.
 pub(super) const LOAD_BALANCERS: [&str; 2] = ["198.51.100.", "2001:db8:51::"];
@@ -23,6 +25,11 @@ pub(super) fn node_port(number: u8) -> u16 {
     30_000 + u16::from(number)
 }
 
+/// Where a node says how many endpoints it has.
+pub(super) fn health_port(number: u8) -> u16 {
+    31_000 + u16::from(number)
+}
+
 /// Where pods listen: behind all Services, behind one alone, and where the host outside does, at a node port's number.
 pub(super) const TARGET: u16 = 8080;
 pub(super) const OWN_TARGET: u16 = 8081;
@@ -36,16 +43,62 @@ pub(super) struct Definition {
     pub(super) status: Value,
     pub(super) endpoints: Vec<(&'static str, Value)>,
     pub(super) target: u16,
+    edits: Vec<(Part, &'static str, Value)>,
+}
+
+/// The Service itself, or what tells of its endpoint at this place, in both families.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    Service,
+    Slices(usize),
+}
+
+impl Part {
+    fn is(self, item: &Value) -> bool {
+        let name = item["metadata"]["name"].as_str().unwrap();
+        let is_service = item["kind"] == "Service";
+        match self {
+            Self::Service => is_service,
+            Self::Slices(place) => !is_service && name.ends_with(&format!("-{place}")),
+        }
+    }
 }
 
 impl Definition {
     pub(super) fn new(number: u8, endpoints: &[&'static str]) -> Self {
+        let endpoints: Vec<_> = endpoints.iter().map(|name| (*name, json!({}))).collect();
+        Self::with_conditions(number, &endpoints)
+    }
+
+    pub(super) fn with_conditions(number: u8, endpoints: &[(&'static str, Value)]) -> Self {
         Self {
             number,
             spec: json!({}),
             status: json!({}),
-            endpoints: endpoints.iter().map(|name| (*name, json!({}))).collect(),
+            endpoints: endpoints.to_vec(),
             target: TARGET,
+            edits: Vec::new(),
+        }
+    }
+
+    /// Something else at the end of this JSON pointer.
+    pub(super) fn edit(mut self, part: Part, pointer: &'static str, value: Value) -> Self {
+        self.edits.push((part, pointer, value));
+        self
+    }
+
+    pub(super) fn label(self, part: Part, key: &str, value: &str) -> Self {
+        let name = format!("service-{}", self.number);
+        let labels = json!({ "kubernetes.io/service-name": name, key: value });
+        self.edit(part, "/metadata/labels", labels)
+    }
+
+    pub(super) fn make_edits(&self, items: &mut [Value]) {
+        for (part, pointer, value) in &self.edits {
+            let (parent, key) = pointer.rsplit_once('/').unwrap();
+            for item in items.iter_mut().filter(|item| part.is(item)) {
+                item.pointer_mut(parent).unwrap()[key] = value.clone();
+            }
         }
     }
 
@@ -60,22 +113,25 @@ impl Definition {
         self
     }
 
-    fn load_balancer(self, policy: &str) -> Self {
+    pub(super) fn load_balancer(self, policy: &str) -> Self {
         let mut this = self.node_ports(policy);
         this.with("type", json!("LoadBalancer"));
+        if policy == "Local" {
+            this.with("healthCheckNodePort", json!(health_port(this.number)));
+        }
         let at = |ip: IpAddr| json!({ "ip": ip, "ipMode": "VIP" });
         let ingress = [true, false].map(|v4| at(numbered(LOAD_BALANCERS, this.number, v4)));
         this.status = json!({ "loadBalancer": { "ingress": ingress } });
         this
     }
 
-    fn external(mut self) -> Self {
+    pub(super) fn external(mut self) -> Self {
         let ips = [true, false].map(|v4| numbered(EXTERNAL, self.number, v4));
         self.with("externalIPs", json!(ips));
         self
     }
 
-    fn ranges(mut self, ranges: [&str; 2]) -> Self {
+    pub(super) fn ranges(mut self, ranges: &[&str]) -> Self {
         self.with("loadBalancerSourceRanges", json!(ranges));
         self
     }
@@ -85,7 +141,17 @@ impl Definition {
         self
     }
 
-    fn with(&mut self, key: &str, value: Value) {
+    /// A client stays with its endpoint for so many seconds.
+    pub(super) fn affine(mut self, seconds: u32) -> Self {
+        self.with("sessionAffinity", json!("ClientIP"));
+        self.with(
+            "sessionAffinityConfig",
+            json!({ "clientIP": { "timeoutSeconds": seconds } }),
+        );
+        self
+    }
+
+    pub(super) fn with(&mut self, key: &str, value: Value) {
         self.spec[key] = value;
     }
 }
@@ -93,8 +159,6 @@ impl Definition {
 /// All that cases ask, and flows before something changes.
 pub(super) fn all() -> Vec<Definition> {
     let new = Definition::new;
-    let mut affine = new(49, &["a", "b"]).load_balancer("Cluster");
-    affine.with("sessionAffinity", json!("ClientIP"));
     let mut away = new(39, &["a"]).load_balancer("Cluster");
     for v4 in [true, false] {
         let ingress = json!({ "ip": numbered(LOAD_BALANCERS, AWAY, v4), "ipMode": "Proxy" });
@@ -111,7 +175,8 @@ pub(super) fn all() -> Vec<Definition> {
             .unwrap()
             .remove("nodePort");
     }
-    vec![
+    let affine = new(49, &["a", "b"]).load_balancer("Cluster").affine(10_800);
+    let services = vec![
         new(21, &["a"]).node_ports("Cluster"),
         new(22, &["b"]),
         new(25, &[]),
@@ -126,16 +191,23 @@ pub(super) fn all() -> Vec<Definition> {
         away,
         new(40, &["a"])
             .load_balancer("Cluster")
-            .ranges([" 203.0.113.2/32 ", "2001:db8:113::2/128\t"]),
+            .ranges(&[" 203.0.113.2/32 ", "2001:db8:113::2/128\t"]),
         new(41, &["a"])
             .load_balancer("Cluster")
-            .ranges(["192.168.64.11/32", "fd77::b/128"]),
+            .ranges(&["192.168.64.11/32", "fd77::b/128"]),
         new(42, &["a"]).external(),
         portless,
         new(44, &["a"])
             .load_balancer("Cluster")
-            .ranges(["203.0.113.77/32", "2001:db8:113::77/128"]),
+            .ranges(&["203.0.113.77/32", "2001:db8:113::77/128"]),
         affine,
         new(50, &["a", "b"]).load_balancer("Cluster"),
+    ];
+    [
+        services,
+        affinity::services(),
+        choice::services(),
+        intake::services(),
     ]
+    .concat()
 }

@@ -1,7 +1,6 @@
 //! What load balancers are told.
 
 use std::{
-    io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener},
     thread,
     time::Duration,
@@ -10,7 +9,7 @@ use std::{
 use cni_tests::{
     lab::{Lab, Pod, Routing, ServiceManifest, Signal, cluster_ip},
     netns::Namespace,
-    traffic::{connect, tcp},
+    traffic::{get, tcp},
 };
 use serde_json::json;
 
@@ -23,18 +22,6 @@ const NODE_PORT: u16 = 30007;
 const PROXY: u16 = 10256;
 /// Of `services.metrics`.
 const MODE: u16 = 10249;
-
-/// GET, head and body; `None` if nobody listens, or ends before it has answered.
-fn get(from: &Namespace, to: SocketAddr, path: &str) -> Option<String> {
-    let mut stream = connect(from, to).ok()?;
-    let asked = write!(
-        stream,
-        "GET {path} HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n"
-    );
-    let mut answer = String::new();
-    asked.and_then(|()| stream.read_to_string(&mut answer)).ok()?;
-    Some(answer)
-}
 
 #[track_caller]
 fn says(from: &Namespace, to: SocketAddr, path: &str, wanted: &[&str]) {
