@@ -3,7 +3,7 @@ use std::{net::IpAddr, sync::Arc, time::SystemTime};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde::Deserialize;
 
-use super::{FieldError, Known, described, name_of, nullable, resource, service::unserved_by_label};
+use super::{FieldError, Known, described, name_of, nullable, resource, service::is_headless};
 use crate::model::{
     EndpointSlice, Hints, Locality, NamespacedName, Object, ObjectKey, Protocol, SliceEndpoint, SlicePort,
 };
@@ -85,7 +85,8 @@ impl Known for EndpointSliceObject {
 
     fn into_object(self) -> Result<Object, FieldError> {
         let labels = self.metadata.labels.as_ref();
-        if labels.is_some_and(|labels| unserved_by_label(labels).is_some()) {
+        // Whose Service it is says that alone: labels of its slices follow a moment later.
+        if labels.is_some_and(is_headless) {
             return Ok(Object::EndpointSlice(unused(name_of(&self.metadata))));
         }
         let v4 = match self.address_type.as_str() {

@@ -175,13 +175,18 @@ fn unserved(spec: &Spec, labels: &BTreeMap<String, String>) -> Option<Unserved> 
     unserved_by_label(labels)
 }
 
-/// Labels that keep proxies away, from a Service and from a slice alike.
-pub(super) fn unserved_by_label(labels: &BTreeMap<String, String>) -> Option<Unserved> {
-    if labels.contains_key(HEADLESS_LABEL) {
+/// Labels that keep proxies away.
+fn unserved_by_label(labels: &BTreeMap<String, String>) -> Option<Unserved> {
+    if is_headless(labels) {
         return Some(Unserved::HeadlessLabel);
     }
     let other = labels.get(PROXY_LABEL).filter(|proxy| *proxy != PROXY_NAME);
     other.map(|proxy| Unserved::OtherProxy(proxy.clone()))
+}
+
+/// Of a Service and of its slices.
+pub(super) fn is_headless(labels: &BTreeMap<String, String>) -> bool {
+    labels.contains_key(HEADLESS_LABEL)
 }
 
 /// A Service is served whatever its annotations say.

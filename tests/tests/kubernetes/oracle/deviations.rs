@@ -7,6 +7,8 @@ pub(super) struct Deviation {
     pub(super) millrace: &'static str,
     pub(super) kube_proxy: &'static str,
     pub(super) reason: &'static str,
+    /// The words of the README that say so.
+    said: &'static str,
 }
 
 pub(super) const DEVIATIONS: &[Deviation] = &[
@@ -20,36 +22,35 @@ pub(super) const DEVIATIONS: &[Deviation] = &[
         millrace: "unreachable",
         kube_proxy: "silence",
         reason: TOLD,
+        said: "Processes of the node are told at once",
     },
     Deviation {
         cases: &["2: a Service labelled headless"],
         millrace: "fabric sees node0",
         kube_proxy: "a sees node0",
         reason: LABELS,
+        said: "The label `service.kubernetes.io/headless` keeps Millrace from Services",
     },
     Deviation {
         cases: &["2: its ClusterIP"],
         millrace: "silence",
         kube_proxy: "a sees client",
         reason: LABELS,
-    },
-    Deviation {
-        cases: &["3: a slice with such a label"],
-        millrace: "a sees client",
-        kube_proxy: "a sees client, b sees client",
-        reason: LABELS,
+        said: "The label `service.kubernetes.io/headless` keeps Millrace from Services",
     },
     Deviation {
         cases: &["10: a range of one family"],
         millrace: "Tcp4 Udp4: a sees node0; Tcp6 Udp6: silence",
         kube_proxy: "a sees node0",
         reason: "who names the clients of one family lets in none of the other; an event says so",
+        said: "without any range of a family let nobody in",
     },
     Deviation {
         cases: &["54: none was ready, a process"],
         millrace: "refused, a, a",
         kube_proxy: "silence, a, a",
         reason: TOLD,
+        said: "Processes of the node are told at once",
     },
     Deviation {
         cases: &[
@@ -59,30 +60,35 @@ pub(super) const DEVIATIONS: &[Deviation] = &[
         millrace: "a, ended",
         kube_proxy: "a, b, b",
         reason: "a connected socket of the host is connected to the endpoint: it ends, so that its owner dials anew",
+        said: "A connected datagram socket of the host whose endpoint is gone is ended",
     },
     Deviation {
         cases: &["22: two Services from one port, a pod"],
         millrace: "Tcp4 Tcp6: Cannot assign requested address (os error 99), a sees client; Udp4 Udp6: a sees client",
         kube_proxy: "a sees client",
         reason: "sockets of one port that are connected to one endpoint are the same to the kernel",
+        said: "so are streams of a pod with `socketLb: all`",
     },
     Deviation {
         cases: &["22: two Services from one port, a process"],
         millrace: "Tcp4 Tcp6: Cannot assign requested address (os error 99), a sees node0; Udp4 Udp6: a sees node0, silence",
         kube_proxy: "a sees node0",
         reason: "sockets of one port that are connected to one endpoint are the same to the kernel",
+        said: "Two sockets of the host on one port",
     },
     Deviation {
         cases: &["23: a pod itself"],
         millrace: "Tcp4 Tcp6: a sees a; Udp4 Udp6: a sees node0",
         kube_proxy: "a sees node0",
         reason: "a pod's stream is connected to its own address and never leaves it: no answer can go astray",
+        said: "A pod's stream is connected to the endpoint",
     },
     Deviation {
         cases: &["39: captured", "40: and for pods", "42: a pod"],
         millrace: "Tcp4 Tcp6: a sees client; Udp4 Udp6: a sees node0",
         kube_proxy: "a sees node0",
         reason: CONNECTED,
+        said: "A pod's stream is connected to the endpoint",
     },
     Deviation {
         cases: &[
@@ -93,6 +99,7 @@ pub(super) const DEVIATIONS: &[Deviation] = &[
         millrace: "Tcp4 Tcp6: b sees client; Udp4 Udp6: b sees node0",
         kube_proxy: "b sees node0",
         reason: CONNECTED,
+        said: "A pod's stream is connected to the endpoint",
     },
 ];
 
@@ -100,6 +107,20 @@ pub(super) const DEVIATIONS: &[Deviation] = &[
 const TOLD: &str =
     "a socket of the host is told at once of what would be dropped, instead of waiting in vain";
 /// It used to have one selector for all that it watched.
-const LABELS: &str = "labels keep us from Services and slices alike, as they did earlier kube-proxies; 1.36 looks for each at one kind";
+const LABELS: &str = "the label keeps us from Services as from slices, as it did earlier kube-proxies";
 const CONNECTED: &str =
     "a pod's stream is connected to the endpoint, as to any other pod: there is nothing to translate";
+
+#[test]
+fn whatever_differs_from_kube_proxy_is_in_the_readme() {
+    let readme = include_str!("../../../../README.md");
+    let words = readme.split_whitespace().collect::<Vec<_>>().join(" ");
+    for deviation in DEVIATIONS {
+        assert!(
+            words.contains(deviation.said),
+            "{:?}: {}",
+            deviation.cases,
+            deviation.said
+        );
+    }
+}
