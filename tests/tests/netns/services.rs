@@ -1,6 +1,7 @@
 //! Services from a folder of manifests, and what clients see of them.
 
 mod associations;
+mod bad_input;
 mod direct;
 mod external;
 mod health;

@@ -47,6 +47,8 @@ struct Spec {
     cluster_ip: String,
     #[serde(default, rename = "clusterIPs", deserialize_with = "nullable")]
     cluster_ips: Vec<String>,
+    #[serde(default, deserialize_with = "nullable")]
+    ip_families: Vec<String>,
     #[serde(default, rename = "externalIPs", deserialize_with = "nullable")]
     external_ips: Vec<String>,
     #[serde(default, deserialize_with = "nullable")]
@@ -225,6 +227,7 @@ fn maglev_size(
 impl Spec {
     fn read(self) -> Result<Service, FieldError> {
         let mut cluster_ips = addresses("spec.clusterIPs", &self.cluster_ips)?;
+        families(&self.ip_families, &cluster_ips)?;
         let first = address("spec.clusterIP", &self.cluster_ip)?;
         if !cluster_ips.contains(&first) {
             cluster_ips.insert(0, first);
@@ -276,6 +279,17 @@ fn policy(field: &str, text: &str) -> Result<TrafficPolicy, FieldError> {
             format!("`{other}` is not Cluster or Local"),
         )),
     }
+}
+
+/// Each is the family of the ClusterIP in its place.
+fn families(texts: &[String], cluster_ips: &[IpAddr]) -> Result<(), FieldError> {
+    for (i, (text, ip)) in texts.iter().zip(cluster_ips).enumerate() {
+        if text != if ip.is_ipv4() { "IPv4" } else { "IPv6" } {
+            let reason = format!("`{text}` is not the family of {ip} in spec.clusterIPs[{i}]");
+            return Err(FieldError::new(format!("spec.ipFamilies[{i}]"), reason));
+        }
+    }
+    Ok(())
 }
 
 fn addresses(field: &str, texts: &[String]) -> Result<Vec<IpAddr>, FieldError> {
