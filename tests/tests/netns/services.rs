@@ -5,6 +5,7 @@ mod bad_input;
 mod direct;
 mod external;
 mod health;
+mod large;
 mod maglev;
 mod narrow;
 mod ports;

@@ -17,10 +17,10 @@ const NODE_PORT: u16 = 30_080;
 const OTHER_PORT: u16 = 30_081;
 
 /// Pods that tell who of them is asked.
-struct Servers(Vec<(Pod, Vec<Echo>)>);
+pub(super) struct Servers(Vec<(Pod, Vec<Echo>)>);
 
 impl Servers {
-    fn start(node: &Node, names: &[&str]) -> Self {
+    pub(super) fn start(node: &Node, names: &[&str]) -> Self {
         let pods = names.iter().map(|name| node.add_pod(name).unwrap());
         Self(
             pods.map(|pod| {
@@ -31,7 +31,7 @@ impl Servers {
         )
     }
 
-    fn pod(&self, number: usize) -> &Pod {
+    pub(super) fn pod(&self, number: usize) -> &Pod {
         &self.0[number].0
     }
 
@@ -49,19 +49,19 @@ impl Servers {
     }
 
     #[track_caller]
-    fn answers(&self, number: usize, from: &Namespace, to: SocketAddr) {
+    pub(super) fn answers(&self, number: usize, from: &Namespace, to: SocketAddr) {
         assert_eq!(self.answering(from, to), [number], "{to}");
     }
 }
 
 /// What is asked of a Service all the time, and whoever else answers there.
-struct Flows {
+pub(super) struct Flows {
     flows: Vec<Steady>,
     _echoes: Vec<Echo>,
 }
 
 impl Flows {
-    fn begin(from: &Namespace, number: u8) -> Self {
+    pub(super) fn begin(from: &Namespace, number: u8) -> Self {
         let each = [true, false].map(|v4| {
             let to = vip(number, v4);
             [
@@ -89,12 +89,12 @@ impl Flows {
         }
     }
 
-    fn go_on(&self) {
+    pub(super) fn go_on(&self) {
         self.flows.iter().for_each(|flow| flow.wait_for(10));
     }
 
     #[track_caller]
-    fn end(self) {
+    pub(super) fn end(self) {
         self.go_on();
         for flow in self.flows {
             assert_eq!(flow.stop().failures, Vec::<String>::new());
@@ -102,15 +102,15 @@ impl Flows {
     }
 }
 
-fn vip(number: u8, v4: bool) -> SocketAddr {
+pub(super) fn vip(number: u8, v4: bool) -> SocketAddr {
     SocketAddr::new(cluster_ip(number, v4), 80)
 }
 
-fn write(node: &Node, service: &ServiceManifest, objects: &Value) {
+pub(super) fn write(node: &Node, service: &ServiceManifest, objects: &Value) {
     node.write_manifest(&service.file(), objects).unwrap();
 }
 
-fn problems(node: &Node) -> String {
+pub(super) fn problems(node: &Node) -> String {
     node.ask(["status"]).unwrap()["agent"]["problems"].to_string()
 }
 
@@ -124,7 +124,7 @@ fn counted(node: &Node, kind: &str) -> u64 {
 
 /// All of these words are in the status, and so many Services of this kind are counted.
 #[track_caller]
-fn is_said(node: &Node, kind: &str, count: u64, words: &[&str]) {
+pub(super) fn is_said(node: &Node, kind: &str, count: u64, words: &[&str]) {
     eventually(|| {
         let (problems, counted) = (problems(node), counted(node, kind));
         let good = counted == count && words.iter().all(|word| problems.contains(word));
@@ -133,7 +133,7 @@ fn is_said(node: &Node, kind: &str, count: u64, words: &[&str]) {
 }
 
 /// What `millrace services NAME` says.
-fn described(node: &Node, number: u8) -> Value {
+pub(super) fn described(node: &Node, number: u8) -> Value {
     node.ask(["services", &format!("service-{number}")]).unwrap()[0].clone()
 }
 
