@@ -273,6 +273,64 @@ fn svc_08_an_agent_that_hears_of_services_or_of_slices_alone_changes_nothing_unt
     }
 }
 
+#[test]
+fn rel_52_what_the_server_takes_and_nobody_can_read_leaves_the_last_good_version_and_is_counted() {
+    needs_control_plane!();
+    let (mut control, lab) = start();
+    let node = &lab.nodes[0];
+    // Older servers take it, and the cluster keeps it.
+    control.arguments = vec!["--feature-gates=StrictIPCIDRValidation=false".to_owned()];
+    let server = control.addresses[0];
+    control.kill_server(server).unwrap();
+    control.start_server(server).unwrap();
+    let unread = |count: f64| {
+        let now = || metric(node, "millrace_service_problems{kind=\"unread\"}");
+        eventually(|| (now() != count).then(|| format!("{} unread, not {count}", now())));
+    };
+    control
+        .apply(&[service(json!({})), slice("web-1", &["10.77.1.7"])])
+        .unwrap();
+    becomes(node, Some(&["10.77.1.7"]));
+    let before = node.dump("services").unwrap();
+    // Some read such a number as octal: it is no address.
+    let mut spoilt = service(json!({}));
+    spoilt["spec"]["externalIPs"] = json!(["198.051.100.7"]);
+    spoilt["spec"]["ports"][0]["port"] = json!(81);
+    control.apply(std::slice::from_ref(&spoilt)).unwrap();
+    complains(
+        node,
+        &[
+            "default/web",
+            "spec.externalIPs[0]",
+            "last good version stays in force",
+        ],
+    );
+    unread(1.0);
+    // Its endpoints are another object, and so are other Services.
+    let mut other = service(json!({}));
+    other["metadata"]["name"] = json!("other");
+    other["spec"]["clusterIP"] = json!("10.96.0.78");
+    control.apply(&[slice("web-1", &["10.77.1.8"]), other]).unwrap();
+    becomes(node, Some(&["10.77.1.8"]));
+    let after = || node.dump("services").unwrap();
+    eventually(|| {
+        let (served, now) = (after().join("").contains("10.96.0.78"), after());
+        (!served).then(|| format!("{now:?}"))
+    });
+    assert!(before.iter().all(|row| after().contains(row)), "{:?}", after());
+    eventually(|| {
+        let said = events(&control);
+        let message = said
+            .first()
+            .map_or("", |event| event["message"].as_str().unwrap());
+        (!message.contains("spec.externalIPs[0]")).then(|| format!("{said:?}"))
+    });
+    spoilt["spec"].as_object_mut().unwrap().remove("externalIPs");
+    control.apply(&[spoilt]).unwrap();
+    unread(0.0);
+    eventually(|| (!after().join("").contains("\"port\":81")).then(|| format!("{:?}", after())));
+}
+
 /// Where an operator looks: `kubectl describe service` asks for events by kind, name and uid.
 fn events(control: &ControlPlane) -> Vec<Value> {
     let text = control.kubectl(&["get", "events", "-o", "json"]).unwrap();

@@ -233,7 +233,7 @@ fn svc_30_a_node_port_of_two_services_is_the_older_ones_and_the_younger_has_its_
 }
 
 #[test]
-fn rel_25_an_address_that_is_none_is_said_by_its_field_and_the_last_good_version_stays() {
+fn rel_52_an_address_that_is_none_is_said_by_its_field_and_the_last_good_version_stays() {
     needs_root!();
     let lab = Lab::start(plan(Routing::Direct).nodes(1)).unwrap();
     let node = &lab.nodes[0];
