@@ -227,11 +227,11 @@ fn maglev_size(
 impl Spec {
     fn read(self) -> Result<Service, FieldError> {
         let mut cluster_ips = addresses("spec.clusterIPs", &self.cluster_ips)?;
-        families(&self.ip_families, &cluster_ips)?;
         let first = address("spec.clusterIP", &self.cluster_ip)?;
         if !cluster_ips.contains(&first) {
             cluster_ips.insert(0, first);
         }
+        families(&self.ip_families, &cluster_ips)?;
         let ports = self.ports.into_iter().enumerate();
         let balanced = self.r#type == "LoadBalancer";
         let affinity = || {
@@ -285,7 +285,7 @@ fn policy(field: &str, text: &str) -> Result<TrafficPolicy, FieldError> {
 fn families(texts: &[String], cluster_ips: &[IpAddr]) -> Result<(), FieldError> {
     for (i, (text, ip)) in texts.iter().zip(cluster_ips).enumerate() {
         if text != if ip.is_ipv4() { "IPv4" } else { "IPv6" } {
-            let reason = format!("`{text}` is not the family of {ip} in spec.clusterIPs[{i}]");
+            let reason = format!("`{text}` is not the family of {ip}");
             return Err(FieldError::new(format!("spec.ipFamilies[{i}]"), reason));
         }
     }

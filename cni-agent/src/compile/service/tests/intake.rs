@@ -282,9 +282,9 @@ fn rel_25_addresses_that_mean_something_else_everywhere_and_the_service_itself_a
 
 #[test]
 fn a_family_that_is_not_that_of_its_address_is_refused_by_its_field() {
-    let problem = |families: Value| {
+    let problem_of = |spec: Value| {
         let folder = tempfile::tempdir().unwrap();
-        let object = service(json!({ "ipFamilies": families }));
+        let object = service(spec);
         std::fs::write(folder.path().join("all.json"), object.to_string()).unwrap();
         let mut events = Folder::new(folder.path().to_owned()).scan().into_iter();
         events.find_map(|event| match event {
@@ -292,6 +292,7 @@ fn a_family_that_is_not_that_of_its_address_is_refused_by_its_field() {
             _ => None,
         })
     };
+    let problem = |families: Value| problem_of(json!({ "ipFamilies": families }));
     // Objects older than the field have none, and one that has just got its second address may name the first alone.
     for families in [json!(null), json!([]), json!(["IPv4"]), json!(["IPv4", "IPv6"])] {
         assert_eq!(problem(families), None);
@@ -304,6 +305,8 @@ fn a_family_that_is_not_that_of_its_address_is_refused_by_its_field() {
         let said = problem(families).unwrap();
         assert!(said.contains(field) && said.contains("n/s"), "{said}");
     }
+    let alone = problem_of(json!({ "clusterIPs": null, "ipFamilies": ["IPv6"] }));
+    assert!(alone.unwrap().contains(VIP));
 }
 
 #[test]
