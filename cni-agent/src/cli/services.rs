@@ -158,10 +158,14 @@ fn services(context: &Context, name: &str) -> Result<Vec<Description>, Failure> 
     conversation.ask(Request::Services {
         name: name.to_owned(),
     })?;
-    let mut services = Vec::new();
+    let mut services: Vec<Description> = Vec::new();
     loop {
         match conversation.answer()? {
-            Some(Response::Service { service }) => services.push(*service),
+            // A large one comes in parts.
+            Some(Response::Service { service }) => match services.last_mut() {
+                Some(last) if last.name == service.name => last.join(*service),
+                _ => services.push(*service),
+            },
             Some(Response::End) => return Ok(services),
             Some(_) => {
                 return Err("the agent answered something else; use the command line of its release".into());

@@ -159,7 +159,8 @@ async fn converse(mut stream: UnixStream, desk: Desk) -> Result<(), cni_plugin::
                 let (reply, answer) = oneshot::channel();
                 // An agent that is ending says nothing, and nothing is what it says.
                 let _ = desk.services.send(Inquiry::Describe { name, reply }).await;
-                for service in answer.await.unwrap_or_default() {
+                let services = answer.await.unwrap_or_default();
+                for service in services.into_iter().flat_map(Description::parts) {
                     let service = Box::new(service);
                     send_async(&mut stream, &Message::new(Response::Service { service })).await?;
                 }

@@ -41,7 +41,7 @@ fn rights(role: &Value) -> BTreeSet<String> {
     rights
 }
 
-fn role(control: &ControlPlane) -> Value {
+pub(crate) fn role(control: &ControlPlane) -> Value {
     let text = control
         .kubectl(&["get", "clusterrole", ROLE, "-o", "json"])
         .unwrap();

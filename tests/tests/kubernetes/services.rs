@@ -1,9 +1,18 @@
 //! Services and EndpointSlices of the API server.
 
-use cni_tests::lab::{ControlPlane, Families, Lab, Node, Plan, Routing, Signal};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use cni_tests::{
+    lab::{ControlPlane, Families, Lab, Node, Plan, Pod, Routing, Signal},
+    traffic::{Echo, Steady, udp},
+};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
-use crate::{eventually, needs_control_plane};
+use crate::{control_plane::complains, eventually, needs_control_plane, rbac};
 
 const VIP: &str = "10.96.0.77";
 
@@ -102,12 +111,224 @@ fn svc_06_an_endpoint_that_moves_between_slices_stays_and_what_vanished_unseen_g
     );
     node.start_agent().unwrap();
     becomes(node, Some(&["10.77.1.8"]));
-    // The trigger's time led to a measurement.
-    let metrics = node.http("/metrics").unwrap();
-    assert!(
-        metrics.contains("millrace_service_programming_seconds_count"),
-        "{metrics}"
+}
+
+/// A number of the agent's metrics.
+fn metric(node: &Node, name: &str) -> f64 {
+    let page = node.http("/metrics").unwrap();
+    let value = page
+        .lines()
+        .find_map(|line| line.strip_prefix(&format!("{name} ")));
+    value.unwrap_or_else(|| panic!("{name}: {page}")).parse().unwrap()
+}
+
+#[test]
+fn svc_62_a_slice_whose_trigger_is_noted_is_measured_and_the_last_sync_is_not_long_ago() {
+    needs_control_plane!();
+    let (control, lab) = start();
+    let node = &lab.nodes[0];
+    let begun = Instant::now();
+    let age = || metric(node, "millrace_service_sync_age_seconds");
+    let measured =
+        || ["count", "sum"].map(|what| metric(node, &format!("millrace_service_programming_seconds_{what}")));
+    let noted = |addresses: &[&str], seconds: Option<i64>| {
+        let mut slice = slice("web-1", addresses);
+        let annotations = &mut slice["metadata"]["annotations"];
+        match seconds {
+            Some(seconds) => {
+                let then = Timestamp::now() - SignedDuration::from_secs(seconds);
+                annotations["endpoints.kubernetes.io/last-change-trigger-time"] = json!(then.to_string());
+            }
+            None => *annotations = json!({}),
+        }
+        control.apply(&[slice]).unwrap();
+        becomes(node, Some(addresses));
+    };
+    control.apply(&[service(json!({}))]).unwrap();
+    becomes(node, Some(&[]));
+    assert_eq!(measured(), [0.0, 0.0], "a Service alone has no trigger");
+    // Whoever notes no time is not measured.
+    noted(&["10.77.1.7"], None);
+    assert_eq!(measured()[0], 0.0);
+    let mut before = [0.0, 0.0];
+    for (addresses, seconds) in [(&["10.77.1.8"][..], 0), (&["10.77.1.8", "10.77.1.9"], 1000)] {
+        let asked = Instant::now();
+        noted(addresses, Some(seconds));
+        // What is in the kernel is counted a moment later.
+        eventually(|| (measured()[0] <= before[0]).then(|| format!("{:?}", measured())));
+        let now = measured();
+        assert_eq!(now[0], before[0] + 1.0, "one slice, one measurement");
+        let (took, most) = (now[1] - before[1], asked.elapsed().as_secs_f64());
+        let noted = seconds as f64;
+        assert!(
+            (noted..=noted + most).contains(&took),
+            "{took} s of {seconds} and {most}"
+        );
+        before = now;
+        // Of whole seconds, and of a status that was told a moment ago.
+        assert!(age() <= most + 1.0, "{} s, though it changed {most} s ago", age());
+    }
+    // A slice that says the same is no change, whatever its time.
+    noted(&["10.77.1.8", "10.77.1.9"], Some(0));
+    control.apply(&[service(json!({ "a": "b" }))]).unwrap();
+    assert_eq!(measured(), before);
+    assert!(age() <= begun.elapsed().as_secs_f64() + 1.0);
+}
+
+/// The role without a resource.
+fn without(role: &Value, resource: &str) -> Value {
+    let mut role = role.clone();
+    for rule in role["rules"].as_array_mut().unwrap() {
+        let resources = rule["resources"].as_array_mut().unwrap();
+        resources.retain(|name| name != resource);
+    }
+    let rules = role["rules"].as_array_mut().unwrap();
+    rules.retain(|rule| rule["resources"] != json!([]));
+    role
+}
+
+#[test]
+fn svc_08_an_agent_that_hears_of_services_or_of_slices_alone_changes_nothing_until_it_hears_both() {
+    needs_control_plane!();
+    let (control, lab) = start();
+    let node = &lab.nodes[0];
+    let whole = rbac::role(&control);
+    let client = node.add_pod("client").unwrap();
+    let pods = ["a", "b"].map(|name| node.add_pod(name).unwrap());
+    let serve = |pod: &Pod| {
+        [
+            Echo::tcp(&pod.namespace, pod.ip(true), 8080).unwrap(),
+            Echo::udp(&pod.namespace, pod.ip(true), 8080).unwrap(),
+        ]
+    };
+    let _echoes = [serve(&pods[0]), serve(&pods[1])];
+    let [a, b] = pods.each_ref().map(|pod| pod.ip(true).to_string());
+    let mut web = service(json!({}));
+    web["spec"]["ports"] =
+        json!([{ "name": "web", "port": 80 }, { "name": "dns", "port": 80, "protocol": "UDP" }]);
+    let slice = |name: &str, ip: &str| {
+        let mut slice = slice(name, &[ip]);
+        slice["ports"] = json!([
+            { "name": "web", "port": 8080, "protocol": "TCP" }, { "name": "dns", "port": 8080, "protocol": "UDP" },
+        ]);
+        slice
+    };
+    control.apply(&[web, slice("web-1", &a)]).unwrap();
+    becomes(node, Some(&[&a]));
+    let vip: SocketAddr = format!("{VIP}:80").parse().unwrap();
+    eventually(|| {
+        udp(&client.namespace, vip, 10)
+            .err()
+            .map(|error| format!("{error:#}"))
+    });
+    let flows = [
+        Steady::tcp(&client.namespace, vip).unwrap(),
+        Steady::connections(&client.namespace, vip).unwrap(),
+        Steady::udp(&client.namespace, vip).unwrap(),
+    ];
+    let go_on = || flows.iter().for_each(|flow| flow.wait_for(50));
+    let rows = || {
+        let maps = ["services", "service_slots", "service_members", "backends"];
+        maps.map(|map| node.dump(map).unwrap())
+    };
+    let mut sorted = vec![a.as_str(), &b];
+    sorted.sort_unstable();
+    for (denied, number) in [("endpointslices", 1), ("services", 2)] {
+        go_on();
+        let before = rows();
+        assert!(before.iter().any(|rows| !rows.is_empty()));
+        node.end_agent(Signal::SIGKILL).unwrap();
+        control.apply(&[without(&whole, denied)]).unwrap();
+        // What it would do if it knew: another endpoint comes or goes, and so does a Service.
+        let mut late = service(json!({}));
+        late["metadata"]["name"] = json!(format!("late-{number}"));
+        late["spec"]["clusterIP"] = json!(format!("10.96.0.{}", 80 + number));
+        control.apply(&[late]).unwrap();
+        if number == 1 {
+            control.apply(&[slice("web-2", &b)]).unwrap();
+        } else {
+            control.kubectl(&["delete", "endpointslice", "web-2"]).unwrap();
+        }
+        node.start_agent().unwrap();
+        complains(node, &["403", denied, "ClusterRole millrace"]);
+        let end = Instant::now() + Duration::from_secs(5);
+        while Instant::now() < end {
+            assert_eq!(rows(), before, "without {denied}");
+            go_on();
+        }
+        let status = node.ask(["status"]).unwrap();
+        assert_eq!(
+            status["agent"]["sources"]["kubernetes"]["synced"], false,
+            "{status}"
+        );
+        assert!(status["agent"]["services"].is_null(), "{status}");
+        control.apply(std::slice::from_ref(&whole)).unwrap();
+        let wanted: &[&str] = if number == 1 { &sorted } else { &[&a] };
+        becomes(node, Some(wanted));
+        assert_ne!(rows(), before);
+        go_on();
+    }
+    for flow in flows {
+        assert_eq!(flow.stop().failures, Vec::<String>::new());
+    }
+}
+
+#[test]
+fn rel_52_what_the_server_takes_and_nobody_can_read_leaves_the_last_good_version_and_is_counted() {
+    needs_control_plane!();
+    let (mut control, lab) = start();
+    let node = &lab.nodes[0];
+    // Older servers take it, and the cluster keeps it.
+    control.arguments = vec!["--feature-gates=StrictIPCIDRValidation=false".to_owned()];
+    let server = control.addresses[0];
+    control.kill_server(server).unwrap();
+    control.start_server(server).unwrap();
+    let unread = |count: f64| {
+        let now = || metric(node, "millrace_service_problems{kind=\"unread\"}");
+        eventually(|| (now() != count).then(|| format!("{} unread, not {count}", now())));
+    };
+    control
+        .apply(&[service(json!({})), slice("web-1", &["10.77.1.7"])])
+        .unwrap();
+    becomes(node, Some(&["10.77.1.7"]));
+    let before = node.dump("services").unwrap();
+    // Some read such a number as octal: it is no address.
+    let mut spoilt = service(json!({}));
+    spoilt["spec"]["externalIPs"] = json!(["198.051.100.7"]);
+    spoilt["spec"]["ports"][0]["port"] = json!(81);
+    control.apply(std::slice::from_ref(&spoilt)).unwrap();
+    complains(
+        node,
+        &[
+            "default/web",
+            "spec.externalIPs[0]",
+            "last good version stays in force",
+        ],
     );
+    unread(1.0);
+    // Its endpoints are another object, and so are other Services.
+    let mut other = service(json!({}));
+    other["metadata"]["name"] = json!("other");
+    other["spec"]["clusterIP"] = json!("10.96.0.78");
+    control.apply(&[slice("web-1", &["10.77.1.8"]), other]).unwrap();
+    becomes(node, Some(&["10.77.1.8"]));
+    let after = || node.dump("services").unwrap();
+    eventually(|| {
+        let (served, now) = (after().join("").contains("10.96.0.78"), after());
+        (!served).then(|| format!("{now:?}"))
+    });
+    assert!(before.iter().all(|row| after().contains(row)), "{:?}", after());
+    eventually(|| {
+        let said = events(&control);
+        let message = said
+            .first()
+            .map_or("", |event| event["message"].as_str().unwrap());
+        (!message.contains("spec.externalIPs[0]")).then(|| format!("{said:?}"))
+    });
+    spoilt["spec"].as_object_mut().unwrap().remove("externalIPs");
+    control.apply(&[spoilt]).unwrap();
+    unread(0.0);
+    eventually(|| (!after().join("").contains("\"port\":81")).then(|| format!("{:?}", after())));
 }
 
 /// Where an operator looks: `kubectl describe service` asks for events by kind, name and uid.

@@ -1,9 +1,11 @@
 //! Services from a folder of manifests, and what clients see of them.
 
 mod associations;
+mod bad_input;
 mod direct;
 mod external;
 mod health;
+mod large;
 mod maglev;
 mod narrow;
 mod ports;

@@ -84,6 +84,40 @@ pub struct Back {
     pub terminating: bool,
 }
 
+/// How many endpoints one message tells of: far fewer than it has room for.
+const PART: usize = 10_000;
+
+impl Description {
+    /// Parts that fit into a message each, whatever the Service has; [`Description::join`] makes the whole of them.
+    pub(crate) fn parts(mut self) -> Vec<Self> {
+        let named: usize = self.frontends.iter().map(|front| front.backends.len()).sum();
+        if named + self.backends.len() <= PART {
+            return vec![self];
+        }
+        let fronts = std::mem::take(&mut self.frontends);
+        let backends = std::mem::take(&mut self.backends);
+        let bare = Self {
+            problems: Vec::new(),
+            ..self.clone()
+        };
+        let mut parts = vec![self];
+        parts.extend(fronts.into_iter().map(|front| Self {
+            frontends: vec![front],
+            ..bare.clone()
+        }));
+        parts.extend(backends.chunks(PART).map(|some| Self {
+            backends: some.to_vec(),
+            ..bare.clone()
+        }));
+        parts
+    }
+
+    pub(crate) fn join(&mut self, more: Self) {
+        self.frontends.extend(more.frontends);
+        self.backends.extend(more.backends);
+    }
+}
+
 impl Book {
     /// Those that `wanted` names; all if it is empty. A name without a namespace is of any.
     pub fn describe(&self, wanted: &str) -> Vec<Description> {
@@ -173,5 +207,60 @@ fn front(entry: &Entry, key: &ServiceKey, service: &Service) -> Option<Front> {
 impl Set {
     fn backends(&self) -> Vec<u32> {
         self.slots.to_vec()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_of_any_size_is_told_in_messages_that_have_room_for_it() {
+        let back = |number: u32| Back {
+            number,
+            address: [0xfd00, 1, 2, 3, 0xffff, 0xffff, 0xffff, 0xffff].into(),
+            port: 65_535,
+            protocol: Protocol::Sctp,
+            local: false,
+            terminating: false,
+        };
+        let front = |port| Front {
+            address: [10, 96, 0, 1].into(),
+            port,
+            protocol: Protocol::Tcp,
+            clients: Clients::Inside,
+            answer: Answer::Forward,
+            number: 7,
+            backends: (1_000_000..1_065_535).collect(),
+            hints: HintsUsed::Anywhere,
+            algorithm: Algorithm::Random,
+            table_size: 0,
+            affinity_seconds: None,
+            masquerade: false,
+            direct_return: false,
+            restricted: false,
+        };
+        let whole = |fronts: u16, backends: u32| Description {
+            name: NamespacedName {
+                namespace: "n".into(),
+                name: "s".into(),
+            },
+            frontends: (0..fronts).map(front).collect(),
+            backends: (0..backends).map(back).collect(),
+            health_check_node_port: Some(1),
+            local_ready: Some([Some(1), None]),
+            problems: vec!["one".into()],
+        };
+        for (fronts, backends, count) in [(0, 10, 1), (0, 65_535, 8), (20, 65_535, 28), (1, 1, 3)] {
+            let mut parts = whole(fronts, backends).parts();
+            assert_eq!(parts.len(), count);
+            for part in &parts {
+                let bytes = serde_json::to_vec(part).unwrap().len();
+                assert!(bytes < cni_plugin::rpc::MAX_MESSAGE / 2, "{bytes}");
+            }
+            let mut joined = parts.remove(0);
+            parts.into_iter().for_each(|part| joined.join(part));
+            assert_eq!(joined, whole(fronts, backends));
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::manifest::{self, Document};
-use crate::model::{Event, Object, ObjectKey, Source};
+use crate::model::{Event, NamespacedName, Object, ObjectKey, ServiceProblem, Source};
 
 /// Bigger ones are not manifests.
 const LARGEST: u64 = 16 << 20;
@@ -20,6 +20,7 @@ pub struct Folder {
     /// What has been told, as it is in force.
     told: BTreeMap<ObjectKey, Object>,
     problems: Vec<String>,
+    unread: Vec<ServiceProblem>,
     missing: bool,
 }
 
@@ -30,6 +31,8 @@ struct ManifestFile {
     /// Of the last good version.
     documents: Vec<Document>,
     problem: Option<String>,
+    /// The Service that the problem is about.
+    unread: Option<NamespacedName>,
 }
 
 impl Folder {
@@ -73,6 +76,11 @@ impl Folder {
             }
             events.push(Event::Problems(Source::Files, problems.clone()));
             self.problems = problems;
+        }
+        let unread = self.files.values().filter_map(ManifestFile::unread).collect();
+        if unread != self.unread {
+            events.push(Event::Unread(Vec::clone(&unread)));
+            self.unread = unread;
         }
         events
     }
@@ -160,10 +168,22 @@ impl ManifestFile {
             Ok(documents) => {
                 self.documents = documents;
                 self.problem = None;
+                self.unread = None;
             }
-            Err(error) => self.complain(path, &error.to_string()),
+            Err(error) => {
+                self.complain(path, &error.to_string());
+                self.unread = error.service();
+            }
         }
         self.text = text;
+    }
+
+    fn unread(&self) -> Option<ServiceProblem> {
+        Some(ServiceProblem {
+            service: self.unread.clone()?,
+            uid: String::new(),
+            text: self.problem.clone()?,
+        })
     }
 
     fn complain(&mut self, path: &Path, reason: &str) {
@@ -173,6 +193,7 @@ impl ManifestFile {
             "; its last good version stays in force"
         };
         self.problem = Some(format!("{}: {reason}{rest}", path.display()));
+        self.unread = None;
     }
 }
 

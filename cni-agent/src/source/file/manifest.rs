@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::{
-    model::Object,
+    model::{NamespacedName, Object},
     source::object::{
         EndpointSliceObject, Known, NamespaceObject, NodeObject, PodObject, ServiceCidrObject, ServiceObject,
     },
@@ -23,6 +23,21 @@ pub enum ManifestError {
     },
     #[error("document {document}: {field} is missing; every Kubernetes object has one")]
     Missing { document: usize, field: &'static str },
+}
+
+impl ManifestError {
+    /// The Service that cannot be read, if it is one.
+    pub(super) fn service(&self) -> Option<NamespacedName> {
+        let Self::Field { object, .. } = self else {
+            return None;
+        };
+        let name = object.strip_prefix("Service ")?;
+        let (namespace, name) = name.split_once('/').unwrap_or(("default", name));
+        Some(NamespacedName {
+            namespace: namespace.into(),
+            name: name.into(),
+        })
+    }
 }
 
 /// One object of a file.

@@ -19,6 +19,7 @@ fn namespace(name: &str, label: &str) -> String {
 struct Heard {
     objects: BTreeMap<ObjectKey, Object>,
     problems: Vec<String>,
+    unread: Vec<String>,
 }
 
 impl Heard {
@@ -31,6 +32,9 @@ impl Heard {
                 }
                 Event::Gone(key) => assert!(self.objects.remove(&key).is_some(), "{key} was never there"),
                 Event::Problems(Source::Files, problems) => self.problems = problems,
+                Event::Unread(services) => {
+                    self.unread = services.iter().map(|one| one.service.to_string()).collect();
+                }
                 other => panic!("{other:?}"),
             }
         }
@@ -176,6 +180,27 @@ fn a_bad_file_is_reported_and_its_last_good_version_stays() {
     desk.write("a.yaml", &namespace("one", "2"));
     assert_eq!(desk.heard.label("one"), Some("2"));
     assert_eq!(desk.heard.problems, Vec::<String>::new());
+}
+
+#[test]
+fn a_service_that_cannot_be_read_is_told_by_its_name_until_it_can() {
+    let service = |namespace: &str, ip: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: web{namespace}}}\n\
+             spec: {{clusterIP: {ip}, ports: [{{port: 80}}]}}\n"
+        )
+    };
+    let mut desk = Desk::new();
+    desk.write("a.yaml", &service(", namespace: n", "10.96.0.300"));
+    assert_eq!(desk.heard.unread, ["n/web"]);
+    desk.write("b.yaml", &service("", "10.96.0.301"));
+    assert_eq!(desk.heard.unread, ["n/web", "default/web"]);
+    assert_eq!(desk.heard.problems.len(), 2);
+    // Of what cannot be read at all nobody knows what it is.
+    desk.write("a.yaml", "kind: [");
+    assert_eq!(desk.heard.unread, ["default/web"]);
+    desk.write("b.yaml", &service("", "10.96.0.30"));
+    assert_eq!((desk.heard.unread.len(), desk.heard.problems.len()), (0, 1));
 }
 
 #[test]

@@ -47,6 +47,8 @@ struct Spec {
     cluster_ip: String,
     #[serde(default, rename = "clusterIPs", deserialize_with = "nullable")]
     cluster_ips: Vec<String>,
+    #[serde(default, deserialize_with = "nullable")]
+    ip_families: Vec<String>,
     #[serde(default, rename = "externalIPs", deserialize_with = "nullable")]
     external_ips: Vec<String>,
     #[serde(default, deserialize_with = "nullable")]
@@ -234,6 +236,7 @@ impl Spec {
         if !cluster_ips.contains(&first) {
             cluster_ips.insert(0, first);
         }
+        families(&self.ip_families, &cluster_ips)?;
         let ports = self.ports.into_iter().enumerate();
         let balanced = self.r#type == "LoadBalancer";
         let affinity = || {
@@ -281,6 +284,17 @@ fn policy(field: &str, text: &str) -> Result<TrafficPolicy, FieldError> {
             format!("`{other}` is not Cluster or Local"),
         )),
     }
+}
+
+/// Each is the family of the ClusterIP in its place.
+fn families(texts: &[String], cluster_ips: &[IpAddr]) -> Result<(), FieldError> {
+    for (i, (text, ip)) in texts.iter().zip(cluster_ips).enumerate() {
+        if text != if ip.is_ipv4() { "IPv4" } else { "IPv6" } {
+            let reason = format!("`{text}` is not the family of {ip}");
+            return Err(FieldError::new(format!("spec.ipFamilies[{i}]"), reason));
+        }
+    }
+    Ok(())
 }
 
 fn addresses(field: &str, texts: &[String]) -> Result<Vec<IpAddr>, FieldError> {

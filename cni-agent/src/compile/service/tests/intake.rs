@@ -259,6 +259,54 @@ fn rel_25_addresses_that_mean_something_else_everywhere_and_the_service_itself_a
         problems.contains("4 endpoints are left out") && problems.contains(VIP),
         "{problems}"
     );
+    let lines = [
+        "::1",
+        "fe80::1",
+        "::",
+        "ff02::1",
+        "::ffff:10.1.2.3",
+        VIP6,
+        "2001:db8:1::1",
+    ];
+    let mut of_v6 = slice("s-2", endpoints(&lines));
+    of_v6["addressType"] = json!("IPv6");
+    let compiled = super::compiled(&[service(json!({})), of_v6]);
+    assert_eq!(behind(&compiled, VIP6, 80, 0), ["2001:db8:1::1:8080"]);
+    assert_eq!(at_vip(&compiled), ["reject"], "the other family has none");
+    let problems = compiled.problems.join("\n");
+    assert!(
+        problems.contains("5 endpoints are left out") && problems.contains(VIP6),
+        "{problems}"
+    );
+}
+
+#[test]
+fn a_family_that_is_not_that_of_its_address_is_refused_by_its_field() {
+    let problem_of = |spec: Value| {
+        let folder = tempfile::tempdir().unwrap();
+        let object = service(spec);
+        std::fs::write(folder.path().join("all.json"), object.to_string()).unwrap();
+        let mut events = Folder::new(folder.path().to_owned()).scan().into_iter();
+        events.find_map(|event| match event {
+            Event::Problems(_, problems) => Some(problems.join("\n")),
+            _ => None,
+        })
+    };
+    let problem = |families: Value| problem_of(json!({ "ipFamilies": families }));
+    // Objects older than the field have none, and one that has just got its second address may name the first alone.
+    for families in [json!(null), json!([]), json!(["IPv4"]), json!(["IPv4", "IPv6"])] {
+        assert_eq!(problem(families), None);
+    }
+    for (families, field) in [
+        (json!(["IPv6"]), "spec.ipFamilies[0]: `IPv6`"),
+        (json!(["IPv4", "IPv4"]), "spec.ipFamilies[1]: `IPv4`"),
+        (json!(["IPv4", "ipv6"]), "spec.ipFamilies[1]: `ipv6`"),
+    ] {
+        let said = problem(families).unwrap();
+        assert!(said.contains(field) && said.contains("n/s"), "{said}");
+    }
+    let alone = problem_of(json!({ "clusterIPs": null, "ipFamilies": ["IPv6"] }));
+    assert!(alone.unwrap().contains(VIP));
 }
 
 #[test]
