@@ -15,6 +15,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 
 use super::{Lab, Plan, fabric, folder};
@@ -224,6 +225,18 @@ impl ControlPlane {
 
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Puts an object into etcd past all checks, as one of an earlier release may stand there.
+    pub fn store(&self, key: &str, object: &Value) -> Result<()> {
+        let [key, value] = [key.to_owned(), object.to_string()].map(|text| STANDARD.encode(text));
+        let mut curl = self.namespace.command("curl");
+        curl.args(["--silent", "--show-error", "--fail-with-body", "--data"])
+            .arg(json!({ "key": key, "value": value }).to_string())
+            .arg(format!("{ETCD}/v3/kv/put"));
+        let output = curl.output().context("start curl")?;
+        ensure!(output.status.success(), "etcd: {output:?}");
+        Ok(())
     }
 
     /// `kubectl ARGS` with all rights.
