@@ -127,6 +127,11 @@ fn padded(text: &str) -> Option<IpAddr> {
     parts?.join(".").parse().ok()
 }
 
+fn padded_range(text: &str) -> Option<IpNetwork> {
+    let (ip, prefix) = text.split_once('/')?;
+    IpNetwork::new(padded(ip)?, prefix.parse().ok()?).ok()
+}
+
 /// A range whose address is that of its network.
 pub(super) fn range(field: &str, text: &str) -> Result<IpNetwork, FieldError> {
     let range: IpNetwork = text
@@ -209,6 +214,8 @@ mod tests {
             let wanted = wanted.map(|text| text.parse::<IpAddr>().unwrap());
             assert_eq!(address("f", text).ok(), wanted, "{text}");
         }
+        assert_eq!(padded_range("010.01.0.0/16"), "10.1.0.0/16".parse().ok());
+        assert_eq!(padded_range("010.01.0.0/33"), None);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use ipnetwork::IpNetwork;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 
-use super::{FieldError, Known, address, described, name_of, nullable, resource};
+use super::{FieldError, Known, address, described, name_of, nullable, padded_range, resource};
 use crate::{
     compile::service::maglev,
     config::{Algorithm, Mode},
@@ -315,7 +315,12 @@ fn ranges(texts: &[String]) -> Result<Vec<IpNetwork>, FieldError> {
                     format!("`{text}` is not a range like 10.1.0.0/24"),
                 )
             };
-            let range: IpNetwork = text.trim().parse().map_err(|_| field())?;
+            let text = text.trim();
+            let range: IpNetwork = text
+                .parse()
+                .ok()
+                .or_else(|| padded_range(text))
+                .ok_or_else(field)?;
             IpNetwork::new(range.network(), range.prefix()).map_err(|_| field())
         })
         .collect()
