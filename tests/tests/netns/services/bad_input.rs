@@ -253,9 +253,9 @@ fn rel_52_an_address_that_is_none_is_said_by_its_field_and_the_last_good_version
             "`fd00:10:96::1::`",
         ),
         (
-            json!({ "clusterIP": "010.96.0.1" }),
+            json!({ "clusterIP": "10.96.0.1.2" }),
             "spec.clusterIP",
-            "`010.96.0.1`",
+            "`10.96.0.1.2`",
         ),
         (
             json!({ "clusterIPs": "10.96.0.1" }),
