@@ -10,6 +10,7 @@ use super::{counters::Counters, tables::Fill};
 use crate::{
     compile::service::SetName,
     model::{NamespacedName, Protocol},
+    state::of_host_ports,
     status::{ServicesStatus, Status},
 };
 use std::{collections::BTreeMap, sync::atomic::AtomicU64};
@@ -241,7 +242,9 @@ fn services(registry: &mut Registry, status: &ServicesStatus, latency: &Histogra
 fn connections(registry: &mut Registry, opened: &Opened) {
     let connections = Family::<ServiceSet, Counter>::default();
     // Host ports of pods come and go with them.
-    let of_services = opened.iter().filter(|((name, _), _)| !name.name.contains('/'));
+    let of_services = opened
+        .iter()
+        .filter(|((name, _), _)| of_host_ports(&name.name).is_none());
     for ((service, set), count) in of_services {
         let label = ServiceSet {
             service_namespace: service.namespace.to_string(),

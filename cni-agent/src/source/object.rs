@@ -112,8 +112,8 @@ fn name_of(meta: &ObjectMeta) -> NamespacedName {
 }
 
 fn address(field: &str, text: &str) -> Result<IpAddr, FieldError> {
-    let parsed = text.parse().or_else(|error| padded(text).ok_or(error));
-    parsed.map_err(|_| FieldError::new(field, format!("`{text}` is not an address")))
+    let parsed = text.parse().ok().or_else(|| padded(text));
+    parsed.ok_or_else(|| FieldError::new(field, format!("`{text}` is not an address")))
 }
 
 /// Objects from before Kubernetes was strict may have zeros before their numbers, which are decimal all the same.

@@ -229,10 +229,9 @@ impl ControlPlane {
 
     /// Puts an object into etcd past all checks, as one of an earlier release may stand there.
     pub fn store(&self, key: &str, object: &Value) -> Result<()> {
-        let [key, value] = [key.to_owned(), object.to_string()].map(|text| STANDARD.encode(text));
         let mut curl = self.namespace.command("curl");
         curl.args(["--silent", "--show-error", "--fail-with-body", "--data"])
-            .arg(json!({ "key": key, "value": value }).to_string())
+            .arg(put(key, object).to_string())
             .arg(format!("{ETCD}/v3/kv/put"));
         let output = curl.output().context("start curl")?;
         ensure!(output.status.success(), "etcd: {output:?}");
@@ -363,6 +362,12 @@ const AUDIT: &str = r#"{"apiVersion":"audit.k8s.io/v1","kind":"Policy","omitStag
 "rules":[{"level":"Metadata","users":["system:serviceaccount:kube-system:millrace"]},{"level":"None"}]}"#;
 
 const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
+
+/// What etcd is asked to keep an object under a name by.
+pub(crate) fn put(key: &str, object: &Value) -> Value {
+    let [key, value] = [key, &object.to_string()].map(|text| STANDARD.encode(text));
+    json!({ "key": key, "value": value })
+}
 
 /// In the namespace of the fabric.
 pub(crate) const ETCD: &str = "http://127.0.0.1:2379";

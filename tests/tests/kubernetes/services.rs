@@ -113,24 +113,17 @@ fn svc_06_an_endpoint_that_moves_between_slices_stays_and_what_vanished_unseen_g
     becomes(node, Some(&["10.77.1.8"]));
 }
 
-/// A number of the agent's metrics.
-fn metric(node: &Node, name: &str) -> f64 {
-    let page = node.http("/metrics").unwrap();
-    let value = page
-        .lines()
-        .find_map(|line| line.strip_prefix(&format!("{name} ")));
-    value.unwrap_or_else(|| panic!("{name}: {page}")).parse().unwrap()
-}
-
 #[test]
 fn svc_62_a_slice_whose_trigger_is_noted_is_measured_and_the_last_sync_is_not_long_ago() {
     needs_control_plane!();
     let (control, lab) = start();
     let node = &lab.nodes[0];
     let begun = Instant::now();
-    let age = || metric(node, "millrace_service_sync_age_seconds");
-    let measured =
-        || ["count", "sum"].map(|what| metric(node, &format!("millrace_service_programming_seconds_{what}")));
+    let age = || node.metric("millrace_service_sync_age_seconds").unwrap();
+    let measured = || {
+        let series = ["count", "sum"].map(|what| format!("millrace_service_programming_seconds_{what}"));
+        series.map(|series| node.metric(&series).unwrap())
+    };
     let noted = |addresses: &[&str], seconds: Option<i64>| {
         let mut slice = slice("web-1", addresses);
         let annotations = &mut slice["metadata"]["annotations"];
@@ -279,7 +272,7 @@ fn rel_52_what_the_server_keeps_and_nobody_can_read_leaves_the_last_good_version
     let (control, lab) = start();
     let node = &lab.nodes[0];
     let unread = |count: f64| {
-        let now = || metric(node, "millrace_service_problems{kind=\"unread\"}");
+        let now = || node.metric("millrace_service_problems{kind=\"unread\"}").unwrap();
         eventually(|| (now() != count).then(|| format!("{} unread, not {count}", now())));
     };
     control

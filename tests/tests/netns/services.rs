@@ -12,6 +12,7 @@ mod ports;
 mod reach;
 mod segments;
 mod sockets;
+mod witness;
 mod xdp;
 
 use std::net::SocketAddr;

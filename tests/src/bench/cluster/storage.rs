@@ -4,7 +4,6 @@
 use std::{net::Ipv4Addr, time::Instant};
 
 use anyhow::{Context, Result};
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use http::Request;
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
@@ -16,7 +15,7 @@ use super::{
     loader::{AT_A_TIME, runtime},
     objects::{self, Endpoint},
 };
-use crate::lab::control_plane::ETCD;
+use crate::lab::control_plane::{self, ETCD};
 
 /// An object as the API server reads it, and the name that it has in etcd.
 struct Stored {
@@ -33,8 +32,7 @@ impl Stored {
     }
 
     fn operation(&self) -> Value {
-        let [key, value] = [self.key.clone(), self.body.to_string()].map(|text| STANDARD.encode(text));
-        json!({ "requestPut": { "key": key, "value": value } })
+        json!({ "requestPut": control_plane::put(&self.key, &self.body) })
     }
 }
 

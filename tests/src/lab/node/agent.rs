@@ -204,6 +204,14 @@ impl Node {
         Ok(answer)
     }
 
+    /// What the agent's metrics say of a series, named with its labels.
+    pub fn metric(&self, series: &str) -> Result<f64> {
+        let page = self.http("/metrics")?;
+        let mut lines = page.lines().filter_map(|line| line.strip_prefix(series));
+        let value = lines.find_map(|rest| rest.strip_prefix(' '));
+        Ok(value.with_context(|| format!("no {series} in {page}"))?.parse()?)
+    }
+
     pub(super) fn log_file(&self) -> PathBuf {
         self.folder.join("agent.log")
     }

@@ -3,138 +3,30 @@
 use std::net::SocketAddr;
 
 use cni_tests::{
-    lab::{Lab, Node, Pod, Routing, ServiceManifest, cluster_ip},
+    lab::{Lab, Pod, Routing, ServiceManifest, cluster_ip},
     netns::Namespace,
-    traffic::{Echo, Steady, tcp, udp},
+    traffic::{Echo, tcp},
 };
 use serde_json::{Value, json};
 
-use super::{plan, publish, serve};
+use super::{
+    plan, publish, serve,
+    witness::{Flows, Servers, described, is_said, problems, vip, write},
+};
 use crate::{eventually, needs_root};
 
 const NODE_PORT: u16 = 30_080;
 /// Of the Service that has nothing to do with it.
 const OTHER_PORT: u16 = 30_081;
 
-/// Pods that tell who of them is asked.
-pub(super) struct Servers(Vec<(Pod, Vec<Echo>)>);
-
-impl Servers {
-    pub(super) fn start(node: &Node, names: &[&str]) -> Self {
-        let pods = names.iter().map(|name| node.add_pod(name).unwrap());
-        Self(
-            pods.map(|pod| {
-                let echoes = serve(&pod, 8080);
-                (pod, echoes)
-            })
-            .collect(),
-        )
-    }
-
-    pub(super) fn pod(&self, number: usize) -> &Pod {
-        &self.0[number].0
-    }
-
-    /// Who of them answers by streams and by datagrams.
-    fn answering(&self, from: &Namespace, to: SocketAddr) -> Vec<usize> {
-        let asked = || {
-            let sum = |(_, echoes): &(Pod, Vec<Echo>)| echoes.iter().map(Echo::times).sum();
-            self.0.iter().map(sum).collect::<Vec<usize>>()
-        };
-        let before = asked();
-        tcp(from, to, 1000).unwrap();
-        udp(from, to, 1000).unwrap();
-        let now = asked();
-        (0..now.len()).filter(|one| now[*one] > before[*one]).collect()
-    }
-
-    #[track_caller]
-    pub(super) fn answers(&self, number: usize, from: &Namespace, to: SocketAddr) {
-        assert_eq!(self.answering(from, to), [number], "{to}");
-    }
-}
-
-/// What is asked of a Service all the time, and whoever else answers there.
-pub(super) struct Flows {
-    flows: Vec<Steady>,
-    _echoes: Vec<Echo>,
-}
-
-impl Flows {
-    pub(super) fn begin(from: &Namespace, number: u8) -> Self {
-        let each = [true, false].map(|v4| {
-            let to = vip(number, v4);
-            [
-                Steady::tcp(from, to).unwrap(),
-                Steady::connections(from, to).unwrap(),
-                Steady::udp(from, to).unwrap(),
-            ]
-        });
-        Self {
-            flows: each.into_iter().flatten().collect(),
-            _echoes: Vec::new(),
-        }
-    }
-
-    /// Of a Service that has nothing to do with what happens, with a pod of its own.
-    fn beside(lab: &Lab, from: &Namespace, number: u8) -> Self {
-        let pod = lab.nodes[0].add_pod("beside").unwrap();
-        let echoes = serve(&pod, 8080);
-        let (service, objects) = at_node_port(number, OTHER_PORT, &pod, None);
-        write(&lab.nodes[0], &service, &objects);
-        publish(lab, &service);
-        Self {
-            _echoes: echoes,
-            ..Self::begin(from, number)
-        }
-    }
-
-    pub(super) fn go_on(&self) {
-        self.flows.iter().for_each(|flow| flow.wait_for(10));
-    }
-
-    #[track_caller]
-    pub(super) fn end(self) {
-        self.go_on();
-        for flow in self.flows {
-            assert_eq!(flow.stop().failures, Vec::<String>::new());
-        }
-    }
-}
-
-pub(super) fn vip(number: u8, v4: bool) -> SocketAddr {
-    SocketAddr::new(cluster_ip(number, v4), 80)
-}
-
-pub(super) fn write(node: &Node, service: &ServiceManifest, objects: &Value) {
-    node.write_manifest(&service.file(), objects).unwrap();
-}
-
-pub(super) fn problems(node: &Node) -> String {
-    node.ask(["status"]).unwrap()["agent"]["problems"].to_string()
-}
-
-/// `millrace_service_problems`.
-fn counted(node: &Node, kind: &str) -> u64 {
-    let page = node.http("/metrics").unwrap();
-    let start = format!("millrace_service_problems{{kind=\"{kind}\"}} ");
-    let count = page.lines().find_map(|line| line.strip_prefix(&start));
-    count.unwrap_or_else(|| panic!("{page}")).parse().unwrap()
-}
-
-/// All of these words are in the status, and so many Services of this kind are counted.
-#[track_caller]
-pub(super) fn is_said(node: &Node, kind: &str, count: u64, words: &[&str]) {
-    eventually(|| {
-        let (problems, counted) = (problems(node), counted(node, kind));
-        let good = counted == count && words.iter().all(|word| problems.contains(word));
-        (!good).then(|| format!("{kind} {counted}, not {count}; {words:?} in {problems}"))
-    });
-}
-
-/// What `millrace services NAME` says.
-pub(super) fn described(node: &Node, number: u8) -> Value {
-    node.ask(["services", &format!("service-{number}")]).unwrap()[0].clone()
+/// What is asked of a Service that has nothing to do with what happens, with a pod of its own.
+fn beside(lab: &Lab, from: &Namespace, number: u8) -> Flows {
+    let pod = lab.nodes[0].add_pod("beside").unwrap();
+    let echoes = serve(&pod, 8080);
+    let (service, objects) = at_node_port(number, OTHER_PORT, &pod, None);
+    write(&lab.nodes[0], &service, &objects);
+    publish(lab, &service);
+    Flows::begin(from, number).answered_by(echoes)
 }
 
 /// A Service with a node port, of this age.
@@ -160,7 +52,7 @@ fn svc_30_a_node_port_of_two_services_is_the_older_ones_and_the_younger_has_its_
     let node = &lab.nodes[0];
     let client = node.add_pod("client").unwrap();
     let servers = Servers::start(node, &["a", "b"]);
-    let third = Flows::beside(&lab, &client.namespace, 3);
+    let third = beside(&lab, &client.namespace, 3);
     let at = |port, v4| SocketAddr::new(node.address(v4), port);
     // By when each of both was made, if it is there; which of them has the node port, and whether the other one complains.
     const EARLY: Option<&str> = Some("2026-01-01T00:00:00Z");
@@ -240,7 +132,7 @@ fn rel_52_an_address_that_is_none_is_said_by_its_field_and_the_last_good_version
     let client = node.add_pod("client").unwrap();
     let servers = Servers::start(node, &["a"]);
     let bad = ServiceManifest::new(1).endpoint(servers.pod(0), 8080);
-    let good = Flows::beside(&lab, &client.namespace, 2);
+    let good = beside(&lab, &client.namespace, 2);
     let cases = [
         (
             json!({ "clusterIPs": ["10.96.0.300"] }),
@@ -341,7 +233,7 @@ fn rel_25_of_endpoints_that_nobody_can_be_none_is_asked_and_the_good_one_gets_ev
     let client = node.add_pod("client").unwrap();
     let servers = Servers::start(node, &["a"]);
     let (service, mut objects) = at_node_port(1, NODE_PORT, servers.pod(0), None);
-    let other = Flows::beside(&lab, &client.namespace, 2);
+    let other = beside(&lab, &client.namespace, 2);
     // Whoever would be asked by mistake would answer.
     let loopbacks: Vec<Echo> = ["127.0.0.1", "::1"]
         .iter()

@@ -6,8 +6,8 @@ use cni_tests::lab::{Lab, Plan, Routing, ServiceManifest, cluster_ip};
 use serde_json::{Value, json};
 
 use super::{
-    bad_input::{Flows, Servers, described, is_said, problems, vip, write},
     plan, publish,
+    witness::{Flows, Servers, described, is_said, problems, vip, write},
 };
 use crate::{eventually, needs_root};
 
