@@ -1,5 +1,7 @@
 //! The choice of endpoints against a second one, made from the sentences of the specification and nothing else.
 
+mod frontends;
+
 use proptest::prelude::*;
 
 use super::Compiled;

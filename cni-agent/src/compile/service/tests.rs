@@ -115,7 +115,11 @@ pub(super) fn behind(compiled: &Compiled, addr: &str, port: u16, scope: u8) -> V
 }
 
 pub(super) fn behind_proto(compiled: &Compiled, addr: &str, port: u16, proto: u8, scope: u8) -> Vec<String> {
-    let Some(frontend) = frontend(compiled, addr, port, proto, scope) else {
+    reached(compiled, frontend(compiled, addr, port, proto, scope))
+}
+
+pub(super) fn reached(compiled: &Compiled, frontend: Option<Frontend>) -> Vec<String> {
+    let Some(frontend) = frontend else {
         return vec!["unknown".into()];
     };
     if frontend.flags & service_flags::REJECT != 0 {

@@ -130,6 +130,15 @@ fn svc_06_an_endpoint_in_two_slices_counts_once_and_does_not_vanish_while_it_mov
 }
 
 #[test]
+fn an_old_slice_with_zeros_before_its_numbers_is_read_as_an_old_service_is() {
+    let object = slice("s-1", endpoints(&["010.001.0.1"]));
+    assert_eq!(
+        at_vip(&compiled(&[service(json!({})), object])),
+        ["10.1.0.1:8080"]
+    );
+}
+
+#[test]
 fn svc_07_missing_conditions_mean_ready_serving_and_not_terminating() {
     let mut object = slice("s-1", endpoints(&["10.1.0.1", "10.1.0.2 not-ready terminating"]));
     object["endpoints"][0]["conditions"] = Value::Null;
