@@ -1,6 +1,15 @@
 //! `/healthz`, `/readyz` and `/metrics`; and what is asked of kube-proxy where it gives its metrics.
 
-use std::{collections::BTreeMap, convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use http_body_util::Full;
 use hyper::{
@@ -13,9 +22,9 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::metrics::histogram::Histogram;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc, oneshot, watch},
-    task::JoinSet,
-    time::timeout,
+    sync::{mpsc, oneshot, watch},
+    task::{AbortHandle, JoinSet},
+    time::{Instant, sleep_until, timeout},
 };
 
 use super::{
@@ -39,6 +48,10 @@ pub struct Pages {
 
 /// A client must have sent its request after this.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Where others wait, after this.
+const SHORT_PATIENCE: Duration = Duration::from_millis(100);
+/// And must have read its answer after this.
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// For the agent to say something.
 const MOMENT: Duration = Duration::from_secs(1);
@@ -46,7 +59,7 @@ const MOMENT: Duration = Duration::from_secs(1);
 /// kube-proxy's are iptables, ipvs and nftables; whoever looks for what one of those does must not find it here.
 const PROXY_MODE: &str = "ebpf";
 
-/// Connections at one time: whoever opens more waits, and cannot exhaust the agent.
+/// Connections at one time: whoever opens more ends those that ask nothing or waits, and cannot exhaust the agent.
 const CONNECTIONS: usize = 32;
 
 /// Binds the address; the error names the setting.
@@ -80,20 +93,18 @@ pub async fn serve_as_proxy(address: SocketAddr, pages: Pages, ports: Ports) {
     serve_each(listener, CONNECTIONS, "a connection for the proxy", page).await;
 }
 
-/// Serves until it is dropped, and connections end with that; `most` of them at a time. The logs call each `what`.
+/// Serves until it is dropped, and connections end with that; `most` of them at a time. Where there are so many, the one that
+/// has asked nothing for the longest time gives way: whoever opens connections and is silent keeps nobody out. The logs call
+/// each `what`.
 pub(super) async fn serve_each<R: Future<Output = Response<Full<Bytes>>> + Send + 'static>(
     listener: TcpListener,
     most: usize,
     what: &'static str,
     page: impl Fn(Request<Incoming>) -> R + Clone + Send + Sync + 'static,
 ) {
-    let slots = Arc::new(Semaphore::new(most));
     let mut connections = JoinSet::new();
+    let mut silent: VecDeque<Silent> = VecDeque::new();
     loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
-            return;
-        };
-        while connections.try_join_next().is_some() {}
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -102,11 +113,40 @@ pub(super) async fn serve_each<R: Future<Output = Response<Full<Bytes>>> + Send 
                 continue;
             }
         };
-        let page = page.clone();
-        connections.spawn(async move {
-            exchange(stream, what, page).await;
-            drop(slot);
+        while connections.try_join_next().is_some() {}
+        silent.retain(|one| !one.task.is_finished() && !one.has_asked.load(Ordering::Relaxed));
+        if connections.len() >= most {
+            let oldest = silent.front().map(|one| one.since + SHORT_PATIENCE);
+            tokio::select! {
+                _ = connections.join_next() => {}
+                () = sleep_until(oldest.unwrap_or_else(Instant::now)), if oldest.is_some() => give_way(&mut silent),
+            }
+        }
+        let has_asked = Arc::new(AtomicBool::new(false));
+        let (page, asks) = (page.clone(), Arc::clone(&has_asked));
+        let answer = move |request| {
+            asks.store(true, Ordering::Relaxed);
+            page(request)
+        };
+        silent.push_back(Silent {
+            task: connections.spawn(exchange(stream, what, answer)),
+            since: Instant::now(),
+            has_asked,
         });
+    }
+}
+
+/// A connection that has asked nothing yet, as far as anybody has looked.
+struct Silent {
+    task: AbortHandle,
+    since: Instant,
+    has_asked: Arc<AtomicBool>,
+}
+
+fn give_way(silent: &mut VecDeque<Silent>) {
+    silent.retain(|one| !one.has_asked.load(Ordering::Relaxed));
+    if let Some(oldest) = silent.pop_front() {
+        oldest.task.abort();
     }
 }
 
@@ -125,8 +165,10 @@ async fn exchange<R: Future<Output = Response<Full<Bytes>>>>(
         .header_read_timeout(PATIENCE)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
-    if let Err(error) = connection.await {
-        tracing::debug!(%error, "{what} ended early");
+    match timeout(LONGEST, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "{what} ended early"),
+        Err(_) => tracing::debug!("{what} took too long"),
     }
 }
 
@@ -230,4 +272,53 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     let kind = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, kind);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    async fn asked(address: SocketAddr) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            .await
+            .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn whoever_is_silent_keeps_nobody_out_and_who_is_being_answered_is_left_alone() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (go, wait) = watch::channel(false);
+        let (enters, mut entered) = mpsc::channel(8);
+        let first = Arc::new(AtomicBool::new(true));
+        // The first one is answered when everything else is over.
+        let page = move |_| {
+            let (mut wait, is_first) = (wait.clone(), first.swap(false, Ordering::Relaxed));
+            enters.try_send(()).unwrap();
+            async move {
+                if is_first {
+                    wait.wait_for(|go| *go).await.unwrap();
+                }
+                text(StatusCode::OK, "here\n".to_owned())
+            }
+        };
+        tokio::spawn(serve_each(listener, 3, "a test", page));
+        let slow = tokio::spawn(asked(address));
+        entered.recv().await.unwrap();
+        let mut silent = Vec::new();
+        for _ in 0..5 {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        let prompt = timeout(PATIENCE / 2, asked(address)).await;
+        assert!(prompt.expect("nobody waits for the silent").ends_with("here\n"));
+        go.send(true).unwrap();
+        assert!(slow.await.unwrap().ends_with("here\n"));
+    }
 }
