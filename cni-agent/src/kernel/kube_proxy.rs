@@ -182,7 +182,7 @@ fn of_nftables(netfilter: &mut Netfilter) -> io::Result<Leftovers> {
         found.sort(&owned, jumps, &chains);
     }
     if !found.tables.is_empty() || !found.chains.is_empty() || found.is_held() {
-        found.connections = or_absent(connections::translated(netfilter))?;
+        found.connections = connections::translated(netfilter)?;
     }
     Ok(found)
 }
