@@ -112,8 +112,12 @@ fn name_of(meta: &ObjectMeta) -> NamespacedName {
 }
 
 fn address(field: &str, text: &str) -> Result<IpAddr, FieldError> {
-    let parsed = text.parse().ok().or_else(|| padded(text));
+    let parsed = lenient(text);
     parsed.ok_or_else(|| FieldError::new(field, format!("`{text}` is not an address")))
+}
+
+fn lenient(text: &str) -> Option<IpAddr> {
+    text.parse().ok().or_else(|| padded(text))
 }
 
 /// Objects from before Kubernetes was strict may have zeros before their numbers, which are decimal all the same.

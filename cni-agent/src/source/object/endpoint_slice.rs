@@ -3,7 +3,7 @@ use std::{net::IpAddr, sync::Arc, time::SystemTime};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde::Deserialize;
 
-use super::{FieldError, Known, described, name_of, nullable, resource, service::is_headless};
+use super::{FieldError, Known, described, lenient, name_of, nullable, resource, service::is_headless};
 use crate::model::{
     EndpointSlice, Hints, Locality, NamespacedName, Object, ObjectKey, Protocol, SliceEndpoint, SlicePort,
 };
@@ -180,7 +180,7 @@ impl Endpoint {
 
 /// What may stand behind a Service: no address that means something else on every machine.
 fn usable(text: &str, v4: bool) -> Result<IpAddr, String> {
-    let address: IpAddr = text.parse().map_err(|_| format!("`{text}` is not an address"))?;
+    let address = lenient(text).ok_or_else(|| format!("`{text}` is not an address"))?;
     if address.is_ipv4() != v4 {
         return Err(format!("{text} is not of the slice's addressType"));
     }
