@@ -123,6 +123,34 @@ async fn svc_21_a_service_gets_its_rows_and_only_those_change() {
     machine.stop().await;
 }
 
+/// Whoever has read a row still finds what it names: rows are written from the backends up and go from the frontends down.
+#[tokio::test(flavor = "multi_thread")]
+async fn svc_52_a_service_comes_from_its_backends_up_and_goes_from_its_frontends_down() {
+    let mut machine = serving();
+    machine.start().await;
+    machine.kernel.lock().log.clear();
+    write(&machine, &["10.2.0.5", "10.2.0.6"]);
+    becomes(&machine, &["10.2.0.5", "10.2.0.6"]).await;
+    let tables = |changes: &[String]| -> Vec<String> {
+        let names = changes.iter().filter_map(|change| change.split(' ').next());
+        let mut names: Vec<String> = names.map(str::to_owned).collect();
+        names.dedup();
+        names
+    };
+    let up = ["backends", "service_slots", "services"];
+    assert_eq!(tables(&service_changes(&machine)), up);
+    machine.kernel.lock().log.clear();
+    write_file(
+        &machine,
+        "services",
+        &json!({ "apiVersion": "v1", "kind": "List", "items": [] }),
+    );
+    settles(&machine, 0).await;
+    let down: Vec<&str> = up.into_iter().rev().collect();
+    assert_eq!(tables(&service_changes(&machine)), down);
+    machine.stop().await;
+}
+
 /// Until its row is gone a backend seems to serve, and whoever is connected to it would be left there.
 #[tokio::test(flavor = "multi_thread")]
 async fn svc_55_sockets_are_looked_through_behind_the_removal_of_a_backend_however_late_that_is() {
