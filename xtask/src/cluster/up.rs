@@ -40,7 +40,13 @@ impl Up {
 /// Brings a cluster up in the place of one of the same name.
 pub(crate) fn bring_up(place: &Place, plan: &Plan) -> Result<()> {
     plan.check()?;
-    prepare()?;
+    // What our own image needs is found lacking before minutes go by, not after.
+    let groups: &[Group] = if plan.cni == Cni::Millrace {
+        &[Group::Cluster, Group::Build]
+    } else {
+        &[Group::Cluster]
+    };
+    prepare(groups)?;
     let archive = images::archive()?;
     if plan.cni == Cni::Millrace {
         millrace::build()?;
@@ -73,7 +79,7 @@ pub(crate) struct ControlPlane {
 
 impl ControlPlane {
     pub(crate) fn run(&self, place: &Place) -> Result<()> {
-        prepare()?;
+        prepare(&[Group::Cluster])?;
         let plan = Plan::without_nodes(self.family);
         clear(place)?;
         let mut api = fabric::up(place, &plan)?;
@@ -89,11 +95,11 @@ impl ControlPlane {
     }
 }
 
-fn prepare() -> Result<()> {
+fn prepare(groups: &[Group]) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("a cluster needs root: its nodes are namespaces");
     }
-    setup::ensure(&[Group::Cluster])?;
+    setup::ensure(groups)?;
     programs::CLUSTER.build()
 }
 
