@@ -55,6 +55,13 @@ pub(super) fn gateway(params: &FibParams) -> Addr {
     }
 }
 
+/// The largest packet that the way carries, of a look-up that found the packet larger.
+#[inline(always)]
+pub(super) fn mtu(params: &FibParams) -> u32 {
+    // SAFETY: the helper has exchanged the length for it.
+    u32::from(unsafe { params.__bindgen_anon_1.mtu_result })
+}
+
 /// Whether a socket of this host receives the tuple.
 #[inline(always)]
 pub(super) fn receives(context: *mut c_void, tuple: &Tuple) -> bool {

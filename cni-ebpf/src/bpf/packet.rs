@@ -12,7 +12,7 @@ use cni_ebpf::datapath::stage::Stage;
 use cni_ebpf::datapath::{Fib, GSO_BY_FRAGS, NotRewritten, Packet, Tables, Work};
 
 use super::handover::handed_over;
-use super::kernel::{cleared, gateway, look_up, receives};
+use super::kernel::{cleared, gateway, look_up, mtu, receives};
 
 /// Bytes that must be readable without asking, if the packet has them.
 const LINEAR: u32 = 128;
@@ -269,9 +269,10 @@ impl Packet for Skb {
                 ifindex: params.ifindex,
                 gateway: gateway(&params),
             },
-            // Blackhole, unreachable and prohibited routes, forwarding off, too big: the stack says it properly. Not
-            // forwarded: a local or multicast destination, or no route at all. Or a route that encapsulates.
-            (1..=6 | 8, _) => Fib::Stack,
+            // Blackhole, unreachable and prohibited routes, forwarding off: the stack says it properly. Not forwarded: a
+            // local or multicast destination, or no route at all. Or a route that encapsulates.
+            (1..=6, _) => Fib::Stack,
+            (8, params) => Fib::TooBig { mtu: mtu(&params) },
             _ => Fib::Unroutable,
         }
     }

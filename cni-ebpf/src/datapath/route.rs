@@ -177,11 +177,14 @@ fn too_big(work: &mut Work, mtu: u32) -> Outcome {
 #[inline(always)]
 pub(super) fn by_fib<P: Packet>(packet: &P, work: &mut Work) -> Outcome {
     work.way = way::PASS;
+    work.answer_mtu = 0;
     // By the address that the pod sent from, before and after translation: rules that look at the source must not lead
     // a connection's first packet one way and the others another.
     match packet.fib(&work.tuple.src, &work.out.dst, on_the_wire(packet, work)) {
         Fib::Device { ifindex, gateway } => work.neighbour(ifindex, gateway),
         Fib::Stack => {}
+        // To what is not translated the stack says it.
+        Fib::TooBig { mtu } => work.answer_mtu = mtu,
         Fib::Unroutable => return Err(Reason::NoRoute),
     }
     Ok(())

@@ -96,6 +96,8 @@ pub enum Fib {
     Device { ifindex: u32, gateway: Addr },
     /// The packet is the stack's own business (local address, unreachable route with an error to send, ...).
     Stack,
+    /// The stack would say so: the route, or what was learned of it, carries no packets larger than `mtu`.
+    TooBig { mtu: u32 },
     /// No route.
     Unroutable,
 }

@@ -129,10 +129,10 @@ pub(super) const NEIGHBOURS: [&str; 4] = ["192.0.2.2", "192.0.2.254", "2001:db8:
 /// The MTU of the routes to 198.51.100.77 and 2001:db8:5::/48.
 pub(super) const NARROW: u32 = 1400;
 
-/// What [`Kernel::new`]'s routing table says. What is larger than the device's packets is the stack's to refuse.
+/// What [`Kernel::new`]'s routing table says.
 pub(super) fn fib(dst: &Addr, length: u32) -> Fib {
     match route(dst, length) {
-        Fib::Device { .. } if length > device().mtu => Fib::Stack,
+        Fib::Device { .. } if length > device().mtu => Fib::TooBig { mtu: device().mtu },
         found => found,
     }
 }
@@ -150,7 +150,7 @@ fn route(dst: &Addr, length: u32) -> Fib {
                 ifindex: ifindex::NETDEV,
                 gateway: *dst,
             },
-            [198, 51, 100, 77] if length > NARROW => Fib::Stack,
+            [198, 51, 100, 77] if length > NARROW => Fib::TooBig { mtu: NARROW },
             _ => far("192.0.2.254"),
         },
         IpAddr::V6(v6) => match v6.segments() {
@@ -160,7 +160,7 @@ fn route(dst: &Addr, length: u32) -> Fib {
                 ifindex: ifindex::NETDEV,
                 gateway: *dst,
             },
-            [0x2001, 0xdb8, 5, ..] if length > NARROW => Fib::Stack,
+            [0x2001, 0xdb8, 5, ..] if length > NARROW => Fib::TooBig { mtu: NARROW },
             _ => far("2001:db8::fe"),
         },
     }

@@ -2,15 +2,15 @@
 
 use std::net::IpAddr;
 
-use cni_ebpf::abi::{Addr, Config, Reason};
+use cni_ebpf::abi::{Addr, Config, Reason, service_scope};
 use cni_ebpf::datapath::Verdict;
 use cni_tests::frames::{self, Ends};
 use cni_tests::memory::Frame;
-use cni_tests::world::{self, Hook, ifindex, ip, mac, pod, port};
+use cni_tests::world::{self, Hook, backend, ifindex, ip, mac, pod, port, service_id};
 
 use crate::Pair;
 use crate::fixtures::{ACK, SYN, SYN_ACK, TO_B, families, from_a, gateway};
-use crate::services::{ends, node, vip};
+use crate::services::{dial, ends, node, vip};
 
 pub(crate) fn client(v6: bool) -> IpAddr {
     ip(if v6 { "2620:fe::9" } else { "9.9.9.9" })
@@ -388,10 +388,35 @@ fn what_the_way_to_a_backend_does_not_carry_is_told_to_the_client() {
     });
 }
 
+/// A router on the way would say so, and this node is none to who dialled a Service.
+#[test]
+fn svc_57_what_the_kernels_route_to_a_backend_does_not_carry_is_told_too() {
+    families(|pair, v6| {
+        let id = service_id(port::TO_B, v6, service_scope::CLUSTER);
+        let offset = if v6 { backend::V6 } else { 0 };
+        let far = ip(if v6 { "2001:db8:5::9" } else { "198.51.100.77" });
+        pair.put_backend(backend::POD_B + offset, Some((far, 8080)));
+        pair.put_slot(id, 0, backend::POD_B + offset);
+        let dialled = dial(v6, port::TO_B);
+        let fits = 1400 - if v6 { 48 } else { 28 };
+        let send = |pair: &mut Pair, length: usize| {
+            pair.run(Hook::FromPod, &dialled.udp(&vec![7; length]), ifindex::POD_A)
+        };
+        assert_eq!(send(pair, fits).0, gateway(v6));
+        let (verdict, out) = send(pair, fits + 1);
+        assert_eq!((verdict, pair.work.answered), (Err(Reason::TooBig), 1));
+        let l4 = if v6 { 54 } else { 34 };
+        assert_eq!(out[l4..l4 + 2], if v6 { [2, 0] } else { [3, 4] });
+        assert_eq!(out[l4 + 6..l4 + 8], 1400u16.to_be_bytes());
+        assert!(frames::checksums_hold(&out));
+        pair.put_backend(backend::POD_B + offset, Some((pod(3, v6), 8080)));
+        pair.put_slot(id, 0, backend::POD_B + offset);
+    });
+}
+
 #[test]
 fn svc_53_datagrams_from_outside_leave_a_backend_that_serves_no_longer() {
     families(|pair, v6| {
-        use cni_tests::world::{backend, service_id};
         let offset = if v6 { backend::V6 } else { 0 };
         let id = service_id(port::NODE_CLUSTER, v6, 1);
         let bytes = outside(v6, port::NODE_CLUSTER).udp(b"x");
