@@ -353,7 +353,8 @@ fn arrived<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tu
         origin::tunnelled(tables, packet, work)?;
     }
     match fragments::resolve(tables, work) {
-        Err(_) if !tunnel => return work.pass(),
+        // What no stack has for its own, ours would send back to where it came from.
+        Err(_) if !tunnel && !balance::is_nobodys(tables, work) => return work.pass(),
         outcome => outcome?,
     }
     let named = work.direct == work::direct::CAME;

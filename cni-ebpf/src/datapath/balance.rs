@@ -3,8 +3,8 @@
 use super::refuse::{self, answer};
 use super::stage::{self, Stage};
 use super::work::direct;
-use super::{Outcome, Packet, Table, Tables, Work, conntrack, lot, nat, service};
-use crate::abi::{Addr, Flow, Reason, Tuple, client_kind, flow_flags, put, service_flags};
+use super::{Outcome, Packet, Table, Tables, Work, conntrack, lot, nat, route, service};
+use crate::abi::{Addr, Flow, Reason, Tuple, client_kind, flow_flags, put, route_action, service_flags};
 
 /// Asks whether `work.tuple` dials a Service, and which backend it is given: `work.choice`. A Service that nobody serves
 /// refuses at once.
@@ -79,6 +79,16 @@ pub(super) fn is_pinged<T: Tables>(tables: &T, work: &mut Work) -> bool {
     service::lives(tables, choice, &tuple.dst)
 }
 
+/// Whether the packet is for an address of a Service that no stack has for its own.
+#[inline(always)]
+pub(super) fn is_nobodys<T: Tables>(tables: &T, work: &mut Work) -> bool {
+    let destination = work.tuple.dst;
+    let is_stacks =
+        route::lookup(tables, work, &destination).map_or(true, |found| found.action == route_action::HOST);
+    let Work { choice, tuple, .. } = work;
+    !is_stacks && service::lives(tables, choice, &tuple.dst)
+}
+
 /// A packet for an address of the Service range that is no frontend, or one that [pings](is_pinged) another one.
 #[inline(always)]
 pub(super) fn vacant<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
@@ -131,16 +141,17 @@ pub(super) fn enter_among<T: Tables, P: Packet>(tables: &T, packet: &mut P, work
     stage::call(Stage::Dial, tables, packet, work)
 }
 
-/// Tells `work.flow` what was dialled and where it goes, if it is a Service's.
+/// Tells `work.flow` what was dialled and where it goes, if it is a Service's or has a rival that is.
 ///
-/// Two frontends may lead one client's port to one backend. The connection that is there keeps the tuple; the second one
-/// has a key of its own, is found by its aliases alone, and must not be answered at the same port: `work.contested`. So
-/// must not any that begins from the port that such a second one was given.
+/// Two frontends may lead one client's port to one backend, and the client may go there by itself. The connection that is
+/// there keeps the tuple; the second one has a key of its own, is found by its aliases alone, and must not be answered at the
+/// same port: `work.contested`. So must not any that begins from the port that such a second one was given.
 #[inline(always)]
 pub(super) fn dial<T: Tables>(tables: &T, work: &mut Work) -> Result<(), Reason> {
     let disputed = nat::is_disputed(tables, work);
     work.contested = u8::from(disputed);
-    if work.choice.found == 0 {
+    // Of what dials no Service only a Service's connection can have the tuple.
+    if work.choice.found == 0 && (work.rival == 0 || !is_anothers(tables, work)) {
         return Ok(());
     }
     if disputed || is_anothers(tables, work) {
@@ -150,8 +161,10 @@ pub(super) fn dial<T: Tables>(tables: &T, work: &mut Work) -> Result<(), Reason>
             return Err(Reason::ServiceTuple);
         }
     }
-    work.flow.service = work.choice.service;
-    work.flow.backend = work.choice.backend;
+    if work.choice.found != 0 {
+        work.flow.service = work.choice.service;
+        work.flow.backend = work.choice.backend;
+    }
     nat::enter_dialled(tables, work)
 }
 

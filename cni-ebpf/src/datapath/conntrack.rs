@@ -19,8 +19,9 @@ pub const SECOND: u64 = 1_000_000_000;
 /// How long a flow may be silent, in seconds.
 pub mod timeout {
     pub const TCP_NEW: u64 = 60;
-    pub const TCP_ESTABLISHED: u64 = 6 * 3600;
-    pub const TCP_FIN_WAIT: u64 = 120;
+    pub const TCP_ESTABLISHED: u64 = 24 * 3600;
+    /// One side has ended: the other may think for long before it answers. kube-proxy has the stack wait so long too.
+    pub const TCP_FIN_WAIT: u64 = 3600;
     pub const TCP_TIME_WAIT: u64 = 30;
     pub const TCP_CLOSED: u64 = 10;
     pub const DATAGRAM_NEW: u64 = 60;
@@ -155,11 +156,13 @@ pub(super) fn find<'t, T: Tables>(tables: &'t T, work: &mut Work) -> Option<Foun
     let from_a = key_of(&work.tuple, &mut work.key);
     work.aliased = 0;
     work.past = 0;
+    work.rival = 0;
     if let Some(found) = by_key(tables, &work.key, work.now) {
         let origin_a = found.flow.flags.get() & flow_flags::ORIGIN_A != 0;
         work.reply = u8::from(origin_a != from_a);
+        work.rival = u8::from(is_rival(work, found.flow));
         // It never has what bears a port that it gave up, over or not.
-        if !gave_way(work, found.flow) {
+        if work.rival == 0 && !gave_way(work, found.flow) {
             if !is_over(found.flow) {
                 return usable(work, found);
             }
@@ -187,6 +190,13 @@ fn gave_way(work: &Work, flow: &Flow) -> bool {
         && flow.flags.get() & flow_flags::SNAT != 0
         && work.tuple.dst_port != flow.snat_port
         && work.tuple.dst == flow.snat
+}
+
+/// Whether the packet goes where the flow does, and was sent there by its own sender: the flow's originator dialled a Service,
+/// and is answered in its name. One socket may send to both.
+#[inline(always)]
+fn is_rival(work: &Work, flow: &Flow) -> bool {
+    work.reply == 0 && flow.flags.get() & flow_flags::DNAT != 0
 }
 
 /// Whether the flow behind the alias is younger than the one that may be over.

@@ -109,8 +109,7 @@ fn begin<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunn
     }
     if !middle {
         balance::ask(tables, packet, work, SCOPE)?;
-    } else if tunnel || !came_from_another_node(tables, packet, work) {
-        // There is nothing to choose; the stack refuses what is not its own.
+    } else if tunnel || !goes_on(tables, packet, work)? {
         return work.pass();
     }
     if work.choice.found == 0 {
@@ -184,12 +183,10 @@ pub(super) fn settled<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut W
     if conntrack::unsettled(tables, work) && !packet.socket(&work.tuple) {
         return Err(Reason::Unsettled);
     }
-    let destination = work.tuple.dst;
-    // Most are the host's own.
-    let is_node = |settings: &Settings| destination == settings.node_v4 || destination == settings.node_v6;
-    if tables.settings().is_some_and(is_node) {
+    if is_nodes(tables, work) {
         return Ok(());
     }
+    let destination = work.tuple.dst;
     match route::lookup(tables, work, &destination) {
         Ok(found) if found.action == route_action::ENDPOINTS => Err(Reason::NoEndpoint),
         _ => Ok(()),
@@ -197,13 +194,38 @@ pub(super) fn settled<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut W
 }
 
 /// Whether the packet in the middle of a stream is one that another node led to its backend until now, and that finds it from
-/// here as well.
+/// here as well. Of all others there is nothing to choose. The stack refuses what is for an address of its own; any other address
+/// of a Service no stack refuses: it would send the packet back to where it came from, and again.
 #[inline(always)]
-fn came_from_another_node<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> bool {
-    tables.config().tunnel_device() != 0
-        && balance::asked(tables, packet, work, service_scope::EXTERNAL).is_ok()
-        && work.choice.found != 0
-        && work.choice.flags & service_flags::ANY_NODE != 0
+fn goes_on<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Result<bool, Reason> {
+    let tunnelled = tables.config().tunnel_device() != 0;
+    if !tunnelled && is_nodes(tables, work) {
+        return Ok(false);
+    }
+    let asked = balance::asked(tables, packet, work, SCOPE);
+    let found = asked.is_ok() && work.choice.found != 0;
+    if tunnelled && found && work.choice.flags & service_flags::ANY_NODE != 0 {
+        return Ok(true);
+    }
+    let destination = work.tuple.dst;
+    let is_stacks =
+        route::lookup(tables, work, &destination).map_or(true, |found| found.action == route_action::HOST);
+    if is_stacks {
+        return Ok(false);
+    }
+    if found || asked == Err(Reason::ServiceNoBackend) {
+        balance::answered(tables, packet, work, refuse::answer::REFUSE, Reason::InvalidState)?;
+    }
+    asked?;
+    Ok(false)
+}
+
+/// Whether the packet is for the node's own address. Most are.
+#[inline(always)]
+fn is_nodes<T: Tables>(tables: &T, work: &Work) -> bool {
+    let destination = work.tuple.dst;
+    let is_own = |settings: &Settings| destination == settings.node_v4 || destination == settings.node_v6;
+    tables.settings().is_some_and(is_own)
 }
 
 /// Whether the client may ask, and whether it can be answered past this node: to another node answers go by the tunnel,

@@ -126,7 +126,9 @@ pub struct Work {
     pub direct: u8,
     /// Another flow is answered at the port of the one that begins.
     pub contested: u8,
-    pub pad4: [u8; 2],
+    /// The packet's own addresses are those of a flow whose originator dialled others.
+    pub rival: u8,
+    pub pad4: u8,
     /// Where the packet goes: see [`way`](super::way); device and neighbour as far as the way needs them.
     pub gateway: Addr,
     /// The link header, where the program writes it itself.

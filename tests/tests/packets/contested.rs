@@ -15,7 +15,7 @@ use crate::{Pair, privileged, with_pair};
 
 const PORTS: RangeInclusive<u16> = 40_000..=40_003;
 /// Where the second frontends are.
-const SECOND: u16 = 30_999;
+pub(crate) const SECOND: u16 = 30_999;
 
 type Side = (IpAddr, u16);
 
@@ -24,7 +24,7 @@ fn few_ports(test: impl Fn(&mut Pair, bool) + Send + 'static) {
 }
 
 /// A frontend beside `first`, with its endpoints.
-fn second(pair: &mut Pair, addr: IpAddr, first: u16, scope: u8) {
+pub(crate) fn second(pair: &mut Pair, addr: IpAddr, first: u16, scope: u8) {
     for proto in [6, 17, 132] {
         let key = |addr, port| ServiceKey {
             addr: Addr::from(addr),
@@ -142,8 +142,12 @@ fn svc_22_two_services_give_one_pods_port_to_one_backend() {
             dst_port: 8080,
             ..first
         };
-        let seen = both(pair, v6, [direct, first], there, back, from_pod_b);
-        keep(&seen, &first);
+        // And one that dials the backend behind another that dialled a Service is answered by the backend.
+        for dialled in [[direct, first], [first, direct]] {
+            let seen = both(pair, v6, dialled, there, back, from_pod_b);
+            keep(&seen, &first);
+            pair.forget();
+        }
     });
 }
 

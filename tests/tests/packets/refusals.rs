@@ -1,13 +1,15 @@
 //! What the programs answer in a Service's name.
 
-use cni_ebpf::abi::Reason;
+use cni_ebpf::abi::{Reason, Service, ServiceKey, service_scope};
 use cni_ebpf::datapath::Verdict;
 use cni_tests::frames::{self, Ends};
 use cni_tests::world::{self, Hook, ifindex, ip, mac, port};
 
+use crate::Pair;
+use crate::contested::{SECOND, second};
+use crate::external::{arrive, outside};
 use crate::fixtures::{ACK, SYN, TO_A, families, from_a};
-use crate::services::{dial, ends, node, vip};
-use crate::{Pair, external};
+use crate::services::{self, dial, ends, node, vip};
 
 const FIN: u8 = 1;
 /// To where it came from: into the host, if the host was to send it by this device.
@@ -74,6 +76,48 @@ fn svc_25_a_service_without_endpoints_refuses_at_once() {
             }
         }
         assert_eq!(pair.kernel.flows("conntrack_new").unwrap(), 0);
+    });
+}
+
+/// Where another node served the client until now, or this one was restarted. The stack would send it back to where it came from:
+/// the address is nobody's.
+#[test]
+fn svc_60_a_stream_to_a_load_balancer_that_nobody_knows_is_ended_and_never_sent_back() {
+    families(|pair, v6| {
+        let balancer = ip(if v6 { "2001:db8:7::1" } else { "203.0.113.7" });
+        let lives = ServiceKey {
+            scope: service_scope::CLUSTER,
+            ..services::key(balancer, 0, 0)
+        };
+        second(pair, balancer, port::NODE_CLUSTER, service_scope::EXTERNAL);
+        pair.put_service(lives, Service::default());
+        let to = |dst, dst_port| Ends {
+            dst,
+            ..outside(v6, dst_port)
+        };
+        let known = to(balancer, SECOND);
+        let (verdict, out) = arrive(pair, &known.tcp(ACK, b"data"));
+        assert_eq!((verdict, pair.work.answered), (Err(Reason::InvalidState), 1));
+        let sent = ends(&known.tcp(ACK, b"data"));
+        assert_eq!(ends(&out), (sent.1, sent.0));
+        assert_eq!(out[if v6 { 54 } else { 34 } + 13], 4, "a reset");
+        assert!(frames::checksums_hold(&out));
+        // Nor a part whose beginning was never here.
+        let parts = frames::fragments(&known.udp(&[7; 200]), 96, 77);
+        assert_eq!(arrive(pair, &parts[1]).0, Err(Reason::FragmentOrphan));
+        // The stack has these, or knows their way.
+        let node = to(node(v6), port::NODE_CLUSTER);
+        let others = to(ip(if v6 { "2001:db8:7::2" } else { "203.0.113.8" }), SECOND);
+        for ends in [node, others] {
+            let parts = frames::fragments(&ends.udp(&[7; 200]), 96, 77);
+            for bytes in [&ends.tcp(ACK, b"data"), &parts[1]] {
+                let verdict = arrive(pair, bytes).0;
+                assert!(
+                    matches!(verdict, Ok(Verdict::Pass | Verdict::Arrived)),
+                    "{verdict:?}"
+                );
+            }
+        }
     });
 }
 
@@ -199,7 +243,7 @@ fn a_load_balancers_address_answers_pings_and_nothing_else() {
         let vip = world::balancer(v6);
         let from_outside = Ends {
             dst: vip,
-            ..external::outside(v6, 80)
+            ..outside(v6, 80)
         };
         let of_host = Ends {
             src: node(v6),
@@ -212,7 +256,7 @@ fn a_load_balancers_address_answers_pings_and_nothing_else() {
         ] {
             let (verdict, out) = pair.run(hook, &ends.echo(false, b"ping"), device);
             assert_eq!(verdict, back);
-            assert_eq!(crate::services::ends(&out).0.0, vip);
+            assert_eq!(services::ends(&out).0.0, vip);
             assert!(frames::checksums_hold(&out));
             // Two that answered an answer would never end; a request may have this id too.
             let any_id = Ends {

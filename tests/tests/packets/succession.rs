@@ -270,7 +270,7 @@ fn a_translation_without_its_flow_is_over_when_the_flow_would_be() {
         let open = world::frame(ends.tcp(SYN, b""), ifindex::POD_A);
         assert_eq!(pair.host(Hook::FromPod, &open).0, gateway(v6));
         let back = world::frame(answer(ends, v6, 40000).tcp(ACK, b""), ifindex::NETDEV);
-        for (hours, expected) in [(5, TO_A), (7, Ok(Verdict::Pass))] {
+        for (hours, expected) in [(23, TO_A), (25, Ok(Verdict::Pass))] {
             pair.memory.flows[0].clear();
             pair.memory.flows[1].clear();
             pair.memory.clock.set(now + hours * 3600 * 1_000_000_000);

@@ -45,8 +45,8 @@ fn rel_38_a_silent_connection_is_over_when_its_state_says_and_not_before() {
         let echo = ends.echo(false, b"x");
         for (bytes, state, seconds) in [
             (&tcp, NEW, 60),
-            (&tcp, ESTABLISHED, 6 * 3600),
-            (&tcp, FIN_WAIT, 120),
+            (&tcp, ESTABLISHED, 24 * 3600),
+            (&tcp, FIN_WAIT, 3600),
             (&tcp, TIME_WAIT, 30),
             (&tcp, CLOSED, 10),
             (&udp, NEW, 60),

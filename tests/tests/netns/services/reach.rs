@@ -167,7 +167,7 @@ fn nobody_else_reaches_the_loopback(lab: &Lab, beyond: &Pod, server: &Pod, echoe
 }
 
 /// One node, by which the network reaches a load balancer's address.
-fn lab_before(vip: IpAddr) -> Lab {
+pub(super) fn lab_before(vip: IpAddr) -> Lab {
     let lab = Lab::start(plan(Routing::Direct).nodes(1)).unwrap();
     let route = format!("route add {vip} via {}", lab.nodes[0].address(true));
     lab.fabric.ip(&route).unwrap();
@@ -175,7 +175,7 @@ fn lab_before(vip: IpAddr) -> Lab {
 }
 
 /// A load balancer of IPv4 alone for everybody in these ranges, at an address that is no node's.
-fn balanced(server: &Pod, vip: IpAddr, ranges: &[String]) -> ServiceManifest {
+pub(super) fn balanced(server: &Pod, vip: IpAddr, ranges: &[String]) -> ServiceManifest {
     let mut spec = node_port("Cluster");
     spec.as_object_mut().unwrap().extend([
         ("type".to_owned(), json!("LoadBalancer")),

@@ -1,12 +1,12 @@
 //! Segments of a pod that fit into no connection, on their way to a client behind a node port.
 
 use std::{
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{IpAddr, SocketAddr, TcpStream},
 };
 
 use cni_tests::{
-    lab::{Lab, Pod, Routing, ServiceManifest},
+    lab::{Lab, Node, Pod, Routing, ServiceManifest},
     traffic::{Echo, connect},
     wire::{Tap, holds},
 };
@@ -14,7 +14,9 @@ use serde_json::json;
 
 use super::{
     external::{NODE_PORT, node_port},
-    plan, publish, serve,
+    plan, publish,
+    reach::{balanced, lab_before},
+    serve,
 };
 use crate::needs_root;
 
@@ -35,6 +37,11 @@ fn exchange(stream: &mut TcpStream) {
     let mut answer = [0; 4];
     stream.read_exact(&mut answer).unwrap();
     assert_eq!(&answer, b"good");
+}
+
+fn forget_connections(node: &Node) {
+    let output = node.millrace(["conntrack", "flush", "--all"]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
 }
 
 /// Has the pod send segments that are out of every window, and looks at everything that comes to the client until an echo
@@ -95,10 +102,29 @@ fn svc_60_segments_that_fit_nowhere_never_bear_the_pods_address() {
             let came = nothing_bears_the_pods_address(&lab, &pod, &client, seen[0], &what);
             assert_eq!(came, 1, "{what}: windows are the client's business");
             exchange(&mut stream);
-            let output = node.millrace(["conntrack", "flush", "--all"]).output().unwrap();
-            assert!(output.status.success(), "{output:?}");
+            forget_connections(node);
             let what = format!("{what}, forgotten");
             nothing_bears_the_pods_address(&lab, &pod, &client, seen[0], &what);
         }
     }
+}
+
+/// As it is when the address moves here from a node that is gone. The stack would send each segment back to the router, and get it
+/// again, until it has been round so often that it is dropped; the client would wait for its own time to be over.
+#[test]
+fn svc_60_a_stream_to_a_load_balancer_that_nobody_knows_is_reset() {
+    needs_root!();
+    let vip: IpAddr = [198, 51, 100, 40].into();
+    let lab = lab_before(vip);
+    let node = &lab.nodes[0];
+    let server = node.add_pod("server").unwrap();
+    let _echoes = serve(&server, 8080);
+    publish(&lab, &balanced(&server, vip, &[]));
+    let mut stream = connect(&lab.outside, SocketAddr::new(vip, 80)).unwrap();
+    exchange(&mut stream);
+    forget_connections(node);
+    stream.write_all(b"good").unwrap();
+    let error = stream.read_exact(&mut [0; 4]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+    exchange(&mut connect(&lab.outside, SocketAddr::new(vip, 80)).unwrap());
 }
