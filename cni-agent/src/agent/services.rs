@@ -393,6 +393,8 @@ impl<K: Kernel> Agent<K> {
             let error = "rows that are not Millrace's fill the maps; they go first";
             return self.services.failed(error.to_owned());
         }
+        // What they dialled is remembered anew.
+        self.services.release.get_or_insert(now + RELEASE);
         self.services.succeeded();
         self.spare.accrue();
         self.services.tell_health();

@@ -45,7 +45,7 @@ fn end_forsaken(maps: &Maps<'_>) -> io::Result<usize> {
     let mut diag = Diag::open()?;
     let mut released = 0;
     for socket in diag.connected()? {
-        if maps.forsaken(&socket)? {
+        if maps.looked_after(&socket)? {
             diag.destroy(&socket)?;
             released += 1;
         }
@@ -54,7 +54,9 @@ fn end_forsaken(maps: &Maps<'_>) -> io::Result<usize> {
 }
 
 impl Maps<'_> {
-    fn forsaken(&self, socket: &Connected) -> io::Result<bool> {
+    /// Whether the socket is forsaken. If not, what it dialled is remembered anew: a connected socket that only sends asks for it
+    /// never, and all that connect after it would have the map forget it.
+    fn looked_after(&self, socket: &Connected) -> io::Result<bool> {
         let (addr, port) = socket.peer();
         let key = SocketKey {
             cookie: socket.cookie(),
@@ -70,7 +72,8 @@ impl Maps<'_> {
         };
         let serves = |backend: Backend| backend.addr == addr && backend.port == port;
         if look_up::<_, Backend>(self.backends, &dialled.backend)?.is_some_and(serves) {
-            return Ok(false);
+            let again = self.sockets.put(abi::as_bytes(&key), abi::as_bytes(&dialled));
+            return again.map(|()| false).map_err(io::Error::other);
         }
         let frontend = ServiceKey {
             addr: dialled.addr,

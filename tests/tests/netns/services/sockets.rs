@@ -1,6 +1,9 @@
 //! Services as the sockets of a node use them: its own processes', and its pods'.
 
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::{
+    net::{SocketAddr, TcpStream, UdpSocket},
+    time::Duration,
+};
 
 use cni_tests::{
     lab::{Lab, Pod, Routing, ServiceManifest, Signal, binary, cluster_ip},
@@ -208,6 +211,39 @@ fn svc_55_a_connected_datagram_socket_of_the_host_leaves_a_backend_that_is_gone(
         says(&past).unwrap();
         publish(&lab, &ServiceManifest::new(1).endpoint(&old, 8080));
     }
+}
+
+/// What a socket dialled stands in a map that forgets what was used least, and a connected one that only sends uses it never.
+#[test]
+fn svc_55_a_connected_datagram_socket_is_not_forgotten_for_all_that_connect_after_it() {
+    needs_root!();
+    const ROUNDS: usize = 10;
+    const STREAMS: usize = 300;
+    let mut plan = plan(Routing::Direct).nodes(1);
+    plan.config["maps"] = json!({ "sockets": 1024 });
+    let lab = Lab::start(plan).unwrap();
+    let node = &lab.nodes[0];
+    let (old, new) = (node.add_pod("old").unwrap(), node.add_pod("new").unwrap());
+    let _echoes = [serve(&old, 8080), serve(&new, 8080)];
+    publish(&lab, &ServiceManifest::new(1).endpoint(&old, 8080));
+    let to = vip(1, true);
+    let socket = node.with_sockets(|| udp_socket(&node.namespace, to).unwrap());
+    for round in 0..ROUNDS {
+        // Whoever comes or goes has the sockets looked through.
+        let other = [&old, &new][round % 2];
+        publish(&lab, &ServiceManifest::new(2).endpoint(other, 8080));
+        std::thread::sleep(Duration::from_millis(500));
+        node.with_sockets(|| {
+            for _ in 0..STREAMS {
+                drop(connect(&node.namespace, to).unwrap());
+            }
+        });
+    }
+    publish(&lab, &ServiceManifest::new(1).endpoint(&new, 8080));
+    eventually(|| {
+        let ended = socket.send(b"q").and_then(|_| socket.recv(&mut [0; 8])).is_err();
+        (!ended).then(|| "still at the old one".to_owned())
+    });
 }
 
 #[test]
