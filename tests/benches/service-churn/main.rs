@@ -29,8 +29,8 @@ use serde_json::json;
 
 const REPLICAS: usize = 20;
 const PHASE: Duration = Duration::from_secs(60);
-/// Changes a second: a Service, its slice, and the end of both are four.
-const CHANGES: u32 = 100;
+/// Writes a second. A Service, its slice, and the end of both are four: a hundred Services a second come or go.
+const CHANGES: u32 = 200;
 /// Who makes them.
 const WRITERS: u32 = 4;
 /// Between two signals to an agent, or how long it stays away.

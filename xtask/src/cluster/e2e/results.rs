@@ -99,7 +99,11 @@ impl Row {
 
     /// What the list may not hold.
     fn fault(&self) -> Option<&'static str> {
-        let good = [self.millrace, self.kube_proxy] == [Outcome::Passed; 2];
+        let [ours, peers] = [self.millrace, self.kube_proxy].map(|outcome| outcome == Outcome::Passed);
+        if peers && !ours {
+            return Some("passes for kube-proxy alone");
+        }
+        let good = ours && peers;
         match (good, self.reason.is_empty()) {
             (false, true) => Some("does not pass for both and has no reason"),
             (true, false) => Some("passes for both and still has a reason"),
@@ -273,6 +277,8 @@ mod tests {
         assert_eq!(difference("a", Outcome::Passed), ["a: passed, listed as failed"]);
         assert_eq!(difference("c", Outcome::Passed), ["c: not in the list"]);
         assert_eq!(list.faults(), ["b: passes for both and still has a reason"]);
+        let behind: List = "failed\tpassed\ta\twhatever".parse().unwrap();
+        assert_eq!(behind.faults(), ["a: passes for kube-proxy alone"]);
         let known = ["a", "c"].map(str::to_owned).into();
         assert_eq!(list.strangers(&known), ["b: no such spec", "c: not in the list"]);
     }
