@@ -94,11 +94,14 @@ enum Command {
     ///
     /// CONNECTIONS are those whose packets are translated. SOCKETS are those that `services.socketLb` connected to an
     /// endpoint without any translation, also some that have ended: the kernel keeps the latest.
+    ///
+    /// With a name its endpoints follow as `backends` shows them, then who may use its load balancer's addresses, and
+    /// what is answered on its health check node port. The exit status is 1 if no Service of that name is served here.
     Services(services::Options),
     /// The endpoints of Services that answer
     ///
     /// CONNECTIONS and SOCKETS are counted as for `services`.
-    Backends,
+    Backends(services::Options),
     /// Connections and their translations
     #[command(subcommand)]
     Conntrack(conntrack::Command),
@@ -201,7 +204,7 @@ impl Cli {
             Command::Status => status::run(&context),
             Command::Endpoints => endpoints::run(&context),
             Command::Services(options) => services::run(&context, &options),
-            Command::Backends => services::run_backends(&context),
+            Command::Backends(options) => services::run_backends(&context, &options),
             Command::Conntrack(command) => conntrack::run(&context, command),
             Command::Drops(options) => drops::run(&context, &options),
             Command::Dump(options) => dump::run(&context, &options),

@@ -1,5 +1,6 @@
 //! Services, from the manifest to the maps.
 
+mod asked;
 mod faults;
 mod told;
 
