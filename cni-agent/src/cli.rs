@@ -86,7 +86,8 @@ enum Command {
     Config(ConfigCommand),
     /// What works, what does not, and what to do about it
     ///
-    /// Exit status: 0 everything works; 1 something does not; 2 pods have no network (or no agent runs).
+    /// Exit status: 0 everything works; 1 it works, with warnings; 2 something fails without which pods have no network, or
+    /// no agent runs.
     Status,
     /// The pods of this node with their addresses
     Endpoints,
