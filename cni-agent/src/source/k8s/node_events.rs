@@ -198,11 +198,8 @@ mod tests {
         let note = |text: &str| note(text.to_owned(), "c");
         let end = "\n… more; see `c`";
         let line = "x".repeat(99);
-        let lines = vec![line.as_str(); 20].join("\n");
-        assert_eq!(
-            note(&lines),
-            format!("{}{end}", vec![line.as_str(); 9].join("\n"))
-        );
+        let lines = [line.as_str(); 20].join("\n");
+        assert_eq!(note(&lines), format!("{}{end}", [line.as_str(); 9].join("\n")));
         // It ends where the room does.
         let room = "x".repeat(LONGEST - end.len());
         assert_eq!(note(&format!("{room}\n{lines}")), format!("{room}{end}"));
