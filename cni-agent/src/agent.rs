@@ -6,6 +6,7 @@
 mod allocation;
 mod attachment;
 mod cut_short;
+mod inquiry;
 mod orphans;
 mod pods;
 mod rank;

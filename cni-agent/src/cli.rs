@@ -86,7 +86,8 @@ enum Command {
     Config(ConfigCommand),
     /// What works, what does not, and what to do about it
     ///
-    /// Exit status: 0 everything works; 1 something does not; 2 pods have no network (or no agent runs).
+    /// Exit status: 0 everything works; 1 it works, with warnings; 2 something fails without which pods have no network, or
+    /// no agent runs.
     Status,
     /// The pods of this node with their addresses
     Endpoints,
@@ -94,11 +95,14 @@ enum Command {
     ///
     /// CONNECTIONS are those whose packets are translated. SOCKETS are those that `services.socketLb` connected to an
     /// endpoint without any translation, also some that have ended: the kernel keeps the latest.
+    ///
+    /// With a name its endpoints follow as `backends` shows them, then who may use its load balancer's addresses, and
+    /// what is answered on its health check node port. The exit status is 1 if no Service of that name is served here.
     Services(services::Options),
     /// The endpoints of Services that answer
     ///
     /// CONNECTIONS and SOCKETS are counted as for `services`.
-    Backends,
+    Backends(services::Options),
     /// Connections and their translations
     #[command(subcommand)]
     Conntrack(conntrack::Command),
@@ -201,7 +205,7 @@ impl Cli {
             Command::Status => status::run(&context),
             Command::Endpoints => endpoints::run(&context),
             Command::Services(options) => services::run(&context, &options),
-            Command::Backends => services::run_backends(&context),
+            Command::Backends(options) => services::run_backends(&context, &options),
             Command::Conntrack(command) => conntrack::run(&context, command),
             Command::Drops(options) => drops::run(&context, &options),
             Command::Dump(options) => dump::run(&context, &options),

@@ -2,7 +2,10 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use crate::{model::NamespacedName, state::State};
+use crate::{
+    model::NamespacedName,
+    state::{State, of_host_ports},
+};
 
 /// One may be away, or may see fewer nodes than the others.
 const TELLERS: u64 = 3;
@@ -28,8 +31,11 @@ impl Rank {
     }
 
     /// Whether this node's agent says what is wrong with an object. A few do, of each other ones: what thousands say is said
-    /// thousands of times.
+    /// thousands of times. Of a pod's ports of its node only that node's agent knows.
     pub(super) fn tells_of(&self, name: &NamespacedName) -> bool {
+        if of_host_ports(&name.name).is_some() {
+            return true;
+        }
         let mut hasher = DefaultHasher::new();
         name.hash(&mut hasher);
         match hasher.finish().checked_rem(self.nodes) {
@@ -57,5 +63,17 @@ mod tests {
         }
         let unknown = Rank::new(&State::new([]), "x");
         assert!(!unknown.tells_of(&NamespacedName::default()));
+    }
+
+    #[test]
+    fn of_a_pods_host_ports_its_node_tells_whatever_its_place() {
+        let of_pod = NamespacedName {
+            namespace: "n".into(),
+            name: "pod/a".into(),
+        };
+        for nodes in 0..20 {
+            assert!((0..nodes).all(|own| Rank { own, nodes }.tells_of(&of_pod)));
+        }
+        assert!(Rank::default().tells_of(&of_pod));
     }
 }

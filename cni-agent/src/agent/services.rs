@@ -18,10 +18,7 @@ use crate::{
     config::{MapSizes, Proxy, SocketLb},
     kernel::Kernel,
     model::{EndpointSlice, NamespacedName, ServiceProblem, Source},
-    observe::{
-        admin::Inquiry,
-        health::{Health, ServiceHealth},
-    },
+    observe::health::{Health, ServiceHealth},
     reconcile::Change,
     services::{
         Book, Capacity, Edits, Keys, Numbers, Pending, Progress, Rows, Troubles,
@@ -44,7 +41,7 @@ const SHOWN: usize = 20;
 
 #[derive(Debug)]
 pub(super) struct ServiceWork {
-    book: Book,
+    pub(super) book: Book,
     place: Place,
     /// What is in the kernel is in the book, and the other way round.
     begun: bool,
@@ -82,6 +79,10 @@ impl ServiceWork {
 
     pub(super) fn health(&self) -> watch::Receiver<Arc<Health>> {
         self.health.subscribe()
+    }
+
+    pub(super) fn begun(&self) -> bool {
+        self.begun
     }
 
     pub(super) fn latency(&self) -> Histogram {
@@ -412,16 +413,6 @@ impl<K: Kernel> Agent<K> {
         }
         let released = self.reconciler.carry_out(vec![Change::ReleaseSockets]).await;
         self.services.unreleased = released.err().map(|failure| failure.error);
-    }
-
-    pub(super) fn tell_of_services(&self, inquiry: Inquiry) {
-        let book = &self.services.book;
-        match inquiry {
-            Inquiry::Describe { name, reply } => _ = reply.send(book.describe(&name)),
-            // It has been told that nobody waits.
-            Inquiry::Owners { reply, .. } if reply.is_closed() => {}
-            Inquiry::Owners { numbers, reply } => _ = reply.send(book.owners(&numbers)),
-        }
     }
 
     pub(super) fn services_status(&self) -> Option<ServicesStatus> {

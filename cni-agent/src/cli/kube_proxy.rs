@@ -19,12 +19,15 @@ pub(crate) enum Command {
     ///
     /// Connections that it has translated go on: a table of nftables stays for them, which does nothing else. Run this
     /// again when they have ended, and it is removed too.
+    ///
+    /// Exit status: 1 if it refuses (with --dry-run that is a note on standard error), and while there are leftovers that
+    /// it cannot remove (chains of legacy iptables, IPVS) and `kube-proxy --cleanup` can.
     Cleanup(Options),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Only say what would be removed
+    /// Only say what would be removed, and what would make it refuse
     #[arg(long)]
     dry_run: bool,
     /// Also end the connections that kube-proxy has translated
@@ -40,11 +43,11 @@ pub(crate) fn run(context: &Context, command: &Command) -> Outcome {
     if !nix::unistd::geteuid().is_root() {
         return Err("run this as root".into());
     }
-    if let Some(reason) = obstacle(context).filter(|_| !options.dry_run) {
-        if !options.force {
-            return Err(format!("{reason}, or say --force").into());
-        }
-        eprintln!("warning: {reason}");
+    match obstacle(context) {
+        Some(reason) if options.force => eprintln!("warning: {reason}"),
+        Some(reason) if options.dry_run => eprintln!("note: it would refuse: {reason}, or say --force"),
+        Some(reason) => return Err(format!("{reason}, or say --force").into()),
+        None => {}
     }
     let found = Leftovers::find()?;
     let hold = found.connections > 0 && !options.cut;

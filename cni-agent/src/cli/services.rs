@@ -1,9 +1,10 @@
 //! `millrace services` and `millrace backends`.
 
+mod tables;
+
 use std::{
     collections::BTreeMap,
     io::{self, Write},
-    net::SocketAddr,
     process::ExitCode,
 };
 
@@ -11,16 +12,14 @@ use clap::Args;
 use cni_ebpf::abi::{self, Dialled, Flow, FlowKey};
 use serde::Serialize;
 
-use super::{Context, Failure, Outcome, ask, print_json, table};
+use super::{Context, Failure, Outcome, ask, print_json};
 use crate::{
-    compile::service::HintsUsed,
-    config::Algorithm,
     kernel::{Pins, maps},
     observe::{
         admin::{Request, Response},
         counters,
     },
-    services::{Answer, Back, Clients, Description, Front},
+    services::{Back, Description},
 };
 
 #[derive(Debug, Args)]
@@ -65,14 +64,7 @@ struct BackRow {
 }
 
 pub(crate) fn run(context: &Context, options: &Options) -> Outcome {
-    let wanted = options.name.clone().unwrap_or_default();
-    let services = services(context, &wanted)?;
-    if services.is_empty() && !wanted.is_empty() {
-        return Err(format!(
-            "no Service {wanted} is served here; `millrace services` shows all, and headless ones are not served by anybody"
-        )
-        .into());
-    }
+    let services = services(context, options)?;
     let connections = connections(&context.pins())?;
     if context.json {
         let rows = services.into_iter().map(|service| Row {
@@ -82,48 +74,32 @@ pub(crate) fn run(context: &Context, options: &Options) -> Outcome {
             service,
         });
         print_json(&rows.collect::<Vec<_>>())?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let rows: Vec<Vec<String>> = services
-        .iter()
-        .flat_map(|service| {
-            service
-                .frontends
-                .iter()
-                .map(|front| cells(service, front, &connections))
-        })
-        .collect();
-    let header = [
-        "SERVICE",
-        "FRONTEND",
-        "PROTOCOL",
-        "CLIENTS",
-        "ANSWER",
-        "BACKENDS",
-        "ALGORITHM",
-        "MODE",
-        "HINTS",
-        "AFFINITY",
-        "CONNECTIONS",
-        "SOCKETS",
-        "OPENED",
-    ];
-    let mut out = io::stdout();
-    out.write_all(table::text(&header, &rows).as_bytes())?;
-    for problem in services.iter().flat_map(|service| &service.problems) {
-        writeln!(out, "{problem}")?;
+    } else {
+        let text = tables::services(&services, options.name.is_some(), &connections);
+        io::stdout().write_all(text.as_bytes())?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-pub(crate) fn run_backends(context: &Context) -> Outcome {
-    let connections = connections(&context.pins())?;
+pub(crate) fn run_backends(context: &Context, options: &Options) -> Outcome {
+    let services = services(context, options)?;
+    let rows = back_rows(&services, &connections(&context.pins())?);
+    if context.json {
+        print_json(&rows)?;
+    } else {
+        io::stdout().write_all(tables::backends(&rows).as_bytes())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// By their numbers, each with all whose it is.
+fn back_rows(services: &[Description], connections: &Connections) -> Vec<BackRow> {
     let mut rows: BTreeMap<u32, BackRow> = BTreeMap::new();
-    for service in services(context, "")? {
-        for backend in service.backends {
+    for service in services {
+        for backend in &service.backends {
             rows.entry(backend.number)
                 .or_insert_with(|| BackRow {
-                    backend,
+                    backend: *backend,
                     services: Vec::new(),
                     connections: of(&connections.of_backend, backend.number),
                     sockets: of(&connections.sockets_of_backend, backend.number),
@@ -132,28 +108,29 @@ pub(crate) fn run_backends(context: &Context) -> Outcome {
                 .push(service.name.to_string());
         }
     }
-    let rows: Vec<BackRow> = rows.into_values().collect();
-    if context.json {
-        print_json(&rows)?;
-    } else {
-        let cells: Vec<Vec<String>> = rows.iter().map(back_cells).collect();
-        let header = [
-            "NUMBER",
-            "BACKEND",
-            "PROTOCOL",
-            "STATE",
-            "WHERE",
-            "CONNECTIONS",
-            "SOCKETS",
-            "SERVICES",
-        ];
-        io::stdout().write_all(table::text(&header, &cells).as_bytes())?;
+    rows.into_values().collect()
+}
+
+/// Those that are asked for. It is a failure if one is named, and none by that name is served.
+fn services(context: &Context, options: &Options) -> Result<Vec<Description>, Failure> {
+    let wanted = options.name.as_deref().unwrap_or_default();
+    let services = ask_for(context, wanted)?;
+    if wanted.is_empty() || services.iter().any(|service| service.unserved.is_none()) {
+        return Ok(services);
     }
-    Ok(ExitCode::SUCCESS)
+    let reasons: Vec<String> = services.iter().filter_map(tables::why_unserved).collect();
+    if reasons.is_empty() {
+        return Err(format!(
+            "this node's agent knows of no Service {wanted}; `millrace services` shows those that it serves, `millrace status` \
+             whether it hears of all"
+        )
+        .into());
+    }
+    Err(reasons.join("\n").into())
 }
 
 /// Names are the agent's knowledge; `millrace dump services` shows the kernel's part without one.
-fn services(context: &Context, name: &str) -> Result<Vec<Description>, Failure> {
+fn ask_for(context: &Context, name: &str) -> Result<Vec<Description>, Failure> {
     let mut conversation = ask::Conversation::begin(&context.config.paths.admin_socket)?;
     conversation.ask(Request::Services {
         name: name.to_owned(),
@@ -207,65 +184,4 @@ fn of_service(service: &Description, count: &Count) -> u64 {
     numbers.sort_unstable();
     numbers.dedup();
     numbers.iter().map(|number| of(count, *number)).sum()
-}
-
-fn cells(service: &Description, front: &Front, connections: &Connections) -> Vec<String> {
-    vec![
-        service.name.to_string(),
-        SocketAddr::new(front.address, front.port).to_string(),
-        front.protocol.to_string(),
-        match front.clients {
-            Clients::Inside => "inside",
-            Clients::Outside => "outside",
-        }
-        .to_owned(),
-        match front.answer {
-            Answer::Forward => "forward",
-            Answer::Refuse => "refuse",
-            Answer::Drop => "drop",
-        }
-        .to_owned(),
-        front.backends.len().to_string(),
-        match front.algorithm {
-            Algorithm::Random => "random".to_owned(),
-            Algorithm::Maglev => format!("maglev {}", front.table_size),
-        },
-        match (front.direct_return, front.masquerade) {
-            (true, _) => "dsr",
-            (false, true) => "snat",
-            (false, false) => "-",
-        }
-        .to_owned(),
-        match front.hints {
-            HintsUsed::Anywhere => "-",
-            HintsUsed::SameZone => "zone",
-            HintsUsed::SameNode => "node",
-        }
-        .to_owned(),
-        front
-            .affinity_seconds
-            .map_or_else(|| "-".to_owned(), |seconds| format!("{seconds}s")),
-        of(&connections.of_service, front.number).to_string(),
-        of(&connections.sockets_of_service, front.number).to_string(),
-        of(&connections.opened, front.number).to_string(),
-    ]
-}
-
-fn back_cells(row: &BackRow) -> Vec<String> {
-    let backend = &row.backend;
-    vec![
-        backend.number.to_string(),
-        SocketAddr::new(backend.address, backend.port).to_string(),
-        backend.protocol.to_string(),
-        if backend.terminating {
-            "terminating"
-        } else {
-            "ready"
-        }
-        .to_owned(),
-        if backend.local { "here" } else { "elsewhere" }.to_owned(),
-        row.connections.to_string(),
-        row.sockets.to_string(),
-        row.services.join(","),
-    ]
 }

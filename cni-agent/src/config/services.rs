@@ -1,6 +1,9 @@
 //! Services: whose business they are, and where they answer.
 
-use std::{fmt, net::SocketAddr};
+use std::{
+    fmt,
+    net::{Ipv6Addr, SocketAddr},
+};
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
@@ -34,7 +37,7 @@ pub struct ServicesConfig {
     pub algorithm: Algorithm,
     /// How many places a Maglev table has; 0: by the number of endpoints.
     pub maglev_table_size: u32,
-    /// Where load balancers ask for the proxy's own health; `None`: nowhere.
+    /// Where load balancers ask for the proxy's own health, `[::]` being all addresses of both families; `None`: nowhere.
     pub health: Option<SocketAddr>,
     /// Where the node's own programs ask for the proxy's mode and metrics, as they ask kube-proxy; `None`: nowhere.
     pub metrics: Option<SocketAddr>,
@@ -55,7 +58,7 @@ impl Default for ServicesConfig {
             masquerade_all: false,
             algorithm: Algorithm::default(),
             maglev_table_size: 0,
-            health: Some(SocketAddr::from(([0; 4], 10256))),
+            health: Some(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 10256))),
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 10249))),
         }
     }

@@ -53,6 +53,13 @@ fn from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<str>, D::
 
 pub type PodName = NamespacedName;
 
+impl NamespacedName {
+    /// Whether somebody asks for it. A name without a namespace is of any, and no name is all.
+    pub(crate) fn is_wanted(&self, wanted: &str) -> bool {
+        wanted.is_empty() || self.name == wanted || self.to_string() == wanted
+    }
+}
+
 impl fmt::Display for NamespacedName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)

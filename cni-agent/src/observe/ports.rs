@@ -1,9 +1,16 @@
 //! Ports that another proxy may have: what is written into maps does not depend on them, so they are waited for.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
     sync::{mpsc, watch},
 };
 
@@ -12,6 +19,9 @@ use crate::model::{Event, Source};
 /// Between the first attempts; each pause is twice as long as the one before.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// How many connections may wait to be accepted.
+const BACKLOG: u32 = 1024;
 
 /// The ports that are waited for, each with what is wrong and what to do.
 #[derive(Clone, Debug, Default)]
@@ -24,7 +34,7 @@ impl Ports {
         let mut waits = None;
         let mut pause = FIRST_PAUSE;
         loop {
-            match TcpListener::bind(address).await {
+            match bind(address).await {
                 Ok(listener) => {
                     if waits.is_some() {
                         tracing::info!(%address, "the port is free, and is listened on now");
@@ -59,6 +69,24 @@ impl Ports {
             }
         }
     }
+}
+
+/// `[::]` is every address of both families, whatever `net.ipv6.bindv6only` says, and those of IPv4 where the kernel has no
+/// IPv6: as Go has it, in which others that listen on these ports are written.
+async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    if address.is_ipv4() || !address.ip().is_unspecified() {
+        return TcpListener::bind(address).await;
+    }
+    let socket = match TcpSocket::new_v6() {
+        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+            return TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await;
+        }
+        socket => socket?,
+    };
+    setsockopt(&socket, sockopt::Ipv6V6Only, &false)?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Also of one that is not wanted any more.
@@ -111,6 +139,18 @@ mod tests {
         drop(other);
         waiting.await.unwrap();
         assert_eq!(told(&mut heard).await, Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn the_unspecified_address_of_ipv6_answers_both_families() {
+        let listener = bind("[::]:0".parse().unwrap()).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        for ip in ["127.0.0.1", "::1"] {
+            let at = SocketAddr::new(ip.parse().unwrap(), port);
+            tokio::net::TcpStream::connect(at).await.expect(ip);
+        }
+        let both = bind(SocketAddr::from(([0; 4], port))).await;
+        assert_eq!(both.unwrap_err().kind(), io::ErrorKind::AddrInUse);
     }
 
     #[tokio::test]

@@ -88,6 +88,11 @@ impl Node {
         self.lab.join("bpf").join(self.name())
     }
 
+    /// What stands for the root of its cgroups.
+    pub fn cgroup(&self) -> &Path {
+        self.cgroup.path()
+    }
+
     pub fn address(&self, v4: bool) -> IpAddr {
         self.addresses[usize::from(!v4)]
     }

@@ -313,6 +313,12 @@ fn rules_stay_while_services_are_the_stacks_business() {
         !refused.status.success() && said(&refused).contains("services.proxy"),
         "{refused:?}"
     );
+    let dry = cleanup(node, ["--dry-run"]);
+    let note = "note: it would refuse: Services are the stack's business";
+    assert!(
+        dry.status.success() && said(&dry).contains(note) && said(&dry).contains("would remove table"),
+        "{dry:?}"
+    );
     assert!(ruleset(node).contains("kube-proxy"));
     let forced = cleanup(node, ["--force"]);
     assert!(

@@ -54,7 +54,7 @@ fn behind(node: &Node) -> Option<Vec<String>> {
         .iter()
         .find(|service| service["name"]["name"] == "web")?
         .clone();
-    let numbers = web["frontends"][0]["backends"].as_array().unwrap().clone();
+    let numbers = web["frontends"][0]["backends"].as_array()?.clone();
     let backends = web["backends"].as_array().unwrap().iter();
     let mut found: Vec<String> = backends
         .filter(|backend| numbers.contains(&backend["number"]))

@@ -46,7 +46,7 @@ pub(crate) fn serve(pod: &Pod, port: u16) -> Vec<Echo> {
 }
 
 /// Has all agents know this Service, and waits until they have written it.
-fn publish(lab: &Lab, service: &ServiceManifest) {
+pub(crate) fn publish(lab: &Lab, service: &ServiceManifest) {
     for node in &lab.nodes {
         node.write_manifest(&service.file(), &service.objects()).unwrap();
     }

@@ -1,13 +1,14 @@
 //! `millrace uninstall` on a node that was in use.
 
-use std::{fs, path::Path};
+use std::{fs, net::SocketAddr, path::Path};
 
 use cni_tests::{
-    lab::{Families, Lab, Node, Plan, Routing, Signal},
+    lab::{Families, Lab, Node, Plan, Pod, Routing, ServiceManifest, Signal, cluster_ip},
     traffic::{self, Echo},
 };
+use serde_json::json;
 
-use crate::needs_root;
+use crate::{eventually, needs_root, services};
 
 /// Every path below a folder.
 fn tree(folder: &Path, found: &mut Vec<String>) {
@@ -60,16 +61,19 @@ fn state(node: &Node) -> Vec<String> {
         }
     }
     state.extend(output(node, "nft", "list ruleset"));
+    // Programs, whoever made them: of devices, and of the cgroup that stands for the root.
+    state.extend(output(node, "bpftool", "net show"));
+    let cgroup = node.cgroup().display();
+    state.extend(output(node, "bpftool", &format!("cgroup show {cgroup}")));
     // What the kernel itself does for a host that forwards (the setting stays), and for itself at any time.
     state.retain(|line| !line.starts_with("anycast ") && !line.contains(" fe80::"));
     state.sort();
     state
 }
 
-fn uninstalled(attach: &str) {
-    needs_root!();
-    let plan = Plan::new(Routing::Vxlan, Families::Dual).agent_arguments(&["--attach", attach]);
-    let lab = Lab::prepare(plan, &format!("mrlab-uninstall-{attach}-{}", std::process::id())).unwrap();
+/// Takes Millrace off a node where this has been done, with pods of two nodes; `marks` is what its state shows meanwhile.
+fn uninstalled(name: &str, plan: Plan, marks: &[&str], done: impl FnOnce(&Lab, &Pod)) {
+    let lab = Lab::prepare(plan, &format!("mrlab-uninstall-{name}-{}", std::process::id())).unwrap();
     let [node, far] = lab.pair();
     let before = state(node);
     for node in &lab.nodes {
@@ -88,6 +92,15 @@ fn uninstalled(attach: &str) {
             traffic::tcp(&a.namespace, echo.address, 100_000).unwrap();
         }
     }
+    done(&lab, &c);
+    let meanwhile = state(node);
+    for mark in marks {
+        let shows = |state: &[String]| state.iter().any(|line| line.contains(mark));
+        assert!(
+            shows(&meanwhile) && !shows(&before),
+            "{mark}: {before:?}, {meanwhile:?}"
+        );
+    }
     node.end_agent(Signal::SIGTERM).unwrap();
     let output = node.uninstall().unwrap();
     // The folders were made for the agent, before it was there.
@@ -97,9 +110,12 @@ fn uninstalled(attach: &str) {
         node.folder().join("run"),
     ];
     let made = made.map(|folder| folder.display().to_string());
-    let mut after = state(node);
-    after.retain(|line| !made.contains(line));
-    assert_eq!(after, before, "{output:?}");
+    // The kernel detaches a link a moment after the last name of it is gone.
+    eventually(|| {
+        let mut after = state(node);
+        after.retain(|line| !made.contains(line));
+        (after != before).then(|| format!("{output:?}: {after:#?}, before {before:#?}"))
+    });
     // Both ends of the pods' cables are gone.
     for pod in [&a, &b] {
         assert_eq!(pod.namespace.devices().unwrap(), ["lo"]);
@@ -113,12 +129,49 @@ fn uninstalled(attach: &str) {
     traffic::ping(&again.namespace, c.ip(true), 56).unwrap();
 }
 
+fn uninstalled_with(attach: &str) {
+    needs_root!();
+    let plan = Plan::new(Routing::Vxlan, Families::Dual).agent_arguments(&["--attach", attach]);
+    uninstalled(attach, plan, &[], |_, _| {});
+}
+
 #[test]
 fn a_node_that_was_in_use_is_as_it_was_before() {
-    uninstalled("tcx");
+    uninstalled_with("tcx");
 }
 
 #[test]
 fn a_node_that_was_in_use_is_as_it_was_before_with_clsact() {
-    uninstalled("clsact");
+    uninstalled_with("clsact");
+}
+
+const NODE_PORT: u16 = 30007;
+
+#[test]
+fn svc_63_a_node_that_served_services_is_as_it_was_before() {
+    needs_root!();
+    let mut plan = services::plan(Routing::Direct);
+    plan.config["services"]["socketLb"] = json!("all");
+    plan.config["services"]["xdp"] = json!("native");
+    // What the kernel's own tools call programs at a cgroup's `connect`, and XDP in a driver.
+    uninstalled(
+        "services",
+        plan,
+        &["connect4", "connect6", " driver id "],
+        |lab, pod| {
+            let node = &lab.nodes[0];
+            let _echoes = services::serve(pod, 8080);
+            let spec = json!({
+                "type": "NodePort", "ports": [{ "name": "t", "port": 80, "protocol": "TCP", "nodePort": NODE_PORT }],
+            });
+            let service = ServiceManifest::new(7).spec(spec);
+            services::publish(lab, &service.endpoint_at(pod, 8080, "node1", json!({})));
+            for v4 in [true, false] {
+                let vip = SocketAddr::new(cluster_ip(7, v4), 80);
+                node.with_sockets(|| traffic::tcp(&node.namespace, vip, 1000).unwrap());
+                let port = SocketAddr::new(node.address(v4), NODE_PORT);
+                traffic::tcp(&lab.outside, port, 1000).unwrap();
+            }
+        },
+    );
 }

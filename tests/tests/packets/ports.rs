@@ -149,7 +149,7 @@ fn answer(ends: Ends, port: u16) -> Tuple {
 }
 
 #[test]
-fn rel_39_a_port_with_a_socket_behind_it_is_not_given() {
+fn svc_59_rel_39_a_port_with_a_socket_behind_it_is_not_given() {
     for v6 in [false, true] {
         let mut memory = world::memory();
         (memory.config.snat_first, memory.config.snat_last) = (40_000, 40_003);

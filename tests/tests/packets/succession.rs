@@ -186,7 +186,7 @@ fn rel_46_fragments_that_the_stack_cuts_again_are_not_the_hosts_own() {
 }
 
 #[test]
-fn rel_39_a_connection_whose_entry_was_evicted_keeps_its_translated_port() {
+fn svc_59_rel_39_a_connection_whose_entry_was_evicted_keeps_its_translated_port() {
     families(|pair, v6| {
         let config = std::mem::replace(&mut pair.memory.config, Config::DEFAULT);
         let port_of = |pair: &mut Pair, source: u16| {

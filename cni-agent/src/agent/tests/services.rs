@@ -1,6 +1,8 @@
 //! Services, from the manifest to the maps.
 
+mod asked;
 mod faults;
+mod told;
 
 use cni_ebpf::abi::{Addr, ServiceKey};
 use serde_json::{Value, json};

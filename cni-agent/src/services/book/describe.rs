@@ -6,6 +6,7 @@ use std::{
 };
 
 use cni_ebpf::abi::{Service, ServiceKey, backend_flags, service_flags, service_scope};
+use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use super::{Book, Entry, Set};
@@ -24,7 +25,13 @@ pub struct Description {
     /// Where load balancers ask, and what they are told by way of each family.
     pub health_check_node_port: Option<u16>,
     pub local_ready: Option<[Option<usize>; 2]>,
+    /// Who may use its load balancer's addresses (`spec.loadBalancerSourceRanges`); empty: everybody.
+    #[serde(default)]
+    pub source_ranges: Vec<IpNetwork>,
     pub problems: Vec<String>,
+    /// Why this agent serves nothing of it.
+    #[serde(default)]
+    pub unserved: Option<String>,
 }
 
 /// One address and port.
@@ -88,6 +95,19 @@ pub struct Back {
 const PART: usize = 10_000;
 
 impl Description {
+    pub(crate) fn unserved(name: &NamespacedName, why: String) -> Self {
+        Self {
+            name: name.clone(),
+            frontends: Vec::new(),
+            backends: Vec::new(),
+            health_check_node_port: None,
+            local_ready: None,
+            source_ranges: Vec::new(),
+            problems: Vec::new(),
+            unserved: Some(why),
+        }
+    }
+
     /// Parts that fit into a message each, whatever the Service has; [`Description::join`] makes the whole of them.
     pub(crate) fn parts(mut self) -> Vec<Self> {
         let named: usize = self.frontends.iter().map(|front| front.backends.len()).sum();
@@ -97,6 +117,7 @@ impl Description {
         let fronts = std::mem::take(&mut self.frontends);
         let backends = std::mem::take(&mut self.backends);
         let bare = Self {
+            source_ranges: Vec::new(),
             problems: Vec::new(),
             ..self.clone()
         };
@@ -119,11 +140,9 @@ impl Description {
 }
 
 impl Book {
-    /// Those that `wanted` names; all if it is empty. A name without a namespace is of any.
+    /// Those that `wanted` names (see [`NamespacedName::is_wanted`]).
     pub fn describe(&self, wanted: &str) -> Vec<Description> {
-        let is_wanted =
-            |name: &NamespacedName| wanted.is_empty() || name.name == wanted || name.to_string() == wanted;
-        let found = self.entries.iter().filter(|(name, _)| is_wanted(name));
+        let found = self.entries.iter().filter(|(name, _)| name.is_wanted(wanted));
         found
             .map(|(name, entry)| self.describe_one(name, entry))
             .collect()
@@ -164,7 +183,10 @@ impl Book {
                 .collect(),
             health_check_node_port: health.map(|health| health.port),
             local_ready: health.map(|health| health.local_ready),
+            // They are the object's.
+            source_ranges: Vec::new(),
             problems: entry.problems.to_vec(),
+            unserved: None,
         }
     }
 }
@@ -249,7 +271,9 @@ mod tests {
             backends: (0..backends).map(back).collect(),
             health_check_node_port: Some(1),
             local_ready: Some([Some(1), None]),
+            source_ranges: vec!["10.0.0.0/8".parse().unwrap()],
             problems: vec!["one".into()],
+            unserved: None,
         };
         for (fronts, backends, count) in [(0, 10, 1), (0, 65_535, 8), (20, 65_535, 28), (1, 1, 3)] {
             let mut parts = whole(fronts, backends).parts();

@@ -13,11 +13,14 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::{Api, Client, api::PostParams};
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
 
 use super::{
     fault,
-    node_events::{CONTROLLER, EVENTS, note},
+    node_events::{CONTROLLER, EVENTS, news, note},
     pace,
     watch::Office,
 };
@@ -29,25 +32,31 @@ use crate::{
 
 /// Between events: a thousand bad Services must not fill the store at once.
 const PAUSE: Duration = Duration::from_secs(1);
+/// The API server forgets events after an hour, unless it is told otherwise (`--event-ttl`). While it knows one, to tell it
+/// again changes nothing there; when it does not, nobody has to wait for long.
+const RENEWAL: Duration = Duration::from_secs(15 * 60);
 
-/// Says what is wrong with Services, each thing once, until nobody listens.
+/// What was said of each Service last, and when.
+type Told = BTreeMap<NamespacedName, (String, Instant)>;
+
+/// Says what is wrong with Services, and says it again while it lasts, until nobody listens.
 pub(super) async fn announce(office: Office, mut status: watch::Receiver<Arc<Status>>) {
     let desk = Arc::clone(&office.desk);
     let client = office.servers.client(move || desk.fine(EVENTS));
-    let mut told: BTreeMap<NamespacedName, String> = BTreeMap::new();
+    let mut told = Told::new();
     loop {
-        let Some(problem) = next(&status.borrow_and_update(), &mut told) else {
-            match status.changed().await {
-                Ok(()) => continue,
-                Err(_) => return,
+        let Some(problem) = next(&status.borrow_and_update(), &mut told, Instant::now()) else {
+            if !news(&mut status, renewal(&told)).await {
+                return;
             }
+            continue;
         };
         match tell(&client, &office.node, &problem).await {
-            Ok(()) => _ = told.insert(problem.service, problem.text),
+            Ok(()) => _ = told.insert(problem.service, (problem.text, Instant::now())),
             // It would stand in the way of all others.
             Err(error) if is_refused_for_good(&error) => {
                 tracing::debug!(service = %problem.service, %error, "no event can be made of this");
-                told.insert(problem.service, problem.text);
+                told.insert(problem.service, (problem.text, Instant::now()));
             }
             Err(error) => {
                 if let Some(text) = fault::of_request("create", EVENTS, &error) {
@@ -59,18 +68,30 @@ pub(super) async fn announce(office: Office, mut status: watch::Receiver<Arc<Sta
     }
 }
 
-/// The first that has not been told. What is over may be told again.
-fn next(status: &Status, told: &mut BTreeMap<NamespacedName, String>) -> Option<ServiceProblem> {
+/// The first that has not been told, or else that was told the longest ago and too long. What is over may be told again.
+fn next(status: &Status, told: &mut Told, now: Instant) -> Option<ServiceProblem> {
     let troubled = status
         .services
         .as_ref()
         .map_or(&[][..], |services| &services.troubled);
     let still: BTreeSet<&NamespacedName> = troubled.iter().map(|problem| &problem.service).collect();
     told.retain(|name, _| still.contains(name));
-    let mut news = troubled
+    let last = |problem: &&ServiceProblem| {
+        let (_, at) = told
+            .get(&problem.service)
+            .filter(|(text, _)| *text == problem.text)?;
+        Some(*at)
+    };
+    let due = troubled
         .iter()
-        .filter(|problem| told.get(&problem.service) != Some(&problem.text));
-    news.next().cloned()
+        .filter(|problem| last(problem).is_none_or(|at| at + RENEWAL <= now));
+    due.min_by_key(last).cloned()
+}
+
+/// When the first of them is to be told again.
+fn renewal(told: &Told) -> Option<Instant> {
+    let told = told.values().map(|(_, at)| *at + RENEWAL);
+    told.min()
 }
 
 async fn tell(client: &Client, node: &str, problem: &ServiceProblem) -> Result<(), kube::Error> {
@@ -115,7 +136,7 @@ fn event(node: &str, problem: &ServiceProblem) -> Event {
         type_: Some("Warning".to_owned()),
         reason: Some("MillraceNotServed".to_owned()),
         action: Some("Serve".to_owned()),
-        note: Some(note(problem.text.clone())),
+        note: Some(note(problem.text.clone(), "millrace services")),
         event_time: Some(MicroTime(Timestamp::now())),
         reporting_controller: Some(CONTROLLER.to_owned()),
         reporting_instance: Some(node.to_owned()),
@@ -159,7 +180,8 @@ mod tests {
 
     #[test]
     fn each_thing_is_said_once_until_it_is_over() {
-        let mut told = BTreeMap::new();
+        let mut told = Told::new();
+        let now = Instant::now();
         let (bad, worse) = (problem("a", "bad"), problem("a", "worse"));
         for (troubled, said) in [
             (vec![bad.clone()], Some(&bad)),
@@ -168,11 +190,38 @@ mod tests {
             (vec![], None),
             (vec![worse.clone()], Some(&worse)),
         ] {
-            let next = next(&status(&troubled), &mut told);
+            let next = next(&status(&troubled), &mut told, now);
             assert_eq!(next.as_ref(), said);
-            told.extend(next.map(|problem| (problem.service, problem.text)));
+            told.extend(next.map(|problem| (problem.service, (problem.text, now))));
         }
-        assert_eq!(next(&Status::default(), &mut told), None);
+        assert_eq!(next(&Status::default(), &mut told, now), None);
+    }
+
+    #[test]
+    fn what_lasts_is_said_again_after_what_is_new() {
+        let mut told = Told::new();
+        let start = Instant::now();
+        let later = |minutes: u64| start + Duration::from_secs(60 * minutes);
+        let (a, b, new) = (problem("a", "bad"), problem("b", "bad"), problem("c", "bad"));
+        told.insert(a.service.clone(), (a.text.clone(), later(1)));
+        told.insert(b.service.clone(), (b.text.clone(), start));
+        let both = status(&[a.clone(), b.clone()]);
+        assert_eq!(renewal(&told), Some(later(15)));
+        assert_eq!(next(&both, &mut told, later(14)), None);
+        assert_eq!(next(&both, &mut told, later(15)), Some(b.clone()));
+        // Both are due: that which was told before the other.
+        assert_eq!(next(&both, &mut told, later(20)), Some(b.clone()));
+        let all = status(&[a.clone(), b.clone(), new.clone()]);
+        assert_eq!(next(&all, &mut told, later(20)), Some(new));
+        told.insert(b.service.clone(), (b.text, later(20)));
+        assert_eq!(next(&both, &mut told, later(20)), Some(a));
+        assert_eq!(renewal(&Told::new()), None);
+    }
+
+    #[test]
+    fn what_an_event_has_no_room_for_is_shown_by_the_command_line() {
+        let note = event("x", &problem("a", &"bad\n".repeat(500))).note.unwrap();
+        assert!(note.ends_with("bad\n… more; see `millrace services`"), "{note}");
     }
 
     #[test]

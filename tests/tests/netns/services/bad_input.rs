@@ -226,7 +226,7 @@ const NOBODYS: [&[&str]; 2] = [
 ];
 
 #[test]
-fn rel_25_of_endpoints_that_nobody_can_be_none_is_asked_and_the_good_one_gets_everything() {
+fn svc_05_rel_25_of_endpoints_that_nobody_can_be_none_is_asked_and_the_good_one_gets_everything() {
     needs_root!();
     let lab = Lab::start(plan(Routing::Direct).nodes(1)).unwrap();
     let node = &lab.nodes[0];

@@ -1,7 +1,7 @@
 //! What load balancers are told.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     thread,
     time::Duration,
 };
@@ -13,7 +13,7 @@ use cni_tests::{
 };
 use serde_json::json;
 
-use super::{plan, publish, serve};
+use super::{plan, publish, reach::restart, serve};
 use crate::{eventually, needs_root};
 
 const CHECK: u16 = 31007;
@@ -72,6 +72,38 @@ fn svc_44_svc_45_health_check_node_ports_answer_on_node_port_addresses_alone() {
 }
 
 #[test]
+fn svc_44_health_check_node_ports_follow_the_addresses_of_node_ports() {
+    needs_root!();
+    let lab = Lab::start(plan(Routing::Direct).nodes(1)).unwrap();
+    let node = &lab.nodes[0];
+    let pod = node.add_pod("a").unwrap();
+    let _echoes = serve(&pod, 8080);
+    publish(&lab, &service(&pod, json!({}), "Local"));
+    let first = [true, false].map(|v4| node.address(v4));
+    let second = [true, false].map(|v4| node.second_address(v4));
+    let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    let all = [first, second, loopback].concat();
+    for (ranges, wanted) in [
+        (json!(["192.168.128.0/24", "fd78::/16"]), second.to_vec()),
+        // One family's range says nothing of the other one.
+        (json!([format!("{}/32", second[0])]), vec![second[0]]),
+        // Even of all addresses the loopback is nobody's from outside.
+        (json!(["0.0.0.0/0", "::/0"]), [first, second].concat()),
+        (json!(["primary"]), first.to_vec()),
+    ] {
+        restart(node, &lab.plan, &json!({ "nodePortAddresses": ranges }));
+        for ip in &wanted {
+            let to = SocketAddr::new(*ip, CHECK);
+            says(&lab.outside, to, "/", &["200 OK", "\"localEndpoints\":1"]);
+        }
+        for ip in all.iter().filter(|ip| !wanted.contains(ip)) {
+            let answer = get(&node.namespace, SocketAddr::new(*ip, CHECK), "/");
+            assert_eq!(answer, None, "{ip} is not in {ranges}");
+        }
+    }
+}
+
+#[test]
 fn svc_47_only_terminating_endpoints_are_no_health_but_still_serve() {
     needs_root!();
     let lab = Lab::start(plan(Routing::Direct)).unwrap();
@@ -96,10 +128,13 @@ fn svc_48_the_proxy_says_how_it_is() {
     needs_root!();
     let lab = Lab::start(plan(Routing::Direct).nodes(1)).unwrap();
     let node = &lab.nodes[0];
-    let proxy = SocketAddr::new(node.address(true), PROXY);
+    let [proxy, proxy_v6] = [true, false].map(|v4| SocketAddr::new(node.address(v4), PROXY));
     // What upstream's spec "should check kube-proxy urls" looks for, on each node itself.
     let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
-    says(&lab.outside, proxy, "/healthz", &["200 OK"]);
+    // One listener answers both families: a cluster may have either alone.
+    for at in [proxy, proxy_v6] {
+        says(&lab.outside, at, "/healthz", &["200 OK"]);
+    }
     says(
         &node.namespace,
         local(PROXY),
@@ -133,8 +168,10 @@ fn svc_48_the_proxy_says_how_it_is() {
     let mut leaving = cni_tests::lab::control_plane::node(&lab.plan, 0);
     leaving["spec"]["taints"] = json!([{ "key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule" }]);
     node.write_manifest("nodes.yaml", &leaving).unwrap();
-    says(&lab.outside, proxy, "/healthz", &["503"]);
-    says(&lab.outside, proxy, "/livez", &["200 OK"]);
+    for at in [proxy, proxy_v6] {
+        says(&lab.outside, at, "/healthz", &["503"]);
+        says(&lab.outside, at, "/livez", &["200 OK"]);
+    }
     node.end_agent(Signal::SIGKILL).unwrap();
     assert_eq!(get(&lab.outside, proxy, "/livez"), None);
 }

@@ -20,7 +20,7 @@ use super::{plan, publish, serve};
 use crate::{eventually, kind_of, needs_root};
 
 /// Starts the node's agent anew with these settings of Services beside the usual ones.
-fn restart(node: &Node, plan: &Plan, more: &Value) {
+pub(super) fn restart(node: &Node, plan: &Plan, more: &Value) {
     let mut plan = plan.clone();
     let services = plan.config["services"].as_object_mut().unwrap();
     services.extend(more.as_object().unwrap().clone());
