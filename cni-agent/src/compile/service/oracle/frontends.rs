@@ -112,7 +112,7 @@ impl Around {
             ranges.iter().any(|range| range.contains(ip))
         };
         let is_node = NODE.contains(&client);
-        ranges.is_empty() || has(client) || is_node && NODE.iter().any(|ip| has(ip))
+        ranges.is_empty() || has(client) || is_node && NODE.iter().any(|ip| self.has_family_of(ip) && has(ip))
     }
 }
 
