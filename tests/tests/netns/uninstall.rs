@@ -153,11 +153,11 @@ fn svc_63_a_node_that_served_services_is_as_it_was_before() {
     let mut plan = services::plan(Routing::Direct);
     plan.config["services"]["socketLb"] = json!("all");
     plan.config["services"]["xdp"] = json!("native");
-    // What the kernel's own tools call programs at a cgroup's `connect`, and XDP in a driver.
+    // As bpftool shows the program for sockets of a cgroup that connect, and XDP in a driver.
     uninstalled(
         "services",
         plan,
-        &["connect4", "connect6", " driver id "],
+        &[" sock_connect4", " driver id "],
         |lab, pod| {
             let node = &lab.nodes[0];
             let _echoes = services::serve(pod, 8080);
