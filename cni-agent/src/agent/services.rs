@@ -408,7 +408,8 @@ impl<K: Kernel> Agent<K> {
     }
 
     async fn release_sockets(&mut self) {
-        if self.config.services.socket_lb == SocketLb::Off {
+        let services = &self.config.services;
+        if services.proxy != Proxy::Millrace || services.socket_lb == SocketLb::Off {
             return;
         }
         let released = self.reconciler.carry_out(vec![Change::ReleaseSockets]).await;

@@ -140,7 +140,7 @@ impl Description {
 }
 
 impl Book {
-    /// Those that `wanted` names (see [`NamespacedName::is_wanted`]).
+    /// Those that `wanted` names (see `NamespacedName::is_wanted`).
     pub fn describe(&self, wanted: &str) -> Vec<Description> {
         let found = self.entries.iter().filter(|(name, _)| name.is_wanted(wanted));
         found
