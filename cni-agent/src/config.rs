@@ -217,6 +217,8 @@ pub struct MapSizes {
     /// Endpoints.
     pub backends: u32,
     pub service_ranges: u32,
+    /// What sockets dialled that `services.socketLb` connected to an endpoint; the latest are kept.
+    pub sockets: u32,
     /// Parts of 64 places of the tables of Services whose algorithm is Maglev. Half of them are for tables in use, the other
     /// half for those that take their place.
     pub maglev: u32,

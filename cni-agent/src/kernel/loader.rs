@@ -93,6 +93,7 @@ pub fn entries(spec: &MapSpec, sizes: &MapSizes) -> u32 {
         "backends" => sizes.backends,
         "maglev" => sizes.maglev,
         "service_ranges" => sizes.service_ranges,
+        "sockets" => sizes.sockets,
         "events" => sizes.events,
         _ => 0,
     };

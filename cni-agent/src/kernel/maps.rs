@@ -388,6 +388,7 @@ pub fn setting(map: &str) -> Option<&'static str> {
         "backends" => Some("maps.backends"),
         "maglev" => Some("maps.maglev"),
         "service_ranges" => Some("maps.serviceRanges"),
+        "sockets" => Some("maps.sockets"),
         "peers" => Some("maps.peers"),
         "routes" => Some("maps.routes"),
         "conntrack" | "nat" => Some("maps.conntrack"),

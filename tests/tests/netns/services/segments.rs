@@ -18,7 +18,7 @@ use super::{
     reach::{balanced, lab_before},
     serve,
 };
-use crate::needs_root;
+use crate::{eventually, needs_root};
 
 const FIN: u8 = 1;
 const SYN: u8 = 2;
@@ -119,7 +119,13 @@ fn svc_60_a_stream_to_a_load_balancer_that_nobody_knows_is_reset() {
     let node = &lab.nodes[0];
     let server = node.add_pod("server").unwrap();
     let _echoes = serve(&server, 8080);
-    publish(&lab, &balanced(&server, vip, &[]));
+    let service = balanced(&server, vip, &[]);
+    node.write_manifest(&service.file(), &service.objects()).unwrap();
+    eventually(|| {
+        connect(&lab.outside, SocketAddr::new(vip, 80))
+            .err()
+            .map(|error| error.to_string())
+    });
     let mut stream = connect(&lab.outside, SocketAddr::new(vip, 80)).unwrap();
     exchange(&mut stream);
     forget_connections(node);
