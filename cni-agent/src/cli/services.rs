@@ -92,7 +92,7 @@ pub(crate) fn run_backends(context: &Context, options: &Options) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-/// By their numbers, each with all whose it is.
+/// By their numbers, each with those of these whose it is.
 fn back_rows(services: &[Description], connections: &Connections) -> Vec<BackRow> {
     let mut rows: BTreeMap<u32, BackRow> = BTreeMap::new();
     for service in services {

@@ -114,14 +114,20 @@ pub(super) async fn serve_each<R: Future<Output = Response<Full<Bytes>>> + Send 
             }
         };
         while connections.try_join_next().is_some() {}
-        silent.retain(|one| !one.task.is_finished() && !one.has_asked.load(Ordering::Relaxed));
-        if connections.len() >= most {
+        while connections.len() >= most {
+            silent.retain(Silent::is_silent);
             let oldest = silent.front().map(|one| one.since + SHORT_PATIENCE);
             tokio::select! {
                 _ = connections.join_next() => {}
-                () = sleep_until(oldest.unwrap_or_else(Instant::now)), if oldest.is_some() => give_way(&mut silent),
+                () = sleep_until(oldest.unwrap_or_else(Instant::now)), if oldest.is_some() => {
+                    if let Some(oldest) = silent.pop_front().filter(Silent::is_silent) {
+                        oldest.task.abort();
+                        connections.join_next().await;
+                    }
+                }
             }
         }
+        silent.retain(Silent::is_silent);
         let has_asked = Arc::new(AtomicBool::new(false));
         let (page, asks) = (page.clone(), Arc::clone(&has_asked));
         let answer = move |request| {
@@ -143,10 +149,9 @@ struct Silent {
     has_asked: Arc<AtomicBool>,
 }
 
-fn give_way(silent: &mut VecDeque<Silent>) {
-    silent.retain(|one| !one.has_asked.load(Ordering::Relaxed));
-    if let Some(oldest) = silent.pop_front() {
-        oldest.task.abort();
+impl Silent {
+    fn is_silent(&self) -> bool {
+        !self.task.is_finished() && !self.has_asked.load(Ordering::Relaxed)
     }
 }
 

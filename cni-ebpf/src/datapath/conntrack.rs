@@ -10,8 +10,8 @@ use super::policy::FROM_HOST;
 use super::work::fragment;
 use super::{BACK, Packet, Table, Tables, Work, nat};
 use crate::abi::{
-    Alias, Endpoint, Flow, FlowKey, Port, Reason, Settings, Tuple, event_kind, flow_flags, put, tcp_state,
-    via,
+    Alias, Endpoint, Flow, FlowKey, Port, Reason, Settings, Tuple, event_kind, flow_flags, hook, put,
+    tcp_state, via,
 };
 
 pub const SECOND: u64 = 1_000_000_000;
@@ -193,10 +193,10 @@ fn gave_way(work: &Work, flow: &Flow) -> bool {
 }
 
 /// Whether the packet goes where the flow does, and was sent there by its own sender: the flow's originator dialled a Service,
-/// and is answered in its name. One socket may send to both.
+/// and is answered in its name. One socket may send to both. What the stack hands to a pod it may have translated itself.
 #[inline(always)]
 fn is_rival(work: &Work, flow: &Flow) -> bool {
-    work.reply == 0 && flow.flags.get() & flow_flags::DNAT != 0
+    work.reply == 0 && work.hook != hook::TO_POD && flow.flags.get() & flow_flags::DNAT != 0
 }
 
 /// Whether the flow behind the alias is younger than the one that may be over.

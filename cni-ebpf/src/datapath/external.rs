@@ -109,7 +109,9 @@ fn begin<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunn
     }
     if !middle {
         balance::ask(tables, packet, work, SCOPE)?;
-    } else if tunnel || !goes_on(tables, packet, work)? {
+    } else if tunnel || !came_from_another_node(tables, packet, work) {
+        // There is nothing to choose. The stack may know the stream, from a proxy before; it refuses what is for its own addresses,
+        // and what it would send on meets `to_netdev`.
         return work.pass();
     }
     if work.choice.found == 0 {
@@ -194,30 +196,13 @@ pub(super) fn settled<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut W
 }
 
 /// Whether the packet in the middle of a stream is one that another node led to its backend until now, and that finds it from
-/// here as well. Of all others there is nothing to choose. The stack refuses what is for an address of its own; any other address
-/// of a Service no stack refuses: it would send the packet back to where it came from, and again.
+/// here as well.
 #[inline(always)]
-fn goes_on<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Result<bool, Reason> {
-    let tunnelled = tables.config().tunnel_device() != 0;
-    if !tunnelled && is_nodes(tables, work) {
-        return Ok(false);
-    }
-    let asked = balance::asked(tables, packet, work, SCOPE);
-    let found = asked.is_ok() && work.choice.found != 0;
-    if tunnelled && found && work.choice.flags & service_flags::ANY_NODE != 0 {
-        return Ok(true);
-    }
-    let destination = work.tuple.dst;
-    let is_stacks =
-        route::lookup(tables, work, &destination).map_or(true, |found| found.action == route_action::HOST);
-    if is_stacks {
-        return Ok(false);
-    }
-    if found || asked == Err(Reason::ServiceNoBackend) {
-        balance::answered(tables, packet, work, refuse::answer::REFUSE, Reason::InvalidState)?;
-    }
-    asked?;
-    Ok(false)
+fn came_from_another_node<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> bool {
+    tables.config().tunnel_device() != 0
+        && balance::asked(tables, packet, work, SCOPE).is_ok()
+        && work.choice.found != 0
+        && work.choice.flags & service_flags::ANY_NODE != 0
 }
 
 /// Whether the packet is for the node's own address. Most are.

@@ -217,6 +217,17 @@ pub(super) fn lives<T: Tables>(tables: &T, choice: &mut Choice, addr: &Addr) -> 
     tables.service(&choice.key).is_some()
 }
 
+/// Whether clients outside of the cluster are served where this goes.
+#[inline(always)]
+pub(super) fn serves_outside<T: Tables>(tables: &T, choice: &mut Choice, tuple: &Tuple) -> bool {
+    choice.key.addr = tuple.dst;
+    choice.key.port = tuple.dst_port;
+    choice.key.proto = tuple.proto;
+    choice.key.scope = service_scope::EXTERNAL;
+    choice.key.pad = 0;
+    tables.service(&choice.key).is_some()
+}
+
 /// How long the stack remembers where it sends datagrams that are answered (`nf_conntrack_udp_timeout_stream`).
 const STACK_REMEMBERS: u64 = 120 * SECOND;
 

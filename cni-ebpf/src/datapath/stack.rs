@@ -5,9 +5,12 @@
 //! translated too.
 
 use super::headers::{ICMP_ANSWERER, proto};
+use super::refuse::answer;
 use super::stage::{self, Stage};
 use super::work::fragment;
-use super::{Outcome, Packet, Tables, Work, balance, conntrack, enter, known, nat, open, route, translate};
+use super::{
+    Outcome, Packet, Tables, Work, balance, conntrack, enter, known, nat, open, route, service, translate,
+};
 use crate::abi::{Addr, Flow, Reason, flow_flags, route_action, route_flags, via};
 
 /// Gives `work.flow` the address of device `ifindex` as its source, with a port that nobody uses.
@@ -103,6 +106,17 @@ pub(super) fn rebuilt<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &m
     super::deliver(tables, packet, work, receiver)
 }
 
+/// Whether the stack sends on what came in the middle of a stream for a load balancer's address: nobody has translated it, so
+/// nobody knows the stream. A router would send it here again, and again, until it has been round too often.
+#[inline(always)]
+fn goes_round<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut Work) -> bool {
+    if packet.ingress_ifindex() == 0 || !conntrack::amidst(work) || tables.config().has_services() == 0 {
+        return false;
+    }
+    let Work { choice, tuple, .. } = work;
+    service::serves_outside(tables, choice, tuple)
+}
+
 /// A packet that the stack sends through a device of the node.
 #[inline(always)]
 pub(super) fn leaving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work) -> Outcome {
@@ -114,6 +128,9 @@ pub(super) fn leaving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &m
     if tables.config().has_services() != 0 && (is_service || balance::is_pinged(tables, work)) {
         // Of a socket that no program connected to an endpoint. Outside nobody has this address.
         return balance::vacant(tables, packet, work);
+    }
+    if goes_round(tables, packet, work) {
+        return balance::answered(tables, packet, work, answer::REFUSE, Reason::InvalidState);
     }
     if route.flags & route_flags::MASQUERADE == 0 || tables.config().masquerades() == 0 {
         return work.pass();

@@ -96,12 +96,19 @@ fn svc_60_a_stream_to_a_load_balancer_that_nobody_knows_is_ended_and_never_sent_
             ..outside(v6, dst_port)
         };
         let known = to(balancer, SECOND);
-        let (verdict, out) = arrive(pair, &known.tcp(ACK, b"data"));
+        let sent = known.tcp(ACK, b"data");
+        // The stack may know it, and translate it.
+        assert_eq!(arrive(pair, &sent).0, Ok(Verdict::Pass));
+        let mut forwarded = world::frame(sent.clone(), ifindex::NETDEV);
+        let (verdict, out) = pair.run_frame(Hook::ToNetdev, &forwarded);
         assert_eq!((verdict, pair.work.answered), (Err(Reason::InvalidState), 1));
-        let sent = ends(&known.tcp(ACK, b"data"));
-        assert_eq!(ends(&out), (sent.1, sent.0));
+        let there = ends(&sent);
+        assert_eq!(ends(&out), (there.1, there.0));
         assert_eq!(out[if v6 { 54 } else { 34 } + 13], 4, "a reset");
         assert!(frames::checksums_hold(&out));
+        // Of the host's own, which has its reasons, and of one that begins nothing is refused there.
+        forwarded.ingress_ifindex = 0;
+        assert_eq!(pair.run_frame(Hook::ToNetdev, &forwarded).0, Ok(Verdict::Pass));
         // Nor a part whose beginning was never here.
         let parts = frames::fragments(&known.udp(&[7; 200]), 96, 77);
         assert_eq!(arrive(pair, &parts[1]).0, Err(Reason::FragmentOrphan));

@@ -72,8 +72,11 @@ impl Maps<'_> {
         };
         let serves = |backend: Backend| backend.addr == addr && backend.port == port;
         if look_up::<_, Backend>(self.backends, &dialled.backend)?.is_some_and(serves) {
-            let again = self.sockets.put(abi::as_bytes(&key), abi::as_bytes(&dialled));
-            return again.map(|()| false).map_err(io::Error::other);
+            // The row is there still, and is written again at the next look.
+            if let Err(error) = self.sockets.put(abi::as_bytes(&key), abi::as_bytes(&dialled)) {
+                tracing::debug!(%error, "what a socket dialled was not remembered anew");
+            }
+            return Ok(false);
         }
         let frontend = ServiceKey {
             addr: dialled.addr,
