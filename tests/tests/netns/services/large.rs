@@ -89,9 +89,16 @@ fn a_service_of_as_many_endpoints_as_there_are_ports_is_served_whole_and_twice_a
         let is_short = "`maps.backends` is 131072";
         eventually(|| {
             let (now, problems) = (summary(), problems(node));
-            let good = now == wanted && problems.contains(is_short) == short;
+            // Slices come one by one: it keeps those that fitted before one did not.
+            let good = if short {
+                now[0] == 2 && now[1] == now[2] && now[1] >= wanted[1]
+            } else {
+                now == wanted
+            };
+            let good = good && problems.contains(is_short) == short;
             (!good).then(|| format!("{second} more: {now:?}, not {wanted:?}; {problems}"))
         });
+        let found = summary()[1] - 4;
         is_said(node, "room", u64::from(short), &[]);
         let shown = described(node, 1);
         let behind = shown["frontends"].as_array().unwrap().iter();
