@@ -50,6 +50,36 @@ fn write_file(machine: &Machine, name: &str, objects: &Value) {
     std::fs::write(path, objects.to_string()).unwrap();
 }
 
+fn list(items: &[Value]) -> Value {
+    json!({ "apiVersion": "v1", "kind": "List", "items": items })
+}
+
+/// Services with an annotation that means nothing.
+fn asking_for_what_is_not(count: usize) -> Vec<Value> {
+    let service = |number| {
+        json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {
+                "name": format!("s{number}"), "namespace": "a", "annotations": { "millrace.dev/lb-mode": "none" },
+            },
+            "spec": { "clusterIP": format!("10.96.1.{number}"), "ports": [{ "port": 80 }] },
+        })
+    };
+    (0..count).map(service).collect()
+}
+
+/// What is told of a Service that cannot be read.
+fn unread(name: &str, text: &str) -> ServiceProblem {
+    ServiceProblem {
+        service: NamespacedName {
+            namespace: "a".into(),
+            name: name.into(),
+        },
+        uid: "u".into(),
+        text: text.into(),
+    }
+}
+
 fn serving() -> Machine {
     let mut machine = Machine::new();
     machine.config.services.proxy = Proxy::Millrace;
@@ -142,11 +172,7 @@ async fn svc_52_a_service_comes_from_its_backends_up_and_goes_from_its_frontends
     let up = ["backends", "service_slots", "services"];
     assert_eq!(tables(&service_changes(&machine)), up);
     machine.kernel.lock().log.clear();
-    write_file(
-        &machine,
-        "services",
-        &json!({ "apiVersion": "v1", "kind": "List", "items": [] }),
-    );
+    write_file(&machine, "services", &list(&[]));
     settles(&machine, 0).await;
     let down: Vec<&str> = up.into_iter().rev().collect();
     assert_eq!(tables(&service_changes(&machine)), down);
@@ -340,23 +366,7 @@ fn troubled(status: &Status) -> Vec<&ServiceProblem> {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_service_with_a_problem_gets_its_event_however_many_there_are() {
     let mut machine = serving();
-    let items: Vec<Value> = (0..50)
-        .map(|number| {
-            json!({
-                "apiVersion": "v1", "kind": "Service",
-                "metadata": {
-                    "name": format!("s{number}"), "namespace": "a", "annotations": { "millrace.dev/lb-mode": "none" },
-                },
-                "spec": { "clusterIP": format!("10.96.1.{number}"), "ports": [{ "port": 80 }] },
-            })
-        })
-        .collect();
-    let list = json!({ "apiVersion": "v1", "kind": "List", "items": items });
-    std::fs::write(
-        machine.config.paths.manifests.join("services.json"),
-        list.to_string(),
-    )
-    .unwrap();
+    write_file(&machine, "services", &list(&asking_for_what_is_not(50)));
     let handle = machine.start().await;
     until(&handle, |status| troubled(status).len() == 50).await;
     until(&handle, |status| troubles(status).object == 50).await;
@@ -377,15 +387,9 @@ async fn a_service_that_cannot_be_read_gets_an_event_though_its_last_version_is_
     write(&machine, &["10.2.0.5"]);
     let handle = machine.start().await;
     becomes(&machine, &["10.2.0.5"]).await;
-    let unread = |name: &str| ServiceProblem {
-        service: NamespacedName {
-            namespace: "a".into(),
-            name: name.into(),
-        },
-        uid: "u".into(),
-        text: "field spec.clusterIP".into(),
-    };
-    let both = vec![unread("new"), unread("web")];
+    let both = ["new", "web"]
+        .map(|name| unread(name, "field spec.clusterIP"))
+        .to_vec();
     handle.events.send(Event::Unread(both.clone())).await.unwrap();
     until(&handle, |status| {
         troubled(status) == both.iter().collect::<Vec<_>>()

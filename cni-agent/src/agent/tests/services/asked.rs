@@ -40,22 +40,10 @@ async fn who_names_a_service_is_told_why_it_is_not_served() {
             json!({ "clusterIP": "None", "ports": [{ "port": 80 }] }),
         ),
     ];
-    write_file(
-        &machine,
-        "unserved",
-        &json!({ "apiVersion": "v1", "kind": "List", "items": unserved }),
-    );
+    write_file(&machine, "unserved", &list(&unserved));
     let handle = machine.start().await;
     becomes(&machine, &["10.2.0.5"]).await;
-    let unread = |name: &str| ServiceProblem {
-        service: NamespacedName {
-            namespace: "a".into(),
-            name: name.into(),
-        },
-        uid: String::new(),
-        text: "bad".into(),
-    };
-    let both = vec![unread("new"), unread("web")];
+    let both = ["new", "web"].map(|name| unread(name, "bad")).to_vec();
     handle.events.send(Event::Unread(both)).await.unwrap();
     until(&handle, |status| troubles(status).unread == 2).await;
     for (name, reason) in [

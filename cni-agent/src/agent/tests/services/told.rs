@@ -34,20 +34,8 @@ async fn of_services_a_few_tell_and_of_a_pods_host_ports_its_own_node() {
             json!({ "apiVersion": "v1", "kind": "Node", "metadata": name })
         })
         .collect();
-    let list = |items: &[Value]| json!({ "apiVersion": "v1", "kind": "List", "items": items });
     write_file(&machine, "others", &list(&nodes));
-    let services: Vec<Value> = (0..OBJECTS)
-        .map(|number| {
-            json!({
-                "apiVersion": "v1", "kind": "Service",
-                "metadata": {
-                    "name": format!("s{number}"), "namespace": "a", "annotations": { "millrace.dev/lb-mode": "none" },
-                },
-                "spec": { "clusterIP": format!("10.96.1.{number}"), "ports": [{ "port": 80 }] },
-            })
-        })
-        .collect();
-    write_file(&machine, "services", &list(&services));
+    write_file(&machine, "services", &list(&asking_for_what_is_not(OBJECTS)));
     let handle = machine.start().await;
     for number in 0..=OBJECTS {
         let pod = with_host_port(&format!("p{number:02}"));
