@@ -123,9 +123,15 @@ impl Book {
         }
     }
 
+    pub(super) fn keeps_room_to_grow(&self) -> bool {
+        let mut sets = self.entries.values().flat_map(|entry| &entry.sets);
+        // What an earlier agent has left and nobody has found yet is in use, too.
+        self.blocks.used() > self.slots && sets.any(|set| set.block.len as usize > set.slots.len())
+    }
+
     /// Somebody needs places that others only might: no set keeps more than it fills.
     pub(super) fn give_up_room_to_grow(&mut self) {
-        if self.blocks.used() == self.slots {
+        if !self.keeps_room_to_grow() {
             return;
         }
         for set in self.entries.values_mut().flat_map(|entry| &mut entry.sets) {

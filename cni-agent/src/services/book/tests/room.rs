@@ -290,7 +290,7 @@ proptest! {
                     let before = world.served();
                     world.restart();
                     world.settle();
-                    // Who waits may find room by it: the next agent knows of none that is kept to grow.
+                    // Who waits may find room by it: the next agent knows less of what others might need again.
                     let after = world.served();
                     for (key, endpoints) in &before {
                         let keeps = after.get(key).is_some_and(|after| after.is_superset(endpoints));
@@ -325,6 +325,33 @@ proptest! {
         prop_assert_eq!(world.book.fit.leaving, Counts::default());
         prop_assert_eq!((world.book.blocks.used(), world.book.blocks.longest() as usize), (0, slots));
     }
+}
+
+/// It lacked rows when it came, and places when it could have had those.
+#[test]
+fn places_that_are_kept_to_grow_are_for_who_has_waited_for_rows() {
+    let rows = Counts {
+        backends: 7,
+        slots: 9,
+        ..ample(0).rows
+    };
+    let mut world = World::new(rows);
+    let mut ask = |number, endpoints: std::ops::Range<u8>| {
+        let endpoints = endpoints.collect();
+        world.wanted.insert(number, compiled(number, &endpoints, false));
+        world.change([name(number)].into());
+        world.settle();
+        world.served().get(&key(number)).map_or(0, BTreeSet::len)
+    };
+    assert_eq!(ask(1, 0..4), 4);
+    assert_eq!(ask(1, 0..3), 3, "one place stays for it");
+    assert_eq!(ask(2, 4..6), 2);
+    assert_eq!(ask(3, 6..9), 0, "a backend too many");
+    assert_eq!(ask(4, 9..10), 1);
+    assert_eq!(ask(2, 0..0), 0);
+    assert_eq!(ask(4, 9..10), 1);
+    assert_eq!(world.served()[&key(3)].len(), 3);
+    world.check();
 }
 
 /// More endpoints than a port number counts, on addresses of their own.
