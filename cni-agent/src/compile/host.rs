@@ -45,11 +45,13 @@ fn xdp(config: &Config) -> bool {
     asked && config.routing == Routing::Direct
 }
 
+/// Who is connected to an endpoint keeps its address: where everybody is to be masqueraded, packets of pods are translated.
 fn socket_lb(config: &Config) -> u32 {
-    match (config.services.proxy, config.services.socket_lb) {
+    let services = &config.services;
+    match (services.proxy, services.socket_lb) {
         (Proxy::Stack, _) | (_, SocketLb::Off) => abi::socket_lb::OFF,
-        (Proxy::Millrace, SocketLb::Host) => abi::socket_lb::HOST,
-        (Proxy::Millrace, SocketLb::All) => abi::socket_lb::ALL,
+        (Proxy::Millrace, SocketLb::All) if !services.masquerade_all => abi::socket_lb::ALL,
+        (Proxy::Millrace, SocketLb::Host | SocketLb::All) => abi::socket_lb::HOST,
     }
 }
 

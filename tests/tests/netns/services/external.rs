@@ -8,7 +8,7 @@ use cni_tests::{
 };
 use serde_json::{Value, json};
 
-use super::{plan, publish, serve};
+use super::{plan, publish, reach, serve};
 use crate::{eventually, needs_root};
 
 pub(super) const NODE_PORT: u16 = 30080;
@@ -84,6 +84,28 @@ fn svc_30_svc_33_svc_34_a_client_outside_of_all_nodes_uses_a_node_port() {
         });
         reach(far);
         assert_eq!(clients(&echoes), outside, "{routing:?}");
+    }
+}
+
+#[test]
+fn svc_24_where_everybody_is_masqueraded_endpoints_see_the_node() {
+    needs_root!();
+    for routing in [Routing::Direct, Routing::Vxlan] {
+        let mut plan = plan(routing);
+        plan.config["services"]["masqueradeAll"] = json!(true);
+        let lab = Lab::start(plan).unwrap();
+        let [near, far] = lab.pair();
+        let client = near.add_pod("client").unwrap();
+        for (number, server) in [(1, near.add_pod("near")), (2, far.add_pod("far"))] {
+            let server = server.unwrap();
+            let echoes = serve(&server, 8080);
+            let service = ServiceManifest::new(number).endpoint(&server, 8080);
+            publish(&lab, &service);
+            near.with_sockets(|| reach(&lab, &client, &service));
+            let mut node = [true, false].map(|v4| near.address(v4));
+            node.sort();
+            assert_eq!(clients(&echoes), node, "{routing:?} {number}");
+        }
     }
 }
 
