@@ -227,6 +227,7 @@ impl<K: Kernel> Agent<K> {
             if quiet && batch.is_empty() && self.next_wake(Instant::now()) > Instant::now() {
                 continue;
             }
+            self.services.turn.begin();
             let asked = !batch.is_empty();
             self.answer(batch).await;
             self.look_again_if_due().await;
@@ -238,6 +239,7 @@ impl<K: Kernel> Agent<K> {
             self.wake_addresses();
             self.spare.return_if_due();
             self.publish_if_due(asked);
+            self.services.turn.end();
         }
         tasks.shutdown().await;
         // Whoever tries now finds nobody, and queues.

@@ -18,7 +18,7 @@ use crate::{
     config::{MapSizes, Proxy, SocketLb},
     kernel::Kernel,
     model::{EndpointSlice, NamespacedName, ServiceProblem, Source},
-    observe::health::{Health, ServiceHealth},
+    observe::health::{Health, ServiceHealth, Turn},
     reconcile::Change,
     services::{
         Book, Capacity, Edits, Keys, Numbers, Pending, Progress, Rows, Troubles,
@@ -57,6 +57,7 @@ pub(super) struct ServiceWork {
     progress: Progress,
     leaving: bool,
     health: watch::Sender<Arc<Health>>,
+    pub(super) turn: Turn,
 }
 
 impl ServiceWork {
@@ -74,6 +75,7 @@ impl ServiceWork {
             progress: Progress::default(),
             leaving: false,
             health: watch::Sender::default(),
+            turn: Turn::default(),
         }
     }
 
@@ -108,6 +110,7 @@ impl ServiceWork {
             services: services.collect(),
             behind_since: self.progress.behind_since(),
             updated: self.progress.behind_since().and(self.progress.synced()),
+            turn: self.turn.clone(),
             begun: self.begun,
             leaving: self.leaving,
         };

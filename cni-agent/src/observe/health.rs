@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -36,10 +36,41 @@ pub struct Health {
     pub behind_since: Option<Instant>,
     /// When everything was there last, if it is not now.
     pub updated: Option<SystemTime>,
+    pub turn: Turn,
     /// Services are served here at all, and have been written once.
     pub begun: bool,
     /// This node is being deleted: new connections had better go elsewhere.
     pub leaving: bool,
+}
+
+/// Since when the owner of the state has been at what it does now: who waits for the kernel has not said that it is behind.
+#[derive(Clone, Debug, Default)]
+pub struct Turn(Arc<Mutex<Option<Instant>>>);
+
+impl Turn {
+    pub fn begin(&self) {
+        self.set(Some(Instant::now()));
+    }
+
+    pub fn end(&self) {
+        self.set(None);
+    }
+
+    /// `None`: it waits for something to do.
+    pub fn began(&self) -> Option<Instant> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, began: Option<Instant>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = began;
+    }
+}
+
+/// The same owner's.
+impl PartialEq for Turn {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,10 +90,8 @@ impl ServiceHealth {
 impl Health {
     /// What is known is in the kernel, or has not been outside of it for long.
     pub fn is_alive(&self, now: Instant) -> bool {
-        let behind = self
-            .behind_since
-            .map(|since| now.saturating_duration_since(since));
-        self.begun && behind.is_none_or(|behind| behind < STALE)
+        let mut since = self.behind_since.into_iter().chain(self.turn.began());
+        self.begun && since.all(|since| now.saturating_duration_since(since) < STALE)
     }
 
     /// The same, and it is worth while to send anything here.
@@ -177,7 +206,15 @@ fn proxy_page(health: &Health, path: &str, now: (Instant, SystemTime)) -> Respon
         StatusCode::SERVICE_UNAVAILABLE
     };
     let time = |time: SystemTime| Timestamp::try_from(time).ok().map(|time| time.to_string());
-    let updated = if good { Some(now.1) } else { health.updated };
+    let waits = || {
+        now.1
+            .checked_sub(now.0.saturating_duration_since(health.turn.began()?))
+    };
+    let updated = if good {
+        Some(now.1)
+    } else {
+        health.updated.or_else(waits)
+    };
     let mut body = json!({
         "lastUpdated": updated.and_then(time), "currentTime": time(now.1), "healthy": good,
     });
@@ -278,6 +315,8 @@ mod tests {
             leaving: true,
             ..health(1)
         };
+        let stuck = health(1);
+        stuck.turn.set(behind(600).behind_since);
         for (health, path, code) in [
             (&health(1), "/healthz", 200),
             (&health(1), "/livez", 200),
@@ -287,6 +326,8 @@ mod tests {
             (&leaving, "/livez", 200),
             (&Health::default(), "/livez", 503),
             (&health(1), "/else", 404),
+            (&stuck, "/healthz", 503),
+            (&stuck, "/livez", 503),
         ] {
             let page = proxy_page(health, path, (Instant::now(), SystemTime::now()));
             assert_eq!(page.status().as_u16(), code, "{path}");
@@ -312,6 +353,9 @@ mod tests {
         };
         let stale = json!({ "lastUpdated": "2027-01-15T07:50:00Z", "currentTime": time, "healthy": false });
         assert_eq!(body(&behind, "/livez").await, stale);
+        let stuck = health(1);
+        stuck.turn.set(now.0.checked_sub(Duration::from_secs(600)));
+        assert_eq!(body(&stuck, "/livez").await, stale);
         assert_eq!(
             body(&Health::default(), "/livez").await["lastUpdated"],
             serde_json::Value::Null

@@ -32,6 +32,40 @@ async fn a_failed_write_is_said_and_tried_again_and_nothing_behind_it_is_written
     machine.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn svc_48_who_waits_for_the_kernel_is_behind_without_having_failed() {
+    let mut machine = serving();
+    write(&machine, &["10.2.0.5"]);
+    let handle = machine.start().await;
+    becomes(&machine, &["10.2.0.5"]).await;
+    let later = || Instant::now() + Duration::from_secs(61);
+    let alive = async |wanted| {
+        for _ in 0..2000 {
+            if handle.health.borrow().is_alive(later()) == wanted {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("not {wanted}: {:?}", handle.health.borrow());
+    };
+    alive(true).await;
+    let kernel = machine.kernel.clone();
+    let hangs = kernel.lock();
+    write(&machine, &["10.2.0.6"]);
+    alive(false).await;
+    drop(hangs);
+    becomes(&machine, &["10.2.0.6"]).await;
+    alive(true).await;
+    // One that refuses says so.
+    let fault = "write entries to map backends".to_owned();
+    machine.kernel.lock().faults.push(fault);
+    write(&machine, &["10.2.0.7"]);
+    alive(false).await;
+    machine.kernel.lock().faults.clear();
+    alive(true).await;
+    machine.stop().await;
+}
+
 /// A frontend that could not be switched still names the places that its Service has left in the book.
 #[tokio::test(flavor = "multi_thread")]
 async fn places_that_a_frontend_names_are_nobody_elses_though_others_can_be_written() {
