@@ -414,13 +414,13 @@ fn svc_22_svc_33_a_connection_that_a_side_has_ended_is_not_given_to_who_dials_el
         let from_b = (Hook::FromPod, ifindex::POD_B);
         let netdev = (Hook::FromNetdev, ifindex::NETDEV);
         let routed = |out: &[u8]| answer_to(out, [2, 9, 9, 9, 9, 9], mac(ifindex::NETDEV));
+        let (dst, dst_port) = (pod(3, v6), 8080);
+        let (inside, hidden) = (dial(v6, port::TO_B), outside(v6, port::NODE_REMOTE));
         let direct = Ends {
-            dst: pod(3, v6),
-            dst_port: 8080,
-            ..dial(v6, port::TO_B)
+            dst,
+            dst_port,
+            ..inside
         };
-        let inside = dial(v6, port::TO_B);
-        let hidden = outside(v6, port::NODE_REMOTE);
         type Answer<'a> = &'a dyn Fn(&[u8]) -> Ends;
         for (first, other, there, back, answer) in [
             (inside, dial(v6, SECOND), from_a, from_b, &from_pod_b as Answer),
@@ -483,8 +483,9 @@ fn where_no_port_is_left_the_connection_that_is_there_stays_and_the_second_is_dr
         for v6 in [false, true] {
             second(pair, vip(v6), port::TO_B, service_scope::CLUSTER);
             // The only port that there is.
+            let src_port = world::CONFIG.snat_first as u16;
             let own = |to| Ends {
-                src_port: world::CONFIG.snat_first as u16,
+                src_port,
                 ..dial(v6, to)
             };
             let (verdict, seen) = pair.run(Hook::FromPod, &own(port::TO_B).tcp(SYN, b""), ifindex::POD_A);
@@ -493,11 +494,8 @@ fn where_no_port_is_left_the_connection_that_is_there_stays_and_the_second_is_dr
             let (verdict, out) = pair.run(Hook::FromPod, &refused, ifindex::POD_A);
             assert_eq!((verdict, out), (Err(Reason::ServiceTuple), refused));
             assert_eq!(pair.memory.flows[1].len(), 1, "nothing of it remains");
-            let (verdict, back) = pair.run(
-                Hook::FromPod,
-                &from_pod_b(&seen).tcp(SYN_ACK, b""),
-                ifindex::POD_B,
-            );
+            let answer = from_pod_b(&seen).tcp(SYN_ACK, b"");
+            let (verdict, back) = pair.run(Hook::FromPod, &answer, ifindex::POD_B);
             assert_eq!((verdict, ends(&back).0), (TO_A, (vip(v6), port::TO_B)));
             pair.forget();
         }

@@ -49,11 +49,17 @@ async fn svc_48_who_waits_for_the_kernel_is_behind_without_having_failed() {
         panic!("not {wanted}: {:?}", handle.health.borrow());
     };
     alive(true).await;
+    // It hangs until the channel is closed.
     let kernel = machine.kernel.clone();
-    let hangs = kernel.lock();
+    let (goes_on, hangs) = std::sync::mpsc::channel::<()>();
+    let hanging = std::thread::spawn(move || {
+        let _state = kernel.lock();
+        _ = hangs.recv();
+    });
     write(&machine, &["10.2.0.6"]);
     alive(false).await;
-    drop(hangs);
+    drop(goes_on);
+    hanging.join().unwrap();
     becomes(&machine, &["10.2.0.6"]).await;
     alive(true).await;
     // One that refuses says so.
