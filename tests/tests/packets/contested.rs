@@ -372,13 +372,9 @@ fn a_port_that_was_given_is_kept_until_its_connection_is_over() {
         let (_, seen) = run(pair, moved, SYN);
         let given = ends(&seen).0;
         assert_ne!(given.1, moved.src_port);
-        pair.run(
-            Hook::FromPod,
-            &from_pod_b(&seen).tcp(SYN_ACK, b""),
-            ifindex::POD_B,
-        )
-        .0
-        .unwrap();
+        let answer = from_pod_b(&seen).tcp(SYN_ACK, b"");
+        let (verdict, _) = pair.run(Hook::FromPod, &answer, ifindex::POD_B);
+        verdict.unwrap();
         // It is moved to the other table with all that leads to it.
         run(pair, moved, ACK).0.unwrap();
         assert_eq!(pair.memory.flows[0].len(), 1);
@@ -389,13 +385,8 @@ fn a_port_that_was_given_is_kept_until_its_connection_is_over() {
         assert_eq!(verdict, TO_A);
         // Both ends close it, and it begins anew.
         run(pair, moved, FIN_ACK).0.unwrap();
-        pair.run(
-            Hook::FromPod,
-            &from_pod_b(&seen).tcp(FIN_ACK, b""),
-            ifindex::POD_B,
-        )
-        .0
-        .unwrap();
+        let end = from_pod_b(&seen).tcp(FIN_ACK, b"");
+        pair.run(Hook::FromPod, &end, ifindex::POD_B).0.unwrap();
         let (verdict, out) = run(pair, moved, SYN);
         assert_eq!((verdict, ends(&out).1), (TO_B, (pod(3, v6), 8080)));
         let (verdict, back) = pair.run(Hook::FromPod, &from_pod_b(&out).tcp(SYN_ACK, b""), ifindex::POD_B);
