@@ -19,6 +19,7 @@ use crate::{
     kernel::{Scope, fake::FakeKernel},
     model::{Device, DeviceAddress, DeviceKind, Endpoint, Event, Phase, Rates},
     reconcile::{Reconciler, Removals},
+    services::{Book, Capacity, Counts, Numbers},
     source::file::Folder,
     state::State,
 };
@@ -148,7 +149,18 @@ fn endpoint(line: &str) -> Endpoint {
     }
 }
 
-/// What Services come to, if they are served here.
+const ROOM: Capacity = Capacity {
+    rows: Counts {
+        backends: 100,
+        slots: 100,
+        members: 100,
+        ranges: 100,
+        services: 100,
+    },
+    maglev: 100,
+};
+
+/// What Services come to, and which rows that makes, if they are served here.
 fn services(scenario: &Scenario, out: &mut String) {
     if scenario.config.services.proxy != Proxy::Millrace {
         return;
@@ -156,11 +168,15 @@ fn services(scenario: &Scenario, out: &mut String) {
     let topology = Topology::new(&scenario.config, &scenario.state);
     let place = Place::new(&topology, &scenario.state, std::collections::BTreeSet::new());
     let known = &scenario.state.services;
+    let folder = tempfile::tempdir().unwrap();
+    let mut book = Book::new(Numbers::open(folder.path().join("numbers")).unwrap(), ROOM);
     for name in known.names() {
         let slices: Vec<_> = known.slices_of(name).collect();
         let compiled = service::compile(&place, known.get(name).unwrap(), &slices);
         dump::service(name, &compiled, out);
+        book.set(name, compiled);
     }
+    dump::book(&book, out);
 }
 
 async fn round(reconciler: &mut Reconciler<FakeKernel>, desired: &Desired) {
