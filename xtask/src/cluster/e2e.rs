@@ -3,9 +3,9 @@
 mod report;
 mod results;
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, ExitStatus};
+use std::{fs, io};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -19,6 +19,7 @@ use super::programs::{self, program};
 use crate::process::{command, output, step, stream};
 use crate::test::Tally;
 use crate::workspace;
+use report::Known;
 use results::{Contender, List};
 
 const CONFORMANCE: &str = r"\[sig-network\].*\[Conformance\]";
@@ -48,7 +49,7 @@ pub(crate) struct E2e {
     /// Write what becomes of the specs into the list, in the column of the cluster's proxy
     #[arg(long, conflicts_with = "compare")]
     record: bool,
-    /// Fail where a spec's result is another one than the list's, and only there
+    /// Fail where a spec's result is another one than the list's, or one of the list is chosen and does not run
     #[arg(long)]
     compare: bool,
     /// Where the results are written, as JUnit XML
@@ -70,7 +71,19 @@ pub(crate) fn conformance(place: &Place) -> Result<Tally> {
         report: None,
         processes: PROCESSES,
     };
-    Ok(complete(e2e.tally(place)?))
+    let (mut tally, status) = e2e.ginkgo(place)?;
+    if let Err(error) = finished(&tally, status) {
+        tally += Tally::failure(error.to_string());
+    }
+    Ok(complete(tally))
+}
+
+/// Ginkgo ends badly where it names a spec that failed, and else only if the run was broken off.
+fn finished(tally: &Tally, status: ExitStatus) -> Result<()> {
+    if !status.success() && tally.failed == 0 {
+        bail!("the run was broken off: ginkgo ended with {status} and named no spec that failed");
+    }
+    Ok(())
 }
 
 /// A suite that ran in part has shown little, however much of it passed.
@@ -85,8 +98,9 @@ fn complete(mut tally: Tally) -> Tally {
 impl E2e {
     pub(crate) fn run(&self, place: &Place) -> Result<ExitCode> {
         let contender = self.contender(&place.plan()?)?;
-        let tally = self.tally(place)?;
+        let (tally, status) = self.ginkgo(place)?;
         println!("{} passed, {} failed", tally.passed, tally.failed);
+        finished(&tally, status)?;
         let good = match contender {
             Some(contender) => self.compare(contender, &json_report(place))?,
             None => tally.failed == 0 && tally.passed > 0,
@@ -108,24 +122,35 @@ impl E2e {
     /// Records or compares the results of a run; whether they are as they should be.
     fn compare(&self, contender: Contender, report: &Path) -> Result<bool> {
         let ran = report::ran(report)?;
-        let known = known_specs()?;
-        let ran: Vec<_> = ran.into_iter().filter(|ran| known.contains(&ran.spec)).collect();
+        let Known { all, chosen } = known_specs(&self.selection())?;
+        let ran: Vec<_> = ran.into_iter().filter(|ran| all.contains(&ran.spec)).collect();
         if ran.is_empty() {
             bail!("no spec of the list ran");
         }
         let mut list = List::read()?;
         if self.record {
-            list.record(contender, &known, &ran);
+            list.record(contender, &all, &ran);
             list.write()?;
             step(format_args!("written to {}", results::path().display()));
             return Ok(true);
         }
-        let differences = list.differences(contender, &ran);
+        // Of the whole list nothing may be missing, whatever was chosen of it.
+        let due = |spec: &str| self.whole || chosen.contains(spec);
+        let differences = list.differences(contender, &ran, due);
         differences.iter().for_each(|difference| println!("{difference}"));
         Ok(differences.is_empty())
     }
 
-    fn tally(&self, place: &Place) -> Result<Tally> {
+    /// Which specs, in ginkgo's words.
+    fn selection(&self) -> [String; 2] {
+        if self.whole {
+            selection(NETWORK, UNFIT)
+        } else {
+            selection(&self.focus, &self.skip)
+        }
+    }
+
+    fn ginkgo(&self, place: &Place) -> Result<(Tally, ExitStatus)> {
         let plan = place.plan()?;
         programs::E2E.build()?;
         let wanted = output(command(program("e2e.test")).arg("--list-images"))?;
@@ -142,21 +167,13 @@ impl E2e {
         let mut ginkgo = inside(&place.fabric(), program("ginkgo"));
         ginkgo.arg(format!("--procs={}", self.processes));
         ginkgo.args(["--no-color", "--timeout=2h"]);
-        let (focus, skip) = if self.whole {
-            (NETWORK, UNFIT)
-        } else {
-            (self.focus.as_str(), self.skip.as_str())
-        };
-        ginkgo.args([format!("--focus={focus}"), format!("--skip={skip}")]);
-        tell(&mut ginkgo, &json_report(place));
+        ginkgo.args(self.selection());
+        tell(&mut ginkgo, &json_report(place))?;
         ginkgo.arg(program("e2e.test")).arg("--");
         ginkgo.args(self.suite_arguments(place, &plan)?);
         let mut tally = Tally::default();
         let status = stream(&mut ginkgo, |line| read(&mut tally, line))?;
-        if !status.success() && tally.failed == 0 {
-            tally += Tally::failure(format!("ginkgo ended with {status}"));
-        }
-        Ok(tally)
+        Ok((tally, status))
     }
 
     fn suite_arguments(&self, place: &Place, plan: &Plan) -> Result<Vec<String>> {
@@ -180,34 +197,49 @@ fn json_report(place: &Place) -> PathBuf {
     place.folder().join("e2e.json")
 }
 
-fn tell(ginkgo: &mut Command, report: &Path) {
+fn selection(focus: &str, skip: &str) -> [String; 2] {
+    [format!("--focus={focus}"), format!("--skip={skip}")]
+}
+
+/// Says where the report belongs. An earlier one goes: it must not pass for this run's if this one writes none.
+fn tell(ginkgo: &mut Command, report: &Path) -> Result<()> {
+    match fs::remove_file(report) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("removing {}", report.display()));
+        }
+        _ => {}
+    }
     let (folder, file) = (report.parent(), report.file_name());
     let [folder, file] = [folder.map(Path::as_os_str), file].map(|part| part.unwrap_or_default().display());
     ginkgo.args([format!("--output-dir={folder}"), format!("--json-report={file}")]);
+    Ok(())
 }
 
-/// The names of the specs that belong into the list.
-fn known_specs() -> Result<BTreeSet<String>> {
+/// The specs that belong into the list, and those that are chosen.
+fn known_specs(selection: &[String]) -> Result<Known> {
     programs::E2E.build()?;
     let report = workspace::target().join("e2e-specs.json");
     let mut ginkgo = command(program("ginkgo"));
-    ginkgo.args(["--dry-run", "--no-color", &format!("--focus={NETWORK}")]);
-    tell(&mut ginkgo, &report);
+    ginkgo.args(["--dry-run", "--no-color"]).args(selection);
+    tell(&mut ginkgo, &report)?;
     output(
         ginkgo
             .arg(program("e2e.test"))
             .args(["--", "--provider=skeleton"]),
     )?;
-    let mut specs = report::names(&report)?;
-    specs.retain(|name| name.contains("[sig-network]") && !name.contains("[Conformance]"));
-    Ok(specs)
+    let mut known = report::known(&report)?;
+    known
+        .all
+        .retain(|name| name.contains("[sig-network]") && !name.contains("[Conformance]"));
+    Ok(known)
 }
 
 /// Whether the list holds every spec that upstream has and none besides, each with its reason if it needs one.
 pub(crate) fn check_list() -> Result<Tally> {
     let list = List::read()?;
     let mut faults = list.faults();
-    faults.extend(list.strangers(&known_specs()?));
+    let known = known_specs(&selection(NETWORK, ""))?;
+    faults.extend(list.strangers(&known.all));
     if faults.is_empty() {
         return Ok(Tally::success());
     }
@@ -259,6 +291,8 @@ fn read(tally: &mut Tally, line: &str) {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
     use super::*;
 
     #[test]
@@ -273,6 +307,28 @@ mod tests {
             "FAIL! -- 46 Passed | 1 Failed | 0 Pending | 6500 Skipped",
         );
         assert_eq!((tally.passed, tally.failed), (46, 1));
+    }
+
+    #[test]
+    fn a_bad_end_without_a_failed_spec_means_that_the_run_was_broken_off() {
+        let ended = |tally, code| finished(tally, ExitStatus::from_raw(code)).is_ok();
+        let good = Tally::success();
+        assert_eq!(
+            [0, 1 << 8, 9].map(|code| ended(&good, code)),
+            [true, false, false]
+        );
+        assert!(ended(&Tally::failure("a"), 1 << 8));
+    }
+
+    #[test]
+    fn an_earlier_report_does_not_outlive_the_next_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let report = folder.path().join("e2e.json");
+        fs::write(&report, "[]").unwrap();
+        for _ in 0..2 {
+            tell(&mut command("ginkgo"), &report).unwrap();
+            assert!(!report.exists());
+        }
     }
 
     #[test]

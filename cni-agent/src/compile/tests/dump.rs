@@ -3,15 +3,28 @@
 use std::{fmt::Write, net::IpAddr};
 
 use cni_ebpf::abi::{
-    Addr, Endpoint, Route, backend_flags, device_flags, peer_flags, route_action, route_flags, service_flags,
-    service_scope,
+    Addr, Endpoint, Prefix, Route, ServiceKey, backend_flags, device_flags, peer_flags, route_action,
+    route_flags, service_flags, service_scope,
 };
 
 use crate::{
     compile::{Compiled, service},
-    desired::{Desired, HostRoute, Tables},
+    desired::{Desired, HostRoute, Table, Tables},
     model::NamespacedName,
+    services::Book,
 };
+
+const FRONTEND_FLAGS: [(u32, &str); 5] = [
+    (service_flags::REJECT, "refuse"),
+    (service_flags::DROP, "drop"),
+    (service_flags::MASQUERADE, "masquerade"),
+    (service_flags::DSR, "dsr"),
+    (service_flags::ANY_NODE, "any-node"),
+];
+const BACKEND_FLAGS: [(u32, &str); 2] = [
+    (backend_flags::LOCAL, "local"),
+    (backend_flags::TERMINATING, "terminating"),
+];
 
 pub(super) fn compiled(compiled: &Compiled) -> String {
     let mut out = String::new();
@@ -28,15 +41,7 @@ pub(super) fn compiled(compiled: &Compiled) -> String {
 pub(super) fn service(name: &NamespacedName, compiled: &service::Compiled, out: &mut String) {
     let _ = writeln!(out, "service {name}");
     for frontend in &compiled.frontends {
-        let key = frontend.key;
-        let names = [
-            (service_flags::REJECT, "refuse"),
-            (service_flags::DROP, "drop"),
-            (service_flags::MASQUERADE, "masquerade"),
-            (service_flags::DSR, "dsr"),
-            (service_flags::ANY_NODE, "any-node"),
-        ];
-        let mut words: Vec<String> = flags(&names, |flag| frontend.flags & flag != 0);
+        let mut words = flags(&FRONTEND_FLAGS, frontend.flags);
         if frontend.affinity_seconds != 0 {
             words.push(format!("affinity {}", frontend.affinity_seconds));
         }
@@ -58,26 +63,10 @@ pub(super) fn service(name: &NamespacedName, compiled: &service::Compiled, out: 
                 set.hints
             ));
         }
-        let scope = if key.scope == service_scope::EXTERNAL {
-            "outside"
-        } else {
-            "inside"
-        };
-        let _ = writeln!(
-            out,
-            "  {} {}/{} {scope} {}",
-            key.addr,
-            key.port,
-            key.proto,
-            words.join(" ")
-        );
+        let _ = writeln!(out, "  {} {}", front(&frontend.key), words.join(" "));
     }
     for (target, flags_of) in &compiled.serving {
-        let names = [
-            (backend_flags::LOCAL, "local"),
-            (backend_flags::TERMINATING, "terminating"),
-        ];
-        let words = flags(&names, |flag| flags_of & flag != 0).join(" ");
+        let words = flags(&BACKEND_FLAGS, *flags_of).join(" ");
         let _ = writeln!(
             out,
             "  serving {}:{}/{} {words}",
@@ -96,12 +85,75 @@ pub(super) fn service(name: &NamespacedName, compiled: &service::Compiled, out: 
     }
 }
 
-fn flags(names: &[(u32, &str)], has: impl Fn(u32) -> bool) -> Vec<String> {
-    names
-        .iter()
-        .filter(|(flag, _)| has(*flag))
-        .map(|(_, name)| (*name).to_owned())
-        .collect()
+/// The rows of all Services; of Maglev tables only who has one, for their parts are numbers by the thousand.
+pub(super) fn book(book: &Book, out: &mut String) {
+    let view = book.view();
+    let mut frontends = view.rows(Table::Services).services;
+    frontends.sort_unstable_by_key(|(key, _)| *key);
+    for (key, service) in frontends {
+        let mut words = flags(&FRONTEND_FLAGS, service.flags);
+        if service.slots != 0 {
+            let (first, end) = (service.first, service.first + service.slots);
+            words.push(format!("set {} places {first}..{end}", service.id));
+        }
+        if service.flags & service_flags::AFFINITY != 0 {
+            words.push(format!("affinity {}", service.affinity_seconds));
+        }
+        if service.ranges != 0 {
+            words.push(format!("ranges {}", service.ranges));
+        }
+        if service.maglev != 0 {
+            words.push(format!("table {} of {}", service.maglev, service.maglev_size));
+        }
+        line(&format!("frontend {}", front(&key)), &words, out);
+    }
+    for (place, slot) in view.rows(Table::ServiceSlots).slots {
+        let (set, backend, ip, port) = (slot.service, slot.backend, slot.addr, slot.port);
+        let _ = writeln!(out, "place {place} set {set} backend {backend} at {ip}:{port}");
+    }
+    let mut members = view.rows(Table::ServiceMembers).members;
+    members.sort_unstable_by_key(|(key, _)| (key.service, key.backend));
+    for (key, _) in members {
+        let _ = writeln!(out, "member {} of set {}", key.backend, key.service);
+    }
+    let mut ranges = view.rows(Table::ServiceRanges).ranges;
+    ranges.sort_unstable_by_key(|(range, _)| (range.ranges, range.words.map(u32::from_be), range.len));
+    for (range, _) in ranges {
+        let prefix = Prefix {
+            // In front of the address stands the number.
+            len: range.len - 32,
+            words: range.words,
+        };
+        let (ip, length) = prefix.parts();
+        let _ = writeln!(out, "ranges {} {ip}/{length}", range.ranges);
+    }
+    let mut backends = view.rows(Table::Backends).backends;
+    backends.sort_unstable_by_key(|(number, _)| *number);
+    for (number, backend) in backends {
+        let (ip, port, proto) = (backend.addr, backend.port, backend.proto);
+        let words = flags(&BACKEND_FLAGS, backend.flags);
+        line(&format!("backend {number} {ip}:{port}/{proto}"), &words, out);
+    }
+}
+
+fn line(what: &str, words: &[String], out: &mut String) {
+    let words = words.iter().map(String::as_str);
+    let words: Vec<&str> = [what].into_iter().chain(words).collect();
+    let _ = writeln!(out, "{}", words.join(" "));
+}
+
+fn front(key: &ServiceKey) -> String {
+    let scope = if key.scope == service_scope::EXTERNAL {
+        "outside"
+    } else {
+        "inside"
+    };
+    format!("{} {}/{} {scope}", key.addr, key.port, key.proto)
+}
+
+fn flags(names: &[(u32, &str)], flags: u32) -> Vec<String> {
+    let set = names.iter().filter(|(flag, _)| flags & flag != 0);
+    set.map(|(_, name)| (*name).to_owned()).collect()
 }
 
 fn desired(desired: &Desired, out: &mut String) {

@@ -19,6 +19,7 @@ use crate::{
     kernel::{Scope, fake::FakeKernel},
     model::{Device, DeviceAddress, DeviceKind, Endpoint, Event, Phase, Rates},
     reconcile::{Reconciler, Removals},
+    services::{Book, Capacity, Counts, Numbers},
     source::file::Folder,
     state::State,
 };
@@ -148,7 +149,18 @@ fn endpoint(line: &str) -> Endpoint {
     }
 }
 
-/// What Services come to, if they are served here.
+const ROOM: Capacity = Capacity {
+    rows: Counts {
+        backends: 100,
+        slots: 100,
+        members: 100,
+        ranges: 100,
+        services: 100,
+    },
+    maglev: 100,
+};
+
+/// What Services come to, and which rows that makes, if they are served here.
 fn services(scenario: &Scenario, out: &mut String) {
     if scenario.config.services.proxy != Proxy::Millrace {
         return;
@@ -156,11 +168,15 @@ fn services(scenario: &Scenario, out: &mut String) {
     let topology = Topology::new(&scenario.config, &scenario.state);
     let place = Place::new(&topology, &scenario.state, std::collections::BTreeSet::new());
     let known = &scenario.state.services;
+    let folder = tempfile::tempdir().unwrap();
+    let mut book = Book::new(Numbers::open(folder.path().join("numbers")).unwrap(), ROOM);
     for name in known.names() {
         let slices: Vec<_> = known.slices_of(name).collect();
         let compiled = service::compile(&place, known.get(name).unwrap(), &slices);
         dump::service(name, &compiled, out);
+        book.set(name, compiled);
     }
+    dump::book(&book, out);
 }
 
 async fn round(reconciler: &mut Reconciler<FakeKernel>, desired: &Desired) {
@@ -222,15 +238,45 @@ async fn scenarios() {
     assert!(seen >= 5);
 }
 
+/// What has to go and what has to come, line by line, so that `wanted` becomes `found`.
 fn diff_lines(wanted: &str, found: &str) -> Vec<String> {
-    let missing = wanted
-        .lines()
-        .filter(|line| !found.lines().any(|other| other == *line));
-    let more = found
-        .lines()
-        .filter(|line| !wanted.lines().any(|other| other == *line));
-    missing
-        .map(|line| format!("- {line}"))
-        .chain(more.map(|line| format!("+ {line}")))
-        .collect()
+    let [wanted, found] = [wanted, found].map(|text| text.lines().collect::<Vec<_>>());
+    // How many lines the rests have in common, in the same order.
+    let mut common = vec![vec![0; found.len() + 1]; wanted.len() + 1];
+    for row in (0..wanted.len()).rev() {
+        for column in (0..found.len()).rev() {
+            common[row][column] = if wanted[row] == found[column] {
+                common[row + 1][column + 1] + 1
+            } else {
+                common[row + 1][column].max(common[row][column + 1])
+            };
+        }
+    }
+    let (mut row, mut column) = (0, 0);
+    let mut difference = Vec::new();
+    while row < wanted.len() || column < found.len() {
+        if wanted
+            .get(row)
+            .is_some_and(|line| found.get(column) == Some(line))
+        {
+            (row, column) = (row + 1, column + 1);
+        } else if column == found.len()
+            || row < wanted.len() && common[row + 1][column] >= common[row][column + 1]
+        {
+            difference.push(format!("- {}", wanted[row]));
+            row += 1;
+        } else {
+            difference.push(format!("+ {}", found[column]));
+            column += 1;
+        }
+    }
+    difference
+}
+
+#[test]
+fn lines_that_are_doubled_or_misplaced_differ() {
+    assert!(diff_lines("a\nb\na\n", "a\nb\na\n").is_empty());
+    assert_eq!(diff_lines("a\nb\nc\n", "a\nb\nb\nc\n"), ["+ b"]);
+    assert_eq!(diff_lines("a\nb\n", "b\na\n"), ["- a", "+ a"]);
+    assert_eq!(diff_lines("a\nb\nc", "a\nd\nc\ne"), ["- b", "+ d", "+ e"]);
 }

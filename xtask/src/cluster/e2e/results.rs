@@ -149,8 +149,13 @@ impl List {
         }
     }
 
-    /// Where results differ from the list.
-    pub(super) fn differences(&self, contender: Contender, ran: &[Ran]) -> Vec<String> {
+    /// Where results differ from the list, also by their absence if a spec was `due`.
+    pub(super) fn differences(
+        &self,
+        contender: Contender,
+        ran: &[Ran],
+        due: impl Fn(&str) -> bool,
+    ) -> Vec<String> {
         let difference = |one: &Ran| match self.0.get(&one.spec) {
             Some(row) if row.of(contender) == one.outcome => None,
             Some(row) => Some(format!(
@@ -161,7 +166,13 @@ impl List {
             )),
             None => Some(format!("{}: not in the list", one.spec)),
         };
-        ran.iter().filter_map(difference).collect()
+        let begun: BTreeSet<_> = ran.iter().map(|one| one.spec.as_str()).collect();
+        let absent = self.0.iter().filter_map(|(spec, row)| {
+            let listed = row.of(contender);
+            let absent = listed != Outcome::NotRun && due(spec) && !begun.contains(spec.as_str());
+            absent.then(|| format!("{spec}: did not run, listed as {listed}"))
+        });
+        ran.iter().filter_map(difference).chain(absent).collect()
     }
 
     /// What is wrong with the list by itself.
@@ -272,7 +283,8 @@ mod tests {
         let list: List = "passed\tfailed\ta\twhy\npassed\tpassed\tb\tstale"
             .parse()
             .unwrap();
-        let difference = |spec, outcome| list.differences(Contender::KubeProxy, &[ran(spec, outcome)]);
+        let difference =
+            |spec, outcome| list.differences(Contender::KubeProxy, &[ran(spec, outcome)], |_| false);
         assert!(difference("a", Outcome::Failed).is_empty());
         assert_eq!(difference("a", Outcome::Passed), ["a: passed, listed as failed"]);
         assert_eq!(difference("c", Outcome::Passed), ["c: not in the list"]);
@@ -281,5 +293,20 @@ mod tests {
         assert_eq!(behind.faults(), ["a: passes for kube-proxy alone"]);
         let known = ["a", "c"].map(str::to_owned).into();
         assert_eq!(list.strangers(&known), ["b: no such spec", "c: not in the list"]);
+    }
+
+    #[test]
+    fn a_spec_that_was_due_and_did_not_run_is_a_difference() {
+        let list: List = "passed\tskipped\ta\twhy\npassed\tfailed\tb\twhy\npassed\t-\tc\twhy"
+            .parse()
+            .unwrap();
+        let now = [ran("b", Outcome::Failed)];
+        let differences =
+            |due: &[&str]| list.differences(Contender::KubeProxy, &now, |spec| due.contains(&spec));
+        assert_eq!(
+            differences(&["a", "b", "c"]),
+            ["a: did not run, listed as skipped"]
+        );
+        assert!(differences(&["b", "c"]).is_empty());
     }
 }
