@@ -123,6 +123,7 @@ impl Node {
                 "bpffs": self.pins(),
                 "cgroup": self.cgroup.path(),
                 "manifests": self.folder.join("manifests"),
+                "resolvConf": self.folder.join("resolv.conf"),
                 "state": self.folder.join("state"),
                 "agentSocket": self.socket(),
                 "adminSocket": self.folder.join("run/admin.sock"),

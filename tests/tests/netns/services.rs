@@ -2,6 +2,7 @@
 
 mod associations;
 mod bad_input;
+mod choice;
 mod direct;
 mod external;
 mod health;

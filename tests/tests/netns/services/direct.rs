@@ -75,7 +75,7 @@ fn answers(tap: &Tap, source: SocketAddr) -> usize {
 }
 
 #[test]
-fn svc_33_the_endpoints_node_answers_and_the_endpoint_sees_the_client() {
+fn the_endpoints_node_answers_and_the_endpoint_sees_the_client() {
     needs_root!();
     let far = Far::start(with("dsr"));
     let [near, other] = far.lab.pair();

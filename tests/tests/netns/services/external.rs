@@ -1,6 +1,9 @@
 //! Services for clients that are in no node and no pod.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+};
 
 use cni_tests::{
     lab::{Lab, Node, Pod, Routing, ServiceManifest},
@@ -188,4 +191,66 @@ fn host_ports_lead_into_their_pod_from_outside_and_from_the_node() {
     });
     // That one is the node's own, and nobody listens.
     tcp(&lab.outside, SocketAddr::new(node.address(true), 9081), 10).unwrap_err();
+}
+
+#[test]
+fn svc_42_rel_24_whoever_has_an_address_answers_there_though_a_service_claims_it() {
+    needs_root!();
+    let mut plan = plan(Routing::Direct);
+    plan.config["services"]["externalIPs"] = json!(true);
+    let lab = Lab::prepare(plan, &format!("mrlab-claims-{}", std::process::id())).unwrap();
+    let [near, far] = lab.pair();
+    // Nodes resolve names by the host outside.
+    let resolvers = [true, false].map(|v4| format!("nameserver {}\n", lab.outside_address(v4)));
+    for node in [near, far] {
+        fs::write(node.folder().join("resolv.conf"), resolvers.concat()).unwrap();
+        node.start_agent().unwrap();
+        node.wait_until_ready().unwrap();
+    }
+    let (client, owner) = (near.add_pod("client").unwrap(), far.add_pod("owner").unwrap());
+    let thief = far.add_pod("thief").unwrap();
+    let stolen = serve(&thief, 8080);
+    let owners = |v4| {
+        [
+            (&near.namespace, near.address(v4)),
+            (&far.namespace, far.address(v4)),
+            (&owner.namespace, owner.ip(v4)),
+            (&lab.outside, lab.outside_address(v4)),
+        ]
+    };
+    let nobodys = ["198.51.100.7", "2001:db8:51::7"].map(|ip| ip.parse::<IpAddr>().unwrap());
+    let claimed = [true, false].map(owners).concat().into_iter().map(|(_, ip)| ip);
+    let ips: Vec<IpAddr> = claimed.chain(nobodys).collect();
+    let service = ServiceManifest::new(1).spec(json!({ "externalIPs": ips }));
+    publish(&lab, &service.endpoint_at(&thief, 8080, "node1", json!({})));
+    let ask = |to: SocketAddr| {
+        tcp(&client.namespace, to, 10).unwrap();
+        udp(&client.namespace, to, 10).unwrap();
+        for from in [&client.namespace, &near.namespace] {
+            near.with_sockets(|| tcp(from, to, 10).unwrap());
+            near.with_sockets(|| udp(from, to, 10).unwrap());
+        }
+    };
+    let asked = || stolen.iter().map(Echo::times).sum::<usize>();
+    // What nobody has is served, and nothing else.
+    for ip in nobodys {
+        ask(SocketAddr::new(ip, 80));
+    }
+    let before = asked();
+    assert_eq!(before, 12);
+    for v4 in [true, false] {
+        for (there, ip) in owners(v4) {
+            let _echoes = [
+                Echo::tcp(there, ip, 80).unwrap(),
+                Echo::udp(there, ip, 80).unwrap(),
+            ];
+            let to = SocketAddr::new(ip, 80);
+            ask(to);
+            if [near, far].iter().any(|node| node.address(v4) == ip) {
+                tcp(&lab.outside, to, 10).unwrap();
+                udp(&lab.outside, to, 10).unwrap();
+            }
+        }
+    }
+    assert_eq!(asked(), before, "the owners were asked");
 }
