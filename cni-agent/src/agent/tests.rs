@@ -206,6 +206,17 @@ async fn until(handle: &Handle, wanted: impl FnMut(&Arc<Status>) -> bool) {
     }
 }
 
+/// Whether it comes to be. Nobody tells of what is asked here.
+async fn comes_true(mut is: impl FnMut() -> bool) -> bool {
+    for _ in 0..2000 {
+        if is() {
+            return true;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    false
+}
+
 mod attachment;
 mod pods;
 mod restart;

@@ -103,25 +103,23 @@ fn behind(tables: &Tables) -> Vec<String> {
 }
 
 async fn becomes(machine: &Machine, wanted: &[&str]) {
-    for _ in 0..2000 {
-        if behind(&machine.kernel.lock().tables) == wanted {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("{:#?}", machine.kernel.lock().tables);
+    let is = comes_true(|| behind(&machine.kernel.lock().tables) == wanted).await;
+    assert!(is, "{:#?}", machine.kernel.lock().tables);
+}
+
+/// An agent that serves a Service with these endpoints.
+async fn begun(endpoints: &[&str]) -> (Machine, Handle) {
+    let mut machine = serving();
+    write(&machine, endpoints);
+    let handle = machine.start().await;
+    becomes(&machine, endpoints).await;
+    (machine, handle)
 }
 
 /// Once nothing is left that waits for its time.
 async fn settles(machine: &Machine, backends: usize) {
-    for _ in 0..2000 {
-        let len = machine.kernel.lock().tables.backends.len();
-        if len == backends {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("{:#?}", machine.kernel.lock().tables);
+    let is = comes_true(|| machine.kernel.lock().tables.backends.len() == backends).await;
+    assert!(is, "{:#?}", machine.kernel.lock().tables);
 }
 
 fn service_changes(machine: &Machine) -> Vec<String> {
@@ -137,10 +135,7 @@ fn service_changes(machine: &Machine) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn svc_21_a_service_gets_its_rows_and_only_those_change() {
-    let mut machine = serving();
-    write(&machine, &["10.2.0.5", "10.2.0.6"]);
-    let handle = machine.start().await;
-    becomes(&machine, &["10.2.0.5", "10.2.0.6"]).await;
+    let (mut machine, handle) = begun(&["10.2.0.5", "10.2.0.6"]).await;
     // Programs that were loaded are looked at once more.
     until(&handle, |status| status.reconcile.rounds >= 2).await;
     let rounds = machine.kernel.lock().whole_looks;
@@ -182,10 +177,7 @@ async fn svc_52_a_service_comes_from_its_backends_up_and_goes_from_its_frontends
 /// Until its row is gone a backend seems to serve, and whoever is connected to it would be left there.
 #[tokio::test(flavor = "multi_thread")]
 async fn svc_55_sockets_are_looked_through_behind_the_removal_of_a_backend_however_late_that_is() {
-    let mut machine = serving();
-    write(&machine, &["10.2.0.5", "10.2.0.6"]);
-    let handle = machine.start().await;
-    becomes(&machine, &["10.2.0.5", "10.2.0.6"]).await;
+    let (mut machine, handle) = begun(&["10.2.0.5", "10.2.0.6"]).await;
     machine.kernel.lock().log.clear();
     write(&machine, &["10.2.0.5"]);
     becomes(&machine, &["10.2.0.5"]).await;
@@ -218,10 +210,7 @@ async fn svc_55_sockets_are_looked_through_behind_the_removal_of_a_backend_howev
 
 #[tokio::test(flavor = "multi_thread")]
 async fn svc_08_old_state_keeps_forwarding_until_everything_has_been_heard() {
-    let mut machine = serving();
-    write(&machine, &["10.2.0.5"]);
-    machine.start().await;
-    becomes(&machine, &["10.2.0.5"]).await;
+    let (mut machine, _) = begun(&["10.2.0.5"]).await;
     let before = machine.kernel.lock().tables.clone();
     machine.kill().await;
     write(&machine, &[]);
@@ -270,10 +259,7 @@ async fn svc_48_a_node_that_is_about_to_go_still_is_when_its_object_is_deleted()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn svc_52_a_restart_changes_no_row() {
-    let mut machine = serving();
-    write(&machine, &["10.2.0.5", "10.2.0.6", "10.2.0.7"]);
-    machine.start().await;
-    becomes(&machine, &["10.2.0.5", "10.2.0.6", "10.2.0.7"]).await;
+    let (mut machine, _) = begun(&["10.2.0.5", "10.2.0.6", "10.2.0.7"]).await;
     write(&machine, &["10.2.0.7", "10.2.0.8"]);
     becomes(&machine, &["10.2.0.7", "10.2.0.8"]).await;
     settles(&machine, 2).await;
@@ -300,10 +286,7 @@ async fn svc_52_a_restart_changes_no_row() {
 /// The release before had its slots in a hash.
 #[tokio::test(flavor = "multi_thread")]
 async fn rel_29_rows_without_places_keep_their_numbers_and_get_places_before_programs_are_exchanged() {
-    let mut machine = serving();
-    write(&machine, &["10.2.0.5", "10.2.0.6"]);
-    machine.start().await;
-    becomes(&machine, &["10.2.0.5", "10.2.0.6"]).await;
+    let (mut machine, _) = begun(&["10.2.0.5", "10.2.0.6"]).await;
     settles(&machine, 2).await;
     machine.kill().await;
     let before = {
@@ -340,10 +323,7 @@ async fn rel_29_rows_without_places_keep_their_numbers_and_get_places_before_pro
 
 #[tokio::test(flavor = "multi_thread")]
 async fn where_another_proxy_serves_nothing_is_left_in_the_maps() {
-    let mut machine = serving();
-    write(&machine, &["10.2.0.5"]);
-    machine.start().await;
-    becomes(&machine, &["10.2.0.5"]).await;
+    let (mut machine, _) = begun(&["10.2.0.5"]).await;
     machine.stop().await;
     machine.config.services.proxy = Proxy::Stack;
     machine.start().await;
@@ -383,10 +363,7 @@ async fn every_service_with_a_problem_gets_its_event_however_many_there_are() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_that_cannot_be_read_gets_an_event_though_its_last_version_is_served() {
-    let mut machine = serving();
-    write(&machine, &["10.2.0.5"]);
-    let handle = machine.start().await;
-    becomes(&machine, &["10.2.0.5"]).await;
+    let (mut machine, handle) = begun(&["10.2.0.5"]).await;
     let both = ["new", "web"]
         .map(|name| unread(name, "field spec.clusterIP"))
         .to_vec();
@@ -451,10 +428,7 @@ async fn svc_42_rel_24_no_external_ip_takes_over_what_pods_or_the_node_reach_oth
 
 #[tokio::test(flavor = "multi_thread")]
 async fn svc_55_sockets_that_cannot_be_ended_are_a_problem_until_they_can() {
-    let mut machine = serving();
-    write(&machine, &["10.2.0.5", "10.2.0.6"]);
-    let handle = machine.start().await;
-    becomes(&machine, &["10.2.0.5", "10.2.0.6"]).await;
+    let (mut machine, handle) = begun(&["10.2.0.5", "10.2.0.6"]).await;
     let is_said = |status: &Status| {
         let mut problems = status.problems.iter();
         problems.any(|problem| problem.starts_with("release sockets"))

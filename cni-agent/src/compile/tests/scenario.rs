@@ -19,7 +19,7 @@ use crate::{
     kernel::{Scope, fake::FakeKernel},
     model::{Device, DeviceAddress, DeviceKind, Endpoint, Event, Phase, Rates},
     reconcile::{Reconciler, Removals},
-    services::{Book, Capacity, Counts, Numbers},
+    services::{Book, Capacity, Numbers},
     source::file::Folder,
     state::State,
 };
@@ -149,17 +149,6 @@ fn endpoint(line: &str) -> Endpoint {
     }
 }
 
-const ROOM: Capacity = Capacity {
-    rows: Counts {
-        backends: 100,
-        slots: 100,
-        members: 100,
-        ranges: 100,
-        services: 100,
-    },
-    maglev: 100,
-};
-
 /// What Services come to, and which rows that makes, if they are served here.
 fn services(scenario: &Scenario, out: &mut String) {
     if scenario.config.services.proxy != Proxy::Millrace {
@@ -169,7 +158,8 @@ fn services(scenario: &Scenario, out: &mut String) {
     let place = Place::new(&topology, &scenario.state, std::collections::BTreeSet::new());
     let known = &scenario.state.services;
     let folder = tempfile::tempdir().unwrap();
-    let mut book = Book::new(Numbers::open(folder.path().join("numbers")).unwrap(), ROOM);
+    let numbers = Numbers::open(folder.path().join("numbers")).unwrap();
+    let mut book = Book::new(numbers, Capacity::of(&scenario.config.maps));
     for name in known.names() {
         let slices: Vec<_> = known.slices_of(name).collect();
         let compiled = service::compile(&place, known.get(name).unwrap(), &slices);

@@ -2,6 +2,7 @@
 //! of its rows those that it still wants, gets no more, and waits.
 
 use std::{
+    cell::LazyCell,
     collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
 };
@@ -109,11 +110,11 @@ impl Book {
         let used = self.in_use();
         let mut ready = self.room.take_waiting();
         let fit = &self.fit;
-        // Whoever lacks nothing but places that others keep to grow has them given up when it is looked at.
-        let fits = |lack: &Lack| {
-            let has_places = || self.blocks.has(&lack.blocks) || self.keeps_room_to_grow();
-            lack.due || fit.has(used, lack.rows) && has_places()
-        };
+        // Whoever lacks nothing but places that others keep to grow has them given up when it is looked at. All sets are asked
+        // once, not for each that waits.
+        let keeps = LazyCell::new(|| self.keeps_room_to_grow());
+        let fits =
+            |lack: &Lack| lack.due || fit.has(used, lack.rows) && (self.blocks.has(&lack.blocks) || *keeps);
         let waiting = fit.waiting.iter().filter(|(_, lack)| fits(lack));
         ready.extend(waiting.map(|(name, _)| Arc::clone(name)));
         ready.iter().for_each(|name| _ = self.fit.waiting.remove(name));

@@ -123,6 +123,7 @@ impl Book {
         }
     }
 
+    /// Whether a set has places that it does not fill.
     pub(super) fn keeps_room_to_grow(&self) -> bool {
         let mut sets = self.entries.values().flat_map(|entry| &entry.sets);
         // What an earlier agent has left and nobody has found yet is in use, too.

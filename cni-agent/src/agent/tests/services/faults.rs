@@ -10,10 +10,7 @@ fn says_so(status: &Arc<Status>) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_write_is_said_and_tried_again_and_nothing_behind_it_is_written() {
-    let mut machine = serving();
-    write(&machine, &["10.2.0.5"]);
-    let handle = machine.start().await;
-    becomes(&machine, &["10.2.0.5"]).await;
+    let (mut machine, handle) = begun(&["10.2.0.5"]).await;
     machine
         .kernel
         .lock()
@@ -34,19 +31,11 @@ async fn a_failed_write_is_said_and_tried_again_and_nothing_behind_it_is_written
 
 #[tokio::test(flavor = "multi_thread")]
 async fn svc_48_who_waits_for_the_kernel_is_behind_without_having_failed() {
-    let mut machine = serving();
-    write(&machine, &["10.2.0.5"]);
-    let handle = machine.start().await;
-    becomes(&machine, &["10.2.0.5"]).await;
+    let (mut machine, handle) = begun(&["10.2.0.5"]).await;
     let later = || Instant::now() + Duration::from_secs(61);
     let alive = async |wanted| {
-        for _ in 0..2000 {
-            if handle.health.borrow().is_alive(later()) == wanted {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        panic!("not {wanted}: {:?}", handle.health.borrow());
+        let is = comes_true(|| handle.health.borrow().is_alive(later()) == wanted).await;
+        assert!(is, "not {wanted}: {:?}", handle.health.borrow());
     };
     alive(true).await;
     // It hangs until the channel is closed.
@@ -75,19 +64,13 @@ async fn svc_48_who_waits_for_the_kernel_is_behind_without_having_failed() {
 /// A frontend that could not be switched still names the places that its Service has left in the book.
 #[tokio::test(flavor = "multi_thread")]
 async fn places_that_a_frontend_names_are_nobody_elses_though_others_can_be_written() {
-    let mut machine = serving();
-    write(&machine, &["10.2.0.5"]);
-    let handle = machine.start().await;
-    becomes(&machine, &["10.2.0.5"]).await;
+    let (mut machine, handle) = begun(&["10.2.0.5"]).await;
     let stands = async |endpoint: &str| {
-        for _ in 0..2000 {
+        let has_slot = || {
             let slots = machine.kernel.lock().tables.service_slots.clone();
-            if slots.values().any(|slot| slot.addr.to_string() == endpoint) {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        panic!("{endpoint} has no slot");
+            slots.values().any(|slot| slot.addr.to_string() == endpoint)
+        };
+        assert!(comes_true(has_slot).await, "{endpoint} has no slot");
     };
     // Behind its place is somebody else's, so that it has to move to grow.
     write_file(
@@ -118,10 +101,7 @@ async fn places_that_a_frontend_names_are_nobody_elses_though_others_can_be_writ
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_somebody_changes_are_put_right() {
-    let mut machine = serving();
-    write(&machine, &["10.2.0.5"]);
-    let handle = machine.start().await;
-    becomes(&machine, &["10.2.0.5"]).await;
+    let (mut machine, handle) = begun(&["10.2.0.5"]).await;
     let foreign = ServiceKey {
         addr: Addr::v4([10, 96, 9, 9]),
         ..*machine.kernel.lock().tables.services.keys().next().unwrap()
