@@ -1,6 +1,9 @@
 //! Where things lie in the source tree and in `target`.
 
+use std::io;
 use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
 
 use crate::process;
 
@@ -70,4 +73,14 @@ pub(crate) fn host_binary(name: &str, release: bool) -> PathBuf {
     target()
         .join(if release { "release" } else { "debug" })
         .join(name)
+}
+
+/// What became of removing something: that it was not there is as good.
+pub(crate) fn removed(result: io::Result<()>, path: &Path) -> Result<()> {
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", path.display()))
+        }
+        _ => Ok(()),
+    }
 }

@@ -3,13 +3,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::daemon::until;
 use super::namespace;
 use super::place::Place;
+use crate::workspace;
 
 const CGROUPS: &str = "/sys/fs/cgroup";
 
@@ -28,12 +29,8 @@ pub(crate) fn cluster(place: &Place) -> Result<()> {
     for folder in cgroup_folders(|name| place.owns(name)) {
         remove_cgroup(&folder)?;
     }
-    match fs::remove_dir_all(place.folder()) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("removing {}", place.folder().display()))
-        }
-        _ => Ok(()),
-    }
+    let folder = place.folder();
+    workspace::removed(fs::remove_dir_all(&folder), &folder)
 }
 
 /// Ends what runs in a network namespace. A node's process 1 takes its containers along, whatever network they have.

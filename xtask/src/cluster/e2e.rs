@@ -3,9 +3,9 @@
 mod report;
 mod results;
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus};
-use std::{fs, io};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -203,12 +203,7 @@ fn selection(focus: &str, skip: &str) -> [String; 2] {
 
 /// Says where the report belongs. An earlier one goes: it must not pass for this run's if this one writes none.
 fn tell(ginkgo: &mut Command, report: &Path) -> Result<()> {
-    match fs::remove_file(report) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("removing {}", report.display()));
-        }
-        _ => {}
-    }
+    workspace::removed(fs::remove_file(report), report)?;
     let (folder, file) = (report.parent(), report.file_name());
     let [folder, file] = [folder.map(Path::as_os_str), file].map(|part| part.unwrap_or_default().display());
     ginkgo.args([format!("--output-dir={folder}"), format!("--json-report={file}")]);

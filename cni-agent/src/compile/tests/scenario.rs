@@ -7,6 +7,7 @@
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use cni_plugin::{Attachment, Mac};
+use similar::{Algorithm, ChangeTag, TextDiff};
 
 use super::dump;
 use crate::{
@@ -231,36 +232,13 @@ async fn scenarios() {
 /// What has to go and what has to come, line by line, so that `wanted` becomes `found`.
 fn diff_lines(wanted: &str, found: &str) -> Vec<String> {
     let [wanted, found] = [wanted, found].map(|text| text.lines().collect::<Vec<_>>());
-    // How many lines the rests have in common, in the same order.
-    let mut common = vec![vec![0; found.len() + 1]; wanted.len() + 1];
-    for row in (0..wanted.len()).rev() {
-        for column in (0..found.len()).rev() {
-            common[row][column] = if wanted[row] == found[column] {
-                common[row + 1][column + 1] + 1
-            } else {
-                common[row + 1][column].max(common[row][column + 1])
-            };
-        }
-    }
-    let (mut row, mut column) = (0, 0);
-    let mut difference = Vec::new();
-    while row < wanted.len() || column < found.len() {
-        if wanted
-            .get(row)
-            .is_some_and(|line| found.get(column) == Some(line))
-        {
-            (row, column) = (row + 1, column + 1);
-        } else if column == found.len()
-            || row < wanted.len() && common[row + 1][column] >= common[row][column + 1]
-        {
-            difference.push(format!("- {}", wanted[row]));
-            row += 1;
-        } else {
-            difference.push(format!("+ {}", found[column]));
-            column += 1;
-        }
-    }
-    difference
+    let mut config = TextDiff::configure();
+    let difference = config.algorithm(Algorithm::Lcs).diff_slices(&wanted, &found);
+    let changes = difference.iter_all_changes();
+    changes
+        .filter(|change| change.tag() != ChangeTag::Equal)
+        .map(|change| format!("{} {}", change.tag(), change.value()))
+        .collect()
 }
 
 #[test]
