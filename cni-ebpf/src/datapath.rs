@@ -201,7 +201,7 @@ fn connection_from_pod<T: Tables, P: Packet>(
             balance::keep_source(tables, packet, work)?;
         }
         // The stack would see one side of a translation on the way there and the other on the way back.
-        work.straight = u8::from(served);
+        work.straight = u8::from(served || work.contested != 0);
         work.flow.via_forward = route::via_to(work, receiver);
         work.flow.via_reply = work.flow.via_forward;
         limit::check_leaving(tables, packet, work, sender)?;
@@ -215,7 +215,7 @@ fn connection_from_pod<T: Tables, P: Packet>(
     if served && balance::hides_source(work) && route.action != route_action::HOST {
         route::leave(tables, packet, work, route)?;
         balance::hide_source(tables, packet, work, 0)?;
-    } else if !served && route::by_stack(sender, route) {
+    } else if !served && work.contested == 0 && route::by_stack(sender, route) {
         work.flow.via_reply = via::STACK;
     } else {
         masquerade_new(tables, packet, work, route)?;

@@ -168,7 +168,8 @@ pub(super) fn dial<T: Tables>(tables: &T, work: &mut Work) -> Result<(), Reason>
     nat::enter_dialled(tables, work)
 }
 
-/// Whether a connection to something else than `work.tuple.dst` stands under `work.key`.
+/// Whether a connection to something else than `work.tuple.dst` stands under `work.key`. Also one that a side has ended: the other
+/// may go on, and the last packets of both must find it. Who dials elsewhere does not say that it is over, as its own client would.
 #[inline(always)]
 fn is_anothers<T: Tables>(tables: &T, work: &Work) -> bool {
     conntrack::by_key(tables, &work.key, work.now).is_some_and(|found| {
@@ -176,7 +177,7 @@ fn is_anothers<T: Tables>(tables: &T, work: &Work) -> bool {
         let same = flow.flags.get() & flow_flags::DNAT != 0
             && flow.dnat == work.tuple.dst
             && flow.dnat_port == work.tuple.dst_port;
-        !same && !conntrack::ended(flow)
+        !same
     })
 }
 

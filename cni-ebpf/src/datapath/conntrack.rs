@@ -210,9 +210,21 @@ fn succeeds<T: Tables>(tables: &T, work: &Work, alias: &Alias) -> bool {
 /// was to carry it and nobody has answered. What the stack does not know its way to any more, a Service whose proxy is
 /// gone, may be ours by now. What is translated here keeps its translation when it is sent again.
 #[inline(always)]
-pub(super) fn is_over(flow: &Flow) -> bool {
+fn is_over(flow: &Flow) -> bool {
+    ended(flow) || is_the_stacks_and_unanswered(flow)
+}
+
+/// Whether somebody else than the flow's own client may take its ends: both sides have ended the stream, or one by a reset. Where
+/// one side has said its last word the other may still speak.
+#[inline(always)]
+pub(super) fn is_abandoned(flow: &Flow) -> bool {
+    flow.state.get() >= tcp_state::TIME_WAIT || is_the_stacks_and_unanswered(flow)
+}
+
+#[inline(always)]
+fn is_the_stacks_and_unanswered(flow: &Flow) -> bool {
     let settled = flow_flags::REPLIED | flow_flags::DNAT | flow_flags::SNAT;
-    ended(flow) || flow.via_forward == via::STACK && flow.flags.get() & settled == 0
+    flow.via_forward == via::STACK && flow.flags.get() & settled == 0
 }
 
 /// The flow to which an alias of `work.tuple` leads. Sets `work.key`, `work.reply` and `work.aliased`.

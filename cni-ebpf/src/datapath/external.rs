@@ -144,12 +144,14 @@ fn begin<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut Work, tunn
         return begin_remote(tables, packet, work);
     };
     work.endpoint = receiver.id;
+    stage::call(Stage::Dial, tables, packet, work)?;
+    // Behind the stack the port that it is given would be a client's of its own.
+    work.straight = work.contested;
     work.flow.via_forward = route::via_to(work, receiver);
     let stack = work.flow.via_forward == via::STACK;
     if stack {
         work.flow.via_reply = via::STACK;
     }
-    stage::call(Stage::Dial, tables, packet, work)?;
     // The stack takes nothing that bears an address of its own from outside.
     if balance::hides_source(work) && !stack {
         balance::hide_source(tables, packet, work, 0)?;

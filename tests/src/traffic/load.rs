@@ -62,7 +62,11 @@ impl Load {
             let before = steady.exchanges();
             steady.wait_for(exchanges);
             let more = steady.exchanges() - before;
-            assert!(more >= exchanges, "{name}: ended after {more} more exchanges");
+            assert!(
+                more >= exchanges,
+                "{name}: ended after {more} more exchanges: {:?}",
+                steady.failures()
+            );
         }
     }
 

@@ -4,7 +4,7 @@ use std::{
     io::{Read, Write},
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
@@ -29,11 +29,14 @@ pub struct Tally {
 pub struct Steady {
     stop: Arc<AtomicBool>,
     exchanges: Arc<AtomicU64>,
-    thread: Option<JoinHandle<Vec<String>>>,
+    failures: Arc<Mutex<Vec<String>>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 /// Between two exchanges: many enough for a gap of milliseconds to show, few enough to leave the CPU to others.
 const PACE: Duration = Duration::from_millis(2);
+/// After so many failures it gives up.
+const PATIENCE: u32 = 3;
 
 impl Steady {
     /// One TCP connection for all exchanges.
@@ -77,24 +80,30 @@ impl Steady {
     pub fn repeat(mut exchange: impl FnMut() -> Result<()> + Send + 'static) -> Self {
         let stop = Arc::<AtomicBool>::default();
         let exchanges = Arc::<AtomicU64>::default();
-        let (ended, count) = (Arc::clone(&stop), Arc::clone(&exchanges));
+        let failures = Arc::<Mutex<Vec<String>>>::default();
+        let (ended, count, failed) = (Arc::clone(&stop), Arc::clone(&exchanges), Arc::clone(&failures));
         let thread = thread::spawn(move || {
-            let mut failures = Vec::new();
-            while !ended.load(Ordering::Relaxed) && failures.len() < 3 {
+            let mut patience = PATIENCE;
+            while !ended.load(Ordering::Relaxed) && patience > 0 {
                 match exchange() {
                     Ok(()) => _ = count.fetch_add(1, Ordering::Relaxed),
                     Err(error) => {
                         let after = count.load(Ordering::Relaxed);
-                        failures.push(format!("after {after} exchanges: {error:#}"));
+                        let failure = format!("after {after} exchanges: {error:#}");
+                        failed
+                            .lock()
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .push(failure);
+                        patience -= 1;
                     }
                 }
                 thread::sleep(PACE);
             }
-            failures
         });
         Self {
             stop,
             exchanges,
+            failures,
             thread: Some(thread),
         }
     }
@@ -102,6 +111,14 @@ impl Steady {
     /// How many exchanges went well so far.
     pub fn exchanges(&self) -> u64 {
         self.exchanges.load(Ordering::Relaxed)
+    }
+
+    /// What went wrong so far, in words.
+    pub fn failures(&self) -> Vec<String> {
+        self.failures
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Waits until so many more exchanges went well, or the traffic has given up.
@@ -114,10 +131,11 @@ impl Steady {
 
     pub fn stop(mut self) -> Tally {
         self.stop.store(true, Ordering::Relaxed);
-        let failures = match self.thread.take().map(JoinHandle::join) {
-            Some(Ok(failures)) => failures,
-            _ => vec!["the traffic's thread panicked".to_owned()],
-        };
+        let mut failures = Vec::new();
+        if !matches!(self.thread.take().map(JoinHandle::join), Some(Ok(()))) {
+            failures.push("the traffic's thread panicked".to_owned());
+        }
+        failures.extend(self.failures());
         Tally {
             exchanges: self.exchanges(),
             failures,

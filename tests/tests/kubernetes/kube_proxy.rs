@@ -22,6 +22,8 @@ const NODE_PORT: u16 = 30080;
 const TARGET: u16 = 8080;
 const DIRECT: u16 = 8090;
 const VIPS: [&str; 2] = ["10.96.0.77", "fd00:10:96::77"];
+/// No node has them: packets for them are the stack's as long as it translates them.
+const BALANCERS: [&str; 2] = ["198.51.100.77", "2001:db8:77::1"];
 pub(crate) const PODS: &str = "10.77.0.0/16,fd00:10:77::/48";
 /// Exchanges that show that traffic goes on.
 const SOME: u64 = 50;
@@ -38,9 +40,10 @@ fn objects(servers: &[&Pod]) -> Vec<Value> {
     let mut objects = vec![json!({
         "apiVersion": "v1", "kind": "Service", "metadata": { "name": "web", "namespace": "default" },
         "spec": {
-            "type": "NodePort", "clusterIPs": VIPS, "clusterIP": VIPS[0], "ipFamilyPolicy": "RequireDualStack",
+            "type": "LoadBalancer", "clusterIPs": VIPS, "clusterIP": VIPS[0], "ipFamilyPolicy": "RequireDualStack",
             "ipFamilies": ["IPv4", "IPv6"], "ports": ports,
         },
+        "status": { "loadBalancer": { "ingress": BALANCERS.map(|ip| json!({ "ip": ip })) } },
     })];
     objects.extend([true, false].map(|v4| {
         let kind = if v4 { "IPv4" } else { "IPv6" };
@@ -143,6 +146,7 @@ fn load(client: &Namespace, outside: &Namespace, node: &Node, server: &Pod) -> L
             // Once more: of two sockets each server is likely to have one.
             (client, vip, PORT),
             (outside, node.address(v4), NODE_PORT),
+            (outside, BALANCERS[usize::from(!v4)].parse().unwrap(), PORT),
             (client, server.ip(v4), DIRECT),
         ] {
             let [new, lasting, datagrams] = KINDS.map(|(kind, _)| SocketAddr::new(ip, first + kind));
@@ -226,7 +230,13 @@ fn migrates(mode: Mode, by_configuration: bool) {
     let near = node.add_pod_with("near", &via_stack).unwrap();
     let servers = [&server, &near];
     let _echoes = servers.map(serve);
-    control.apply(&objects(&servers)).unwrap();
+    let objects = objects(&servers);
+    control.apply(&objects).unwrap();
+    control.set_status(&objects[0]).unwrap();
+    for (balancer, v4) in BALANCERS.iter().zip([true, false]) {
+        let route = format!("route add {balancer} via {}", node.address(v4));
+        lab.fabric.ip(&route).unwrap();
+    }
     let load = load(&client.namespace, &lab.outside, node, &server);
     load.goes_on(SOME);
     // Only now is it sure that it has begun.

@@ -372,13 +372,9 @@ fn a_port_that_was_given_is_kept_until_its_connection_is_over() {
         let (_, seen) = run(pair, moved, SYN);
         let given = ends(&seen).0;
         assert_ne!(given.1, moved.src_port);
-        pair.run(
-            Hook::FromPod,
-            &from_pod_b(&seen).tcp(SYN_ACK, b""),
-            ifindex::POD_B,
-        )
-        .0
-        .unwrap();
+        let answer = from_pod_b(&seen).tcp(SYN_ACK, b"");
+        let (verdict, _) = pair.run(Hook::FromPod, &answer, ifindex::POD_B);
+        verdict.unwrap();
         // It is moved to the other table with all that leads to it.
         run(pair, moved, ACK).0.unwrap();
         assert_eq!(pair.memory.flows[0].len(), 1);
@@ -389,18 +385,62 @@ fn a_port_that_was_given_is_kept_until_its_connection_is_over() {
         assert_eq!(verdict, TO_A);
         // Both ends close it, and it begins anew.
         run(pair, moved, FIN_ACK).0.unwrap();
-        pair.run(
-            Hook::FromPod,
-            &from_pod_b(&seen).tcp(FIN_ACK, b""),
-            ifindex::POD_B,
-        )
-        .0
-        .unwrap();
+        let end = from_pod_b(&seen).tcp(FIN_ACK, b"");
+        pair.run(Hook::FromPod, &end, ifindex::POD_B).0.unwrap();
         let (verdict, out) = run(pair, moved, SYN);
         assert_eq!((verdict, ends(&out).1), (TO_B, (pod(3, v6), 8080)));
         let (verdict, back) = pair.run(Hook::FromPod, &from_pod_b(&out).tcp(SYN_ACK, b""), ifindex::POD_B);
         assert_eq!(verdict, TO_A);
         assert_eq!(ends(&back), ((moved.dst, SECOND), (moved.src, moved.src_port)));
+    });
+}
+
+/// A side that has said its last word may hear for long, and says that it has heard.
+#[test]
+fn svc_22_svc_33_a_connection_that_a_side_has_ended_is_not_given_to_who_dials_elsewhere() {
+    few_ports(|pair, v6| {
+        second(pair, vip(v6), port::TO_B, service_scope::CLUSTER);
+        second(pair, node(v6), port::NODE_REMOTE, service_scope::EXTERNAL);
+        let from_a = (Hook::FromPod, ifindex::POD_A);
+        let from_b = (Hook::FromPod, ifindex::POD_B);
+        let netdev = (Hook::FromNetdev, ifindex::NETDEV);
+        let routed = |out: &[u8]| answer_to(out, [2, 9, 9, 9, 9, 9], mac(ifindex::NETDEV));
+        let (dst, dst_port) = (pod(3, v6), 8080);
+        let (inside, hidden) = (dial(v6, port::TO_B), outside(v6, port::NODE_REMOTE));
+        let direct = Ends {
+            dst,
+            dst_port,
+            ..inside
+        };
+        type Answer<'a> = &'a dyn Fn(&[u8]) -> Ends;
+        for (first, other, there, back, answer) in [
+            (inside, dial(v6, SECOND), from_a, from_b, &from_pod_b as Answer),
+            (inside, direct, from_a, from_b, &from_pod_b),
+            (hidden, outside(v6, SECOND), netdev, netdev, &routed),
+        ] {
+            let said = |pair: &mut Pair, ends: Ends, flags| {
+                let (verdict, out) = pair.run(there.0, &ends.tcp(flags, b""), there.1);
+                assert!(verdict.is_ok(), "{verdict:?}");
+                out
+            };
+            let seen = said(pair, first, SYN);
+            let answered = |pair: &mut Pair, flags| {
+                let (verdict, out) = pair.run(back.0, &answer(&seen).tcp(flags, b""), back.1);
+                assert!(verdict.is_ok(), "{verdict:?}");
+                assert_eq!(ends(&out).0, (first.dst, first.dst_port));
+            };
+            answered(pair, SYN_ACK);
+            said(pair, first, ACK);
+            said(pair, first, FIN_ACK);
+            let begun = said(pair, other, SYN);
+            assert_ne!(ends(&begun).0, ends(&seen).0);
+            answered(pair, ACK);
+            answered(pair, FIN_ACK);
+            let begun_again = said(pair, other, SYN);
+            assert_eq!(ends(&begun_again).0, ends(&begun).0);
+            assert_eq!(ends(&said(pair, first, ACK)), ends(&seen));
+            pair.forget();
+        }
     });
 }
 
@@ -434,8 +474,9 @@ fn where_no_port_is_left_the_connection_that_is_there_stays_and_the_second_is_dr
         for v6 in [false, true] {
             second(pair, vip(v6), port::TO_B, service_scope::CLUSTER);
             // The only port that there is.
+            let src_port = world::CONFIG.snat_first as u16;
             let own = |to| Ends {
-                src_port: world::CONFIG.snat_first as u16,
+                src_port,
                 ..dial(v6, to)
             };
             let (verdict, seen) = pair.run(Hook::FromPod, &own(port::TO_B).tcp(SYN, b""), ifindex::POD_A);
@@ -444,11 +485,8 @@ fn where_no_port_is_left_the_connection_that_is_there_stays_and_the_second_is_dr
             let (verdict, out) = pair.run(Hook::FromPod, &refused, ifindex::POD_A);
             assert_eq!((verdict, out), (Err(Reason::ServiceTuple), refused));
             assert_eq!(pair.memory.flows[1].len(), 1, "nothing of it remains");
-            let (verdict, back) = pair.run(
-                Hook::FromPod,
-                &from_pod_b(&seen).tcp(SYN_ACK, b""),
-                ifindex::POD_B,
-            );
+            let answer = from_pod_b(&seen).tcp(SYN_ACK, b"");
+            let (verdict, back) = pair.run(Hook::FromPod, &answer, ifindex::POD_B);
             assert_eq!((verdict, ends(&back).0), (TO_A, (vip(v6), port::TO_B)));
             pair.forget();
         }

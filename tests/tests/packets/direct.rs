@@ -13,7 +13,7 @@ use crate::external::{answer_to, arrive, client, from_pod_b, outside, tunnelled}
 use crate::fixtures::{ACK, FIN_ACK, RST, SYN, SYN_ACK, TO_B, families, from_a, gateway};
 use crate::services::{ends, node};
 
-fn into_the_tunnel() -> Result<Verdict, Reason> {
+pub(crate) fn into_the_tunnel() -> Result<Verdict, Reason> {
     let remote = Addr::from(ip("192.0.2.3"));
     Ok(Verdict::Tunnel { remote })
 }

@@ -9,7 +9,7 @@ use cni_tests::memory::Frame;
 use cni_tests::world::{self, Hook, ifindex, ip, mac, port};
 
 use crate::external::{answer_to, arrive, client, from_pod_b, outside};
-use crate::fixtures::{TO_B, gateway};
+use crate::fixtures::{ACK, FIN_ACK, SYN, SYN_ACK, TO_B, gateway};
 use crate::services::{ends, node};
 use crate::{Pair, privileged, with_pair};
 
@@ -141,6 +141,43 @@ fn svc_59_who_hides_is_given_no_port_that_the_host_has_used_towards_the_pod() {
         assert_eq!((verdict, ends(&hidden).0.1), (TO_B, other(favourite)));
         let (_, back) = pair.run(Hook::FromPod, &from_pod_b(&hidden).udp(b"a"), ifindex::POD_B);
         assert_eq!(ends(&back), ((node(v6), port::NODE_CLUSTER), (client(v6), 50123)));
+    });
+}
+
+#[test]
+fn svc_59_who_hides_is_given_no_port_by_which_a_pod_still_speaks_to_who_has_said_all() {
+    two_ports(|pair, v6| {
+        let dialled = outside(v6, port::NODE_CLUSTER);
+        let (_, hidden) = arrive(pair, &dialled.tcp(SYN, b""));
+        let favourite = ends(&hidden).0.1;
+        pair.forget();
+        // The stack's: of a socket of the host that is closed, or of somebody whom another proxy hides.
+        let host = of_host(v6, &hidden, favourite);
+        let exchange = |pair: &mut Pair, ours, theirs| {
+            let (_, out) = to_pod_b(pair, host.tcp(ours, b""));
+            let (verdict, _) = pair.run(Hook::FromPod, &from_pod_b(&out).tcp(theirs, b""), ifindex::POD_B);
+            assert_eq!(verdict, Ok(Verdict::Pass));
+        };
+        exchange(pair, SYN, SYN_ACK);
+        exchange(pair, ACK, ACK);
+        exchange(pair, FIN_ACK, ACK);
+        let (verdict, hidden) = arrive(pair, &dialled.tcp(SYN, b""));
+        assert_eq!((verdict, ends(&hidden).0.1), (TO_B, other(favourite)));
+        exchange(pair, ACK, FIN_ACK);
+        // Both have ended it now.
+        let next = Ends {
+            dst_port: port::NODE_CLUSTER,
+            src_port: dialled.src_port + 1,
+            ..dialled
+        };
+        let (verdict, hidden) = arrive(pair, &next.tcp(SYN, b""));
+        assert_eq!((verdict, ends(&hidden).0.1), (TO_B, favourite));
+        let answer = from_pod_b(&hidden).tcp(SYN_ACK, b"");
+        let (verdict, back) = pair.run(Hook::FromPod, &answer, ifindex::POD_B);
+        assert_eq!(
+            (verdict, ends(&back).1),
+            (gateway(v6), (client(v6), next.src_port))
+        );
     });
 }
 

@@ -144,7 +144,7 @@ fn svc_33_a_backend_of_another_node_answers_through_this_one() {
 
 impl Pair {
     /// In the host build alone: a test run has no tunnel key.
-    fn run_tunnelled(&mut self, frame: &Frame) -> (Result<Verdict, Reason>, Vec<u8>) {
+    pub(crate) fn run_tunnelled(&mut self, frame: &Frame) -> (Result<Verdict, Reason>, Vec<u8>) {
         let (verdict, frame) = self.host(Hook::FromNetdev, frame);
         (verdict, frame.bytes)
     }

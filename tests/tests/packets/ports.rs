@@ -181,7 +181,7 @@ fn hold(at: SocketAddr, tcp: bool) -> Socket {
 }
 
 #[test]
-fn rel_39_the_kernel_knows_the_hosts_sockets() {
+fn svc_59_rel_39_the_kernel_knows_the_hosts_sockets() {
     families(|pair, v6| {
         let ends = from_a(far(v6));
         let there = SocketAddr::new(ends.dst, ends.dst_port);

@@ -5,11 +5,15 @@ use cni_ebpf::datapath::conntrack::SECOND;
 use cni_ebpf::datapath::{Verdict, Work};
 use cni_tests::frames::{self, Ends};
 use cni_tests::memory::Memory;
-use cni_tests::world::{self, Hook, ifindex, ip, mac, pod, port};
+use cni_tests::world::{self, Hook, backend, ifindex, ip, mac, pod, port, service_id};
 
-use crate::fixtures::{ACK, SYN, SYN_ACK, TO_A, TO_B, families, far, from_a, from_b, gateway, outside};
+use crate::direct::into_the_tunnel;
+use crate::external::{answer_to, tunnelled};
+use crate::fixtures::{
+    ACK, FIN_ACK, SYN, SYN_ACK, TO_A, TO_B, families, far, from_a, from_b, from_pod, gateway, outside,
+};
 use crate::services::{dial, vip};
-use crate::{privileged, with_pair};
+use crate::{Pair, privileged, with_pair};
 
 fn node(v6: bool) -> std::net::IpAddr {
     ip(if v6 { "2001:db8::1" } else { "192.0.2.1" })
@@ -149,6 +153,50 @@ fn a_connection_of_a_pod_behind_the_stack_passes_it_in_both_directions_or_in_non
         let verdict = send(Hook::FromPod, &answer.tcp(SYN_ACK, b""), ifindex::POD_B);
         let ifindex = ifindex::POD_STACK;
         assert_eq!(verdict, Ok(Verdict::Peer { ifindex }));
+    });
+}
+
+/// The stack would see another port on the way there than on the way back, or send the packet out as it came.
+#[test]
+fn svc_22_who_dials_a_backend_from_a_port_that_its_service_had_is_translated_past_the_stack() {
+    families(|pair, v6| {
+        let to_stack = Ok(Verdict::Peer {
+            ifindex: ifindex::POD_STACK,
+        });
+        let dial_both = |pair: &mut Pair, number: u8, frontend: u16, backend| {
+            let device = ifindex::POD_A + u32::from(number) - 2;
+            let served = Ends {
+                dst_port: frontend,
+                ..from_pod(number, vip(v6))
+            };
+            for flags in [SYN, FIN_ACK] {
+                let (verdict, _) = pair.run(Hook::FromPod, &served.tcp(flags, b""), device);
+                verdict.unwrap();
+            }
+            let dialled = from_pod(number, backend).tcp(SYN, b"");
+            let (verdict, out) = pair.run(Hook::FromPod, &dialled, device);
+            assert_ne!(source(&out, v6).1, source(&dialled, v6).1);
+            (verdict, out)
+        };
+        // To a pod behind the stack.
+        let offset = if v6 { backend::V6 } else { 0 };
+        let id = service_id(port::TO_B, v6, 0);
+        pair.put_backend(99, Some((pod(4, v6), 8080)));
+        pair.put_slot(id, 0, 99);
+        let (verdict, out) = dial_both(pair, 2, port::TO_B, pod(4, v6));
+        assert_eq!(verdict, to_stack);
+        let answer = answer_to(&out, mac(ifindex::POD_STACK), world::NODE_MAC).tcp(SYN_ACK, b"");
+        let (verdict, out) = pair.run(Hook::FromPod, &answer, ifindex::POD_STACK);
+        assert_eq!((verdict, source(&out, v6)), (TO_A, (pod(4, v6), 8080)));
+        pair.put_slot(id, 0, backend::POD_B + offset);
+        pair.put_backend(99, None);
+        // From one, to another node.
+        let remote = ip(if v6 { "fd00:3::9" } else { "10.3.0.9" });
+        let (verdict, out) = dial_both(pair, 4, port::TUNNELLED, remote);
+        assert_eq!(verdict, into_the_tunnel());
+        let answer = answer_to(&out, [2, 9, 9, 9, 9, 9], mac(ifindex::NETDEV));
+        let (verdict, out) = pair.run_tunnelled(&tunnelled(answer.tcp(SYN_ACK, b"")));
+        assert_eq!((verdict, source(&out, v6)), (to_stack, (remote, 8080)));
     });
 }
 

@@ -8,6 +8,7 @@ use cni_tests::frames::{self, Ends};
 use cni_tests::world::{self, Hook, ifindex, ip, mac, pod, port};
 
 use crate::departure::{come, go};
+use crate::external::from_pod_b;
 use crate::fixtures::{
     ACK, FIN_ACK, SYN, SYN_ACK, TO_A, TO_B, drop_of, families, far, from_a, from_b, from_pod, gateway,
     outside,
@@ -252,11 +253,16 @@ fn a_connection_that_is_over_does_not_take_the_answers_of_one_behind_a_service()
             send(pair, straight, there, ifindex::POD_A);
             send(pair, from_b(straight), back, ifindex::POD_B);
         }
-        // From the same port to the same place, by its Service.
-        send(pair, dial(v6, port::TO_B), SYN, ifindex::POD_A);
+        // From the same port to the same place, by its Service: to the server it is somebody else.
+        let served = send(pair, dial(v6, port::TO_B), SYN, ifindex::POD_A);
+        assert_ne!(ends(&served).0, ends(&straight.tcp(SYN, b"")).0);
+        let back = from_pod_b(&served);
         for flags in [SYN_ACK, ACK] {
-            let out = send(pair, from_b(straight), flags, ifindex::POD_B);
+            let out = send(pair, back, flags, ifindex::POD_B);
             assert_eq!(ends(&out).0, (vip(v6), port::TO_B));
+            // Who has heard no answer to its last word says it again.
+            let out = send(pair, from_b(straight), FIN_ACK, ifindex::POD_B);
+            assert_eq!(ends(&out).0, (straight.dst, straight.dst_port));
         }
     });
 }

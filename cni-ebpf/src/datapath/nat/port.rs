@@ -168,7 +168,7 @@ fn is_anothers_own<T: Tables>(tables: &T, work: &mut Work) -> bool {
     conntrack::key_of(alias_tuple, plain_key);
     work.plain_key != work.key
         && conntrack::by_key(tables, &work.plain_key, work.now)
-            .is_some_and(|found| !conntrack::is_over(found.flow))
+            .is_some_and(|found| !conntrack::is_abandoned(found.flow))
 }
 
 /// Finds a source port for `work.out` behind `work.snat` and enters the alias. `work.key` must be set. `work.keep_port`:
