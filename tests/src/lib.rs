@@ -16,6 +16,7 @@
 
 pub mod bench;
 pub mod cgroup;
+pub mod crew;
 pub mod frames;
 pub mod lab;
 pub mod memory;

@@ -105,10 +105,15 @@ impl Namespace {
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {
             join(scope.spawn(|| {
-                setns(&self.file, CloneFlags::CLONE_NEWNET).expect("entering a namespace that we hold");
+                self.enter();
                 work()
             }))
         })
+    }
+
+    /// Has this thread stay inside.
+    pub fn enter(&self) {
+        setns(&self.file, CloneFlags::CLONE_NEWNET).expect("entering a namespace that we hold");
     }
 
     /// A command that will run inside.

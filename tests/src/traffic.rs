@@ -45,12 +45,14 @@ pub fn tcp(from: &Namespace, to: SocketAddr, bytes: usize) -> Result<SocketAddr>
     let mut writer = stream.try_clone()?;
     let sent = pattern(bytes);
     let got = std::thread::scope(|scope| {
-        scope.spawn(|| {
+        let writing = scope.spawn(|| {
             let _ = writer.write_all(&sent);
             let _ = writer.shutdown(std::net::Shutdown::Write);
         });
         let mut got = Vec::with_capacity(bytes);
-        stream.read_to_end(&mut got).map(|_| got)
+        let read = stream.read_to_end(&mut got).map(|_| got);
+        let _ = writing.join();
+        read
     })
     .with_context(what)?;
     ensure!(
@@ -64,7 +66,12 @@ pub fn tcp(from: &Namespace, to: SocketAddr, bytes: usize) -> Result<SocketAddr>
 
 /// A connection with time limits, established from inside.
 pub fn connect(from: &Namespace, to: SocketAddr) -> Result<TcpStream> {
-    let stream = from.run(|| TcpStream::connect_timeout(&to, limit()))?;
+    from.run(|| connect_here(to))
+}
+
+/// The same from where this thread is.
+fn connect_here(to: SocketAddr) -> Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&to, limit())?;
     stream.set_read_timeout(Some(limit()))?;
     stream.set_write_timeout(Some(limit()))?;
     stream.set_nodelay(true)?;

@@ -211,20 +211,15 @@ fn succeeds<T: Tables>(tables: &T, work: &Work, alias: &Alias) -> bool {
 /// gone, may be ours by now. What is translated here keeps its translation when it is sent again.
 #[inline(always)]
 fn is_over(flow: &Flow) -> bool {
-    ended(flow) || is_the_stacks_and_unanswered(flow)
+    let settled = flow_flags::REPLIED | flow_flags::DNAT | flow_flags::SNAT;
+    ended(flow) || flow.via_forward == via::STACK && flow.flags.get() & settled == 0
 }
 
 /// Whether somebody else than the flow's own client may take its ends: both sides have ended the stream, or one by a reset. Where
 /// one side has said its last word the other may still speak.
 #[inline(always)]
 pub(super) fn is_abandoned(flow: &Flow) -> bool {
-    flow.state.get() >= tcp_state::TIME_WAIT || is_the_stacks_and_unanswered(flow)
-}
-
-#[inline(always)]
-fn is_the_stacks_and_unanswered(flow: &Flow) -> bool {
-    let settled = flow_flags::REPLIED | flow_flags::DNAT | flow_flags::SNAT;
-    flow.via_forward == via::STACK && flow.flags.get() & settled == 0
+    flow.state.get() >= tcp_state::TIME_WAIT
 }
 
 /// The flow to which an alias of `work.tuple` leads. Sets `work.key`, `work.reply` and `work.aliased`.

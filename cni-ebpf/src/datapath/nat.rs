@@ -7,6 +7,7 @@
 mod port;
 
 use super::conntrack::{self, SECOND};
+use super::headers::tcp;
 use super::work::entered;
 use super::{Packet, Table, Tables, Work};
 use crate::abi::{Addr, Alias, Flow, FlowKey, Port, Reason, Tuple, flow_flags, tcp_state};
@@ -253,11 +254,12 @@ fn promote_alias<T: Tables>(tables: &T, work: &Work) {
 }
 
 /// Whether the alias's flow was lost: one that is over, or whose time is, stays over. Nor does a flow come back by what
-/// would begin another.
+/// would begin another, or one that had a rival: an alias does not know what that one dialled.
 #[inline(always)]
 fn could_be_rebuilt<T: Tables>(tables: &T, work: &Work, alias: &Alias) -> bool {
     let there = |table| tables.flow(table, &alias.flow).is_some();
-    if there(Table::Established) || there(Table::New) || conntrack::begins(work) {
+    let known = there(Table::Established) || there(Table::New);
+    if known || alias.flow.reserved != 0 || conntrack::begins(work) {
         return false;
     }
     let idle = seconds(work.now).saturating_sub(alias.seen.get());
@@ -281,7 +283,6 @@ pub(super) fn rebuild<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut W
     let a_is_sender = key.a == work.tuple.src && key.a_port == work.tuple.src_port;
     conntrack::oriented(&key, a_is_sender != reply, &mut work.out);
     conntrack::begin(packet, work);
-    work.key.reserved = key.reserved;
     work.flow.source_endpoint = alias.endpoint;
     if reply {
         work.flow.snat = work.tuple.dst;
@@ -289,9 +290,9 @@ pub(super) fn rebuild<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut W
         work.flow
             .flags
             .set(work.flow.flags.get() | flow_flags::SNAT | flow_flags::REPLIED);
-        work.flow.state.set(tcp_state::ESTABLISHED);
         work.flow.tcp_forward.set(0);
         work.flow.tcp_reply.set(work.headers.tcp_flags);
+        work.flow.state.set(rebuilt_state(work.headers.tcp_flags));
         work.reply = 1;
     } else {
         work.flow.dnat = work.tuple.dst;
@@ -299,6 +300,18 @@ pub(super) fn rebuild<T: Tables, P: Packet>(tables: &T, packet: &P, work: &mut W
         work.flow.flags.set(work.flow.flags.get() | flow_flags::DNAT);
     }
     true
+}
+
+/// The state of a flow of which this answer is all that is known.
+#[inline(always)]
+fn rebuilt_state(tcp_flags: u8) -> u8 {
+    if tcp_flags & tcp::RST != 0 {
+        tcp_state::CLOSED
+    } else if tcp_flags & tcp::FIN != 0 {
+        tcp_state::FIN_WAIT
+    } else {
+        tcp_state::ESTABLISHED
+    }
 }
 
 /// Writes into `work.out` the tuple that a packet of this flow and direction leaves with: forward from the translated

@@ -149,7 +149,6 @@ pub(super) fn leaving<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &m
     if let Some(known) = known(tables, packet, work, pod, false) {
         let found = &known.found;
         if found.flow.flags.get() & flow_flags::SNAT != 0 {
-            // `from_pod` counted a pod's packet already; a host's flow is only kept alive.
             of_host(tables, packet, work, found.flow)?;
             return work.pass();
         }
@@ -244,7 +243,13 @@ pub(super) fn of_host<T: Tables, P: Packet>(
     if nat::due(work, flow) {
         stage::call(Stage::LookAfter, tables, packet, work)?;
     }
-    flow.seen.set(work.now);
+    if flow.flags.get() & flow_flags::HOST != 0 {
+        conntrack::advance(packet, work, flow);
+        work.tell = 0;
+    } else {
+        // A pod's: `from_pod` has counted it.
+        flow.seen.set(work.now);
+    }
     nat::leaving(work, flow);
     translate(tables, packet, work)
 }

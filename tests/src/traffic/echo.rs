@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context, Result};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::netns::Namespace;
+use crate::{crew::Crew, netns::Namespace};
 
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -41,12 +41,13 @@ impl Echo {
         let listener = listener.with_context(|| format!("listen on {ip} in {}", inside.name()))?;
         let address = listener.local_addr()?;
         Ok(Self::serve(address, move |peers, stop| {
+            let mut crew = Crew::default();
             while !stop.load(Ordering::Relaxed) {
                 match listener.accept() {
                     Ok((stream, peer)) => {
                         note(&peers, peer);
                         let stop = Arc::clone(&stop);
-                        thread::spawn(move || echo_stream(stream.into(), &stop));
+                        crew.spawn(move || echo_stream(stream.into(), &stop));
                     }
                     Err(_) => thread::sleep(Duration::from_millis(1)),
                 }

@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    net::SocketAddr,
+    net::{Shutdown, SocketAddr},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::Result;
 
-use super::{connect, tcp, udp_socket};
+use super::{connect, connect_here, udp_socket};
 use crate::netns::Namespace;
 
 /// How it went.
@@ -70,10 +70,23 @@ impl Steady {
         }))
     }
 
-    /// A new TCP connection for each exchange.
+    /// A new TCP connection for each exchange, all by one thread that stays inside.
     pub fn connections(from: &Namespace, to: SocketAddr) -> Result<Self> {
-        let from = from.duplicate()?;
-        Ok(Self::repeat(move || tcp(&from, to, 8).map(drop)))
+        let mut outside = Some(from.duplicate()?);
+        let mut number = 0u64;
+        Ok(Self::repeat(move || {
+            if let Some(from) = outside.take() {
+                from.enter();
+            }
+            number += 1;
+            let mut stream = connect_here(to)?;
+            stream.write_all(&number.to_be_bytes())?;
+            stream.shutdown(Shutdown::Write)?;
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer)?;
+            anyhow::ensure!(answer == number.to_be_bytes(), "TCP: another answer");
+            Ok(())
+        }))
     }
 
     /// Repeats any exchange.

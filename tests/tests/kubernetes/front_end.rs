@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use cni_tests::lab::{ControlPlane, Lab};
+use cni_tests::{
+    crew::Crew,
+    lab::{ControlPlane, Lab},
+};
 use rustls::{
     ServerConfig, ServerConnection, StreamOwned,
     crypto::ring,
@@ -40,12 +43,13 @@ impl FrontEnd {
         let stop = Arc::<AtomicBool>::default();
         let ended = Arc::clone(&stop);
         let thread = thread::spawn(move || {
+            let mut crew = Crew::default();
             while !ended.load(Ordering::Relaxed) {
                 match listener.accept() {
                     Ok((stream, _)) => {
                         let tls = Arc::clone(&tls);
                         // Who asks may be gone already.
-                        thread::spawn(move || _ = answer(stream, tls));
+                        crew.spawn(move || _ = answer(stream, tls));
                     }
                     Err(_) => thread::sleep(Duration::from_millis(5)),
                 }

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 
 use cni_ebpf::abi::{Config, Reason};
-use cni_ebpf::datapath::Verdict;
+use cni_ebpf::datapath::{Verdict, conntrack::SECOND};
 use cni_tests::frames::{self, Ends};
 use cni_tests::memory::Frame;
 use cni_tests::world::{self, Hook, ifindex, ip, mac, port};
@@ -178,6 +178,39 @@ fn svc_59_who_hides_is_given_no_port_by_which_a_pod_still_speaks_to_who_has_said
             (verdict, ends(&back).1),
             (gateway(v6), (client(v6), next.src_port))
         );
+    });
+}
+
+/// In memory alone, whose clock can be set.
+#[test]
+fn svc_59_a_stream_of_the_host_that_gave_way_may_be_silent_for_as_long_as_any_other() {
+    two_ports(|pair, v6| {
+        let (_, hidden) = arrive(pair, &outside(v6, port::NODE_REMOTE).tcp(SYN, b""));
+        let host = of_host(v6, &hidden, ends(&hidden).0.1);
+        let leaves = |pair: &mut Pair, flags| {
+            let frame = world::frame(host.tcp(flags, b""), ifindex::NETDEV);
+            let (verdict, out) = pair.host(Hook::ToNetdev, &frame);
+            assert_eq!(verdict, Ok(Verdict::Pass));
+            out.bytes
+        };
+        let out = leaves(pair, SYN);
+        let answer = answer_to(&out, [2, 9, 9, 9, 9, 9], mac(ifindex::NETDEV));
+        let answered = |pair: &mut Pair, flags| {
+            let frame = world::frame(answer.tcp(flags, b""), ifindex::NETDEV);
+            let (verdict, back) = pair.host(Hook::FromNetdev, &frame);
+            assert_eq!(verdict, Ok(Verdict::Pass));
+            ends(&back.bytes).1
+        };
+        assert_eq!(answered(pair, SYN_ACK), (node(v6), host.src_port));
+        leaves(pair, ACK);
+        pair.memory.clock.set(pair.memory.clock.get() + 3600 * SECOND);
+        assert_eq!(answered(pair, ACK), (node(v6), host.src_port));
+        // What both have ended does not stand in anybody's way for long.
+        leaves(pair, FIN_ACK);
+        answered(pair, FIN_ACK);
+        leaves(pair, ACK);
+        pair.memory.clock.set(pair.memory.clock.get() + 31 * SECOND);
+        assert_ne!(answered(pair, ACK), (node(v6), host.src_port));
     });
 }
 

@@ -244,6 +244,41 @@ fn one_tuple_leads_to_one_flow_in_both_tables() {
     });
 }
 
+/// How the connection is built again whose alias alone is there, by an answer with these flags: its state.
+fn rebuilt(pair: &mut Pair, v6: bool, reserved: u16, flags: u8) -> (Result<Verdict, Reason>, Option<u8>) {
+    let ends = from_a(far(v6));
+    let (_, _, mut wire, mut alias) = masqueraded(ends, v6, pair.memory.clock.get());
+    (wire.proto, alias.flow.proto, alias.flow.reserved) = (6, 6, reserved);
+    pair.memory.aliases[0].put(wire, alias);
+    let frame = world::frame(answer(ends, v6).tcp(flags, b""), ifindex::NETDEV);
+    let (verdict, _) = pair.host(Hook::FromNetdev, &frame);
+    let state = pair.memory.flows[1]
+        .entries()
+        .first()
+        .map(|(_, flow)| flow.state.get());
+    pair.memory.forget();
+    (verdict, state)
+}
+
+#[test]
+fn rel_39_a_connection_that_is_built_again_by_its_last_words_does_not_live_for_a_day() {
+    families(|pair, v6| {
+        for (flags, state) in [
+            (ACK, tcp_state::ESTABLISHED),
+            (FIN_ACK, tcp_state::FIN_WAIT),
+            (RST, tcp_state::CLOSED),
+        ] {
+            assert_eq!(rebuilt(pair, v6, 0, flags), (TO_A, Some(state)));
+        }
+    });
+}
+
+/// It dialled a Service, and is answered in that one's name or not at all.
+#[test]
+fn a_connection_that_had_a_rival_is_not_built_again_without_what_it_dialled() {
+    families(|pair, v6| assert_eq!(rebuilt(pair, v6, 1, ACK), (Ok(Verdict::Pass), None)));
+}
+
 #[test]
 fn an_icmp_message_without_an_id_keeps_its_bytes_in_translation() {
     families(|pair, v6| {

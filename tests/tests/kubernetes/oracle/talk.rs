@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::Result;
-use cni_tests::{netns::Namespace, traffic::any};
+use cni_tests::{crew::Crew, netns::Namespace, traffic::any};
 use nix::libc;
 use socket2::{Domain, Socket, Type};
 
@@ -40,10 +40,11 @@ impl Witness {
         let [streams, datagrams] = [Arc::clone(&stop), Arc::clone(&stop)];
         let threads = vec![
             thread::spawn(move || {
+                let mut crew = Crew::default();
                 while !streams.load(Ordering::Relaxed) {
                     if let Ok((stream, peer)) = listener.accept() {
                         let stop = Arc::clone(&streams);
-                        thread::spawn(move || serve(stream, &words(name, peer), &stop));
+                        crew.spawn(move || serve(stream, &words(name, peer), &stop));
                     }
                 }
             }),
