@@ -243,6 +243,10 @@ fn masquerade_new<T: Tables, P: Packet>(
     // first. Where the stack must decide, `to_netdev` does all of it.
     stage::call(Stage::Fib, tables, packet, work)?;
     if work.way != way::NEIGHBOUR {
+        // There it would begin in its rival's place.
+        if work.contested != 0 {
+            return balance::undeliverable(tables, packet, work);
+        }
         return Ok(());
     }
     let ifindex = work.to_ifindex;
@@ -423,6 +427,7 @@ fn arriving<T: Tables, P: Packet>(
     policy::admit(tables, packet, work, None, Some(receiver), false)?;
     balance::enter_among(tables, packet, work)?;
     balance::keep_source(tables, packet, work)?;
+    work.straight = work.contested;
     work.flow.via_forward = route::via_to(work, receiver);
     work.flow.via_reply = if work.flow.via_forward == via::STACK {
         via::STACK

@@ -46,6 +46,8 @@ mod reasons;
 mod refusals;
 #[path = "packets/reports.rs"]
 mod reports;
+#[path = "packets/rival.rs"]
+mod rival;
 #[path = "packets/services.rs"]
 mod services;
 #[path = "packets/slots.rs"]

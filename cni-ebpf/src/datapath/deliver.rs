@@ -106,8 +106,17 @@ pub(super) fn send<T: Tables, P: Packet>(tables: &T, packet: &mut P, work: &mut 
         return balance::told_size(tables, packet, work);
     } else if work.way == way::LOCAL && work.tuple.src == work.out.src {
         translate(tables, packet, work)?;
-    } else if work.way == way::PASS && work.reply == 0 && work.tuple.dst != work.out.dst {
+    } else if work.way == way::PASS && is_not_the_stacks(work) {
         return balance::undeliverable(tables, packet, work);
     }
     Ok(())
+}
+
+/// Whether the stack must not have the packet as its sender sent it: to a Service's address it is no router, and what had a rival
+/// would be taken for that one where it leaves.
+#[inline(always)]
+fn is_not_the_stacks(work: &Work) -> bool {
+    let Work { tuple, out, key, .. } = work;
+    let moved = key.reserved != 0 || tuple.src == out.src && tuple.src_port != out.src_port;
+    work.reply == 0 && work.headers.icmp_error == 0 && (tuple.dst != out.dst || moved)
 }

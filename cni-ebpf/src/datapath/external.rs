@@ -324,7 +324,10 @@ pub(super) fn leaving<T: Tables, P: Packet>(
         return Ok(done);
     }
     let from_a = conntrack::key_of(&work.tuple, &mut work.key);
-    let (found, replies) = if let Some(found) = conntrack::by_key(tables, &work.key, work.now) {
+    // What begins anew is not the one that has ended.
+    let there = conntrack::by_key(tables, &work.key, work.now)
+        .filter(|found| !(conntrack::begins(work) && conntrack::ended(found.flow)));
+    let (found, replies) = if let Some(found) = there {
         let replies = (found.flow.flags.get() & flow_flags::ORIGIN_A != 0) != from_a;
         (found, replies)
     } else if let Some(found) = answers_by_alias(tables, work) {

@@ -203,6 +203,12 @@ fn svc_59_a_stream_of_the_host_that_gave_way_may_be_silent_for_as_long_as_any_ot
         };
         assert_eq!(answered(pair, SYN_ACK), (node(v6), host.src_port));
         leaves(pair, ACK);
+        // Both end it, and it begins again.
+        leaves(pair, FIN_ACK);
+        answered(pair, FIN_ACK);
+        leaves(pair, SYN);
+        assert_eq!(answered(pair, SYN_ACK), (node(v6), host.src_port));
+        leaves(pair, ACK);
         pair.memory.clock.set(pair.memory.clock.get() + 3600 * SECOND);
         assert_eq!(answered(pair, ACK), (node(v6), host.src_port));
         // What both have ended does not stand in anybody's way for long.

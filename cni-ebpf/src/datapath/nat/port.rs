@@ -5,7 +5,7 @@
 //! while its alias still stands, goes on under the port that its other side knows.
 
 use super::{fill_alias, free, reply_tuple};
-use crate::abi::{EXHAUSTED_PLACES, FlowKey, Port, Reason, Tuple, flow_flags};
+use crate::abi::{EXHAUSTED_PLACES, FlowKey, Port, Reason, Tuple, flow_flags, via};
 use crate::datapath::headers::{ICMP_ANSWERER, proto};
 use crate::datapath::work::entered;
 use crate::datapath::{Packet, Table, Tables, Work, conntrack, lot};
@@ -157,7 +157,7 @@ fn remember_failure<T: Tables>(tables: &T, work: &Work) {
 }
 
 /// Whether a connection that is not translated has the tuple: the host's with a pod, whose socket may be closed already. Its
-/// answers would be ours.
+/// answers would be ours. Where the stack sends them they are looked for by their own tuple first, over or not.
 #[inline(always)]
 fn is_anothers_own<T: Tables>(tables: &T, work: &mut Work) -> bool {
     let Work {
@@ -166,9 +166,10 @@ fn is_anothers_own<T: Tables>(tables: &T, work: &mut Work) -> bool {
         ..
     } = work;
     conntrack::key_of(alias_tuple, plain_key);
+    let answered_by_stack = work.flow.via_reply == via::STACK;
     work.plain_key != work.key
         && conntrack::by_key(tables, &work.plain_key, work.now)
-            .is_some_and(|found| !conntrack::is_abandoned(found.flow))
+            .is_some_and(|found| answered_by_stack || !conntrack::is_abandoned(found.flow))
 }
 
 /// Finds a source port for `work.out` behind `work.snat` and enters the alias. `work.key` must be set. `work.keep_port`:

@@ -1,0 +1,118 @@
+//! What begins beside a Service's connection, between the same client and the same backend, is never taken for that one.
+
+use cni_ebpf::abi::{Reason, service_scope};
+use cni_ebpf::datapath::Verdict;
+use cni_tests::frames::{self, Ends};
+use cni_tests::world::{self, Hook, backend, ifindex, ip, mac, pod, port, service_id};
+
+use crate::Pair;
+use crate::contested::{SECOND, second};
+use crate::dispute::with_ports;
+use crate::external::{answer_to, arrive, client, outside};
+use crate::fixtures::{ACK, FIN_ACK, SYN, SYN_ACK, TO_A, gateway};
+use crate::services::{dial, ends, node, vip};
+
+/// A backend beyond the cluster, and a pod that dials its Service and itself from one port.
+#[test]
+fn svc_22_svc_57_what_is_too_big_is_told_to_the_second_connection_and_never_leaves_as_the_first() {
+    with_ports(40_000..=40_003, |pair, v6| {
+        let id = service_id(port::TO_B, v6, service_scope::CLUSTER);
+        let own = backend::POD_B + if v6 { backend::V6 } else { 0 };
+        let far = ip(if v6 { "2001:db8:5::9" } else { "198.51.100.77" });
+        pair.put_backend(own, Some((far, 8080)));
+        pair.put_slot(id, 0, own);
+        let served = dial(v6, port::TO_B);
+        let direct = Ends {
+            dst: far,
+            dst_port: 8080,
+            ..served
+        };
+        let send = |pair: &mut Pair, ends: Ends, bytes: &[u8]| {
+            pair.run(Hook::FromPod, &ends.udp(bytes), ifindex::POD_A)
+        };
+        let (_, first) = send(pair, served, b"q");
+        // New, and known.
+        for _ in 0..2 {
+            let (verdict, _) = send(pair, direct, &[7; 1400]);
+            assert_eq!((verdict, pair.work.answered), (Err(Reason::TooBig), 1));
+            let (verdict, out) = send(pair, direct, b"q");
+            assert_eq!(verdict, gateway(v6));
+            assert_ne!(ends(&out).0, ends(&first).0);
+        }
+        let answer = answer_to(&first, [2, 9, 9, 9, 9, 9], mac(ifindex::NETDEV));
+        let (verdict, back) = arrive(pair, &answer.udp(b"a"));
+        assert_eq!((verdict, ends(&back).0), (TO_A, (vip(v6), port::TO_B)));
+        pair.put_backend(own, Some((pod(3, v6), 8080)));
+        pair.put_slot(id, 0, own);
+    });
+}
+
+/// Of a pod whose others' connections are the stack's.
+#[test]
+fn svc_22_who_dials_a_pod_behind_the_stack_from_a_port_that_was_given_is_answered() {
+    with_ports(40_000..=40_003, |pair, v6| {
+        let id = service_id(port::NODE_LOCAL, v6, service_scope::EXTERNAL);
+        let own = backend::POD_B + if v6 { backend::V6 } else { 0 };
+        pair.put_backend(99, Some((pod(4, v6), 8080)));
+        pair.put_slot(id, 0, 99);
+        second(pair, node(v6), port::NODE_LOCAL, service_scope::EXTERNAL);
+        let begin = |pair: &mut Pair, ends: Ends| {
+            let (verdict, out) = arrive(pair, &ends.tcp(SYN, b""));
+            verdict.unwrap();
+            out
+        };
+        begin(pair, outside(v6, port::NODE_LOCAL));
+        let given = ends(&begin(pair, outside(v6, SECOND))).0.1;
+        let direct = Ends {
+            src_port: given,
+            dst: pod(4, v6),
+            dst_port: 8080,
+            ..outside(v6, 0)
+        };
+        let seen = begin(pair, direct);
+        assert_ne!(ends(&seen).0.1, given);
+        let answer = answer_to(&seen, mac(ifindex::POD_STACK), world::NODE_MAC).tcp(SYN_ACK, b"");
+        let (verdict, back) = pair.run(Hook::FromPod, &answer, ifindex::POD_STACK);
+        assert_eq!(verdict, gateway(v6));
+        assert_eq!(ends(&back), ((pod(4, v6), 8080), (client(v6), given)));
+        assert!(frames::checksums_hold(&back));
+        pair.put_slot(id, 0, own);
+        pair.put_backend(99, None);
+    });
+}
+
+/// Its answers are looked for by their own tuple first.
+#[test]
+fn svc_22_a_second_connection_to_a_process_of_the_node_gets_no_port_of_one_that_is_hardly_over() {
+    for (old, free) in [(40_000, 40_001), (40_001, 40_000)] {
+        with_ports(40_000..=40_001, move |pair, v6| {
+            second(pair, node(v6), port::NODE_HOST, service_scope::EXTERNAL);
+            let say = |pair: &mut Pair, ends: Ends, flags| {
+                let (verdict, out) = arrive(pair, &ends.tcp(flags, b""));
+                assert_eq!(verdict, Ok(Verdict::Pass));
+                out
+            };
+            let answer = |pair: &mut Pair, out: &[u8], flags| {
+                let answer = answer_to(out, mac(ifindex::NETDEV), [2, 9, 9, 9, 9, 9]).tcp(flags, b"");
+                let (verdict, back) = pair.run(Hook::ToNetdev, &answer, ifindex::NETDEV);
+                assert_eq!(verdict, Ok(Verdict::Pass));
+                ends(&back)
+            };
+            let over = Ends {
+                src_port: old,
+                ..outside(v6, port::NODE_HOST)
+            };
+            let seen = say(pair, over, SYN);
+            answer(pair, &seen, SYN_ACK);
+            say(pair, over, ACK);
+            say(pair, over, FIN_ACK);
+            answer(pair, &seen, FIN_ACK);
+            say(pair, outside(v6, port::NODE_HOST), SYN);
+            let moved = outside(v6, SECOND);
+            let seen = say(pair, moved, SYN);
+            assert_eq!(ends(&seen).0, (client(v6), free));
+            let answered = answer(pair, &seen, SYN_ACK);
+            assert_eq!(answered, ((node(v6), SECOND), (client(v6), moved.src_port)));
+        });
+    }
+}
