@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 
 use super::device;
 use crate::{
-    config::{Config, Mode, Proxy, Routing, Xdp},
+    config::{Config, Mode, NodePortAddresses, Proxy, Routing, Xdp},
     model::{Device, Node},
     state::{Nodes, State},
 };
@@ -227,6 +227,7 @@ impl<'a> Topology<'a> {
                     .to_owned(),
             );
         }
+        self.judge_node_ports(problems);
         let v6 = || self.pod_cidrs.iter().any(IpNetwork::is_ipv6);
         if self.config.services.mode == Mode::Dsr && v6() && told_by_rest(&self.pod_cidrs).is_none() {
             problems.push(
@@ -243,6 +244,25 @@ impl<'a> Topology<'a> {
             problems.push(format!(
                 "pods have an MTU of {}, less than the {smallest} that must pass; raise the MTU of the node's devices",
                 self.mtu
+            ));
+        }
+    }
+}
+
+impl Topology<'_> {
+    /// Where no address is one of those that were named, NodePorts answer nowhere.
+    fn judge_node_ports(&self, problems: &mut Vec<String>) {
+        let services = &self.config.services;
+        let NodePortAddresses::Ranges(ranges) = &services.node_port_addresses else {
+            return;
+        };
+        let named =
+            |ip: &IpAddr| self.config.families.has(*ip) && ranges.iter().any(|range| range.contains(*ip));
+        let answers = services.localhost_node_ports || self.own_addresses.iter().any(named);
+        if services.proxy == Proxy::Millrace && !answers {
+            problems.push(format!(
+                "services.nodePortAddresses: none of this node's addresses is in {}; no NodePort answers here. Correct the ranges",
+                services.node_port_addresses
             ));
         }
     }

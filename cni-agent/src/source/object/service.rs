@@ -155,11 +155,11 @@ impl Known for ServiceObject {
                 ),
                 maglev_size: maglev_size(&name, &annotations, &mut misread),
                 mode: word(&name, &annotations, MODE_ANNOTATION, modes, &mut misread),
+                load_balancer_ips: ingress(&name, &self.status.load_balancer.ingress, &mut misread)?.into(),
                 misread: misread.into(),
                 name,
                 created,
                 uid: self.metadata.uid.unwrap_or_default().into(),
-                load_balancer_ips: ingress(&self.status.load_balancer.ingress)?.into(),
                 ..self.spec.read()?
             }
         };
@@ -250,7 +250,7 @@ impl Spec {
             ports: ports.map(|(i, port)| port.read(i)).collect::<Result<_, _>>()?,
             external_policy: policy("spec.externalTrafficPolicy", &self.external_traffic_policy)?,
             internal_policy: policy("spec.internalTrafficPolicy", &self.internal_traffic_policy)?,
-            affinity_seconds: (self.session_affinity == "ClientIP").then(affinity),
+            affinity_seconds: by_client(&self.session_affinity)?.then(affinity),
             health_check_node_port: (balanced && self.health_check_node_port != 0)
                 .then_some(self.health_check_node_port),
             ..Service::default()
@@ -282,6 +282,18 @@ fn policy(field: &str, text: &str) -> Result<TrafficPolicy, FieldError> {
         other => Err(FieldError::new(
             field,
             format!("`{other}` is not Cluster or Local"),
+        )),
+    }
+}
+
+/// Whether clients stay with their endpoints.
+fn by_client(affinity: &str) -> Result<bool, FieldError> {
+    match affinity {
+        "" | "None" => Ok(false),
+        "ClientIP" => Ok(true),
+        other => Err(FieldError::new(
+            "spec.sessionAffinity",
+            format!("`{other}` is not None or ClientIP"),
         )),
     }
 }
@@ -326,10 +338,23 @@ fn ranges(texts: &[String]) -> Result<Vec<IpNetwork>, FieldError> {
         .collect()
 }
 
-fn ingress(all: &[Ingress]) -> Result<Vec<IpAddr>, FieldError> {
-    let captured = |ingress: &&Ingress| !ingress.ip.is_empty() && matches!(&*ingress.ip_mode, "" | "VIP");
-    all.iter()
-        .filter(captured)
-        .map(|ingress| address("status.loadBalancer.ingress.ip", &ingress.ip))
-        .collect()
+/// The addresses whose packets come as they were sent, and are for us. A mode that a later Kubernetes may know is no reason to serve
+/// nothing of the Service.
+fn ingress(
+    name: &NamespacedName,
+    all: &[Ingress],
+    problems: &mut Vec<String>,
+) -> Result<Vec<IpAddr>, FieldError> {
+    let mut captured = Vec::new();
+    for (i, Ingress { ip, ip_mode }) in all.iter().enumerate() {
+        match &**ip_mode {
+            _ if ip.is_empty() => {}
+            "" | "VIP" => captured.push(address(&format!("status.loadBalancer.ingress[{i}].ip"), ip)?),
+            "Proxy" => {}
+            other => problems.push(format!(
+                "Service {name}: status.loadBalancer.ingress[{i}].ipMode is `{other}`, so that {ip} is not served; use VIP or Proxy"
+            )),
+        }
+    }
+    Ok(captured)
 }

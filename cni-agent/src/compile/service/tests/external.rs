@@ -8,14 +8,15 @@ fn svc_39_an_address_is_captured_unless_the_load_balancer_is_a_proxy() {
     let mut object = service(json!({ "type": "LoadBalancer" }));
     object["status"] = json!({ "loadBalancer": { "ingress": [
         { "ip": "203.0.113.1" }, { "ip": "203.0.113.2", "ipMode": "VIP" }, { "ip": "203.0.113.3", "ipMode": "Proxy" },
-        { "hostname": "example.org" },
+        { "hostname": "example.org" }, { "ip": "203.0.113.4", "ipMode": "vip" },
     ] } });
     let compiled = compiled(&[object, slice("s-1", endpoints(&["10.1.0.1"]))]);
     let at = |ip| behind(&compiled, ip, 80, service_scope::EXTERNAL);
     assert_eq!(
-        ["203.0.113.1", "203.0.113.2", "203.0.113.3"].map(at),
-        [["10.1.0.1:8080"], ["10.1.0.1:8080"], ["unknown"]]
+        ["203.0.113.1", "203.0.113.2", "203.0.113.3", "203.0.113.4"].map(at),
+        [["10.1.0.1:8080"], ["10.1.0.1:8080"], ["unknown"], ["unknown"]]
     );
+    assert!(compiled.problems.concat().contains("ingress[4].ipMode is `vip`"));
 }
 
 fn restricted(ranges: &[&str]) -> Compiled {

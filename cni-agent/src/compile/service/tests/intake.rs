@@ -289,18 +289,36 @@ fn rel_25_addresses_that_mean_something_else_everywhere_and_the_service_itself_a
     );
 }
 
+/// What is said of a Service that cannot be read.
+fn problem_of(spec: Value) -> Option<String> {
+    let folder = tempfile::tempdir().unwrap();
+    let object = service(spec);
+    std::fs::write(folder.path().join("all.json"), object.to_string()).unwrap();
+    let mut events = Folder::new(folder.path().to_owned()).scan().into_iter();
+    events.find_map(|event| match event {
+        Event::Problems(_, problems) => Some(problems.join("\n")),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_word_that_a_field_does_not_have_is_refused_by_the_field() {
+    for (field, word, instead) in [
+        ("sessionAffinity", "clientIP", "None or ClientIP"),
+        ("externalTrafficPolicy", "local", "Cluster or Local"),
+        ("internalTrafficPolicy", "Node", "Cluster or Local"),
+    ] {
+        let said = problem_of(json!({ field: word })).unwrap();
+        assert!(
+            said.contains(&format!("spec.{field}: `{word}` is not {instead}")),
+            "{said}"
+        );
+    }
+    assert_eq!(problem_of(json!({ "sessionAffinity": "None" })), None);
+}
+
 #[test]
 fn a_family_that_is_not_that_of_its_address_is_refused_by_its_field() {
-    let problem_of = |spec: Value| {
-        let folder = tempfile::tempdir().unwrap();
-        let object = service(spec);
-        std::fs::write(folder.path().join("all.json"), object.to_string()).unwrap();
-        let mut events = Folder::new(folder.path().to_owned()).scan().into_iter();
-        events.find_map(|event| match event {
-            Event::Problems(_, problems) => Some(problems.join("\n")),
-            _ => None,
-        })
-    };
     let problem = |families: Value| problem_of(json!({ "ipFamilies": families }));
     // Objects older than the field have none, and one that has just got its second address may name the first alone.
     for families in [json!(null), json!([]), json!(["IPv4"]), json!(["IPv4", "IPv6"])] {
