@@ -22,6 +22,8 @@ struct List {
     prefix: &'static str,
     title: &'static str,
     count: u32,
+    /// What they say, each a line that begins with its number; empty: it stands elsewhere.
+    texts: &'static str,
 }
 
 const LISTS: [List; 3] = [
@@ -29,16 +31,19 @@ const LISTS: [List; 3] = [
         prefix: "svc",
         title: "Services: what replacing kube-proxy means",
         count: 63,
+        texts: include_str!("../../tests/statements/services.md"),
     },
     List {
         prefix: "cni",
         title: "The contract between runtimes and plugins",
         count: 8,
+        texts: "",
     },
     List {
         prefix: "rel",
         title: "Reliability and security: what went wrong elsewhere",
         count: 52,
+        texts: "",
     },
 ];
 
@@ -102,6 +107,9 @@ fn section(list: &List, sources: &[(String, String)]) -> String {
             missing.join(", ")
         ),
     };
+    if !list.texts.is_empty() {
+        let _ = writeln!(text, "{}\n", list.texts.trim_end());
+    }
     text.push_str("| statement | test | in |\n|---:|---|---|\n");
     for (number, tests) in found {
         for (name, file) in tests {
@@ -172,6 +180,7 @@ mod tests {
             prefix: "abc",
             title: "T",
             count: 3,
+            texts: "1. One.\n",
         };
         let text = "#[test]\nfn abc_01_first() {}\n    async fn abc_03_third() {}\nfn abcd_02_other() {}\nabc_02_call();\nfn xy_02_abc_01_both() {}\nfn abc_03_of_abc_02() {}\n";
         let sources = [("a.rs".to_owned(), text.to_owned())];
@@ -181,6 +190,22 @@ mod tests {
             section.contains("| 1 | `abc_01_first` | a.rs |")
                 && section.contains("| 3 | `abc_03_third`")
                 && section.contains("| 1 | `xy_02_abc_01_both`")
+                && section.contains("\n1. One.\n\n|")
         );
+    }
+
+    #[test]
+    fn the_texts_have_the_numbers_that_tests_bear() {
+        for List {
+            prefix, count, texts, ..
+        } in LISTS
+        {
+            let heads = texts.lines().filter_map(|line| line.split_once(". "));
+            let numbers: Vec<u32> = heads.filter_map(|(head, _)| head.parse().ok()).collect();
+            assert!(
+                texts.is_empty() || numbers == Vec::from_iter(1..=count),
+                "{prefix}: {numbers:?}"
+            );
+        }
     }
 }

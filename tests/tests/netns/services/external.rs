@@ -1,6 +1,7 @@
 //! Services for clients that are in no node and no pod.
 
 use std::{
+    collections::BTreeSet,
     fs,
     net::{IpAddr, SocketAddr},
 };
@@ -191,6 +192,54 @@ fn host_ports_lead_into_their_pod_from_outside_and_from_the_node() {
     });
     // That one is the node's own, and nobody listens.
     tcp(&lab.outside, SocketAddr::new(node.address(true), 9081), 10).unwrap_err();
+}
+
+#[test]
+fn svc_59_a_port_on_which_the_node_has_a_socket_is_given_to_nobody() {
+    needs_root!();
+    let (used, free) = (40_000..40_006, BTreeSet::from([40_006, 40_007]));
+    let mut plan = plan(Routing::Direct);
+    plan.config["snatPorts"] = json!({ "first": 40_000, "last": 40_007 });
+    let lab = Lab::start(plan).unwrap();
+    let [near, far] = lab.pair();
+    let (client, server) = (near.add_pod("client").unwrap(), far.add_pod("server").unwrap());
+    let echoes = serve(&server, 8080);
+    let service = ServiceManifest::new(1).spec(node_port("Cluster"));
+    publish(&lab, &service.endpoint_at(&server, 8080, "node1", json!({})));
+    for v4 in [true, false] {
+        let [streams, datagrams]: [Vec<Echo>; 2] = [Echo::tcp, Echo::udp].map(|serve| {
+            let at = |port| serve(&near.namespace, near.address(v4), port).unwrap();
+            used.clone().map(at).collect()
+        });
+        let beyond =
+            [Echo::tcp, Echo::udp].map(|serve| serve(&lab.outside, lab.outside_address(v4), 0).unwrap());
+        let to = SocketAddr::new(near.address(v4), NODE_PORT);
+        // Somebody whom the node hides from its Services' endpoints, and a pod that it hides from everybody.
+        for (from, [tcp_to, udp_to]) in [
+            (&lab.outside, [to, to]),
+            (&client.namespace, beyond.each_ref().map(|echo| echo.address)),
+        ] {
+            for _ in &free {
+                tcp(from, tcp_to, 1000).unwrap();
+                udp(from, udp_to, 1000).unwrap();
+            }
+        }
+        let of_family = echoes.iter().filter(|echo| echo.address.is_ipv4() == v4);
+        for echo in of_family.chain(&beyond) {
+            let peers = echo.peers();
+            assert!(
+                peers.iter().all(|peer| peer.ip() == near.address(v4)),
+                "{peers:?}"
+            );
+            assert_eq!(peers.iter().map(SocketAddr::port).collect::<BTreeSet<_>>(), free);
+        }
+        // The node's own hear who asks them, and nobody else.
+        for (stream, datagram) in streams.iter().zip(&datagrams) {
+            tcp(&lab.outside, stream.address, 10).unwrap();
+            udp(&lab.outside, datagram.address, 10).unwrap();
+            assert_eq!([stream, datagram].map(Echo::times), [1, 1]);
+        }
+    }
 }
 
 #[test]

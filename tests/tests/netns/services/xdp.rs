@@ -1,6 +1,10 @@
 //! What comes from outside for another node's endpoint is turned round on the device by which it came.
 
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    time::Duration,
+};
 
 use aya::programs::xdp::XdpMode;
 use cni_ebpf::abi::Config;
@@ -111,6 +115,43 @@ fn svc_33_a_node_port_whose_endpoint_is_elsewhere_never_reaches_the_stack() {
     // What is the node's own and its pods' arrives as before.
     let local = near.add_pod("local").unwrap();
     reach_past_services(&lab, near, &local, &pod);
+}
+
+#[test]
+fn svc_33_addresses_of_load_balancers_and_external_ones_are_turned_round_as_node_ports_are() {
+    needs_root!();
+    let mut plan = with("native");
+    plan.config["services"]["externalIPs"] = json!(true);
+    let lab = Lab::start(plan).unwrap();
+    let [near, far] = lab.pair();
+    let pod = far.add_pod("pod").unwrap();
+    let _echoes = serve(&pod, 8080);
+    let (balancers, external) = (
+        ["198.51.100.40", "2001:db8:40::1"],
+        ["198.51.100.41", "2001:db8:41::1"],
+    );
+    let mut spec = node_port("Cluster");
+    spec["type"] = json!("LoadBalancer");
+    spec["externalIPs"] = json!(external);
+    let service = ServiceManifest::new(1)
+        .spec(spec)
+        .status(json!({ "loadBalancer": { "ingress": balancers.map(|ip| json!({ "ip": ip })) } }));
+    publish(&lab, &service.endpoint_at(&pod, 8080, "node1", json!({})));
+    let _ports = lab.take_frames_back().unwrap();
+    lab.outside.finish_checksums("eth0").unwrap();
+    pod.namespace.finish_checksums("eth0").unwrap();
+    for ip in balancers.iter().chain(&external) {
+        let ip: IpAddr = ip.parse().unwrap();
+        lab.fabric
+            .ip(&format!("route add {ip} via {}", near.address(ip.is_ipv4())))
+            .unwrap();
+        let before = turned_round(near);
+        tcp(&lab.outside, SocketAddr::new(ip, 80), 100_000).unwrap();
+        udp(&lab.outside, SocketAddr::new(ip, 80), 1000).unwrap();
+        // 100,000 bytes there and back in packets of 1,448.
+        let count = turned_round(near) - before;
+        assert!(count > 2 * 69, "{ip}: {count} packets were turned round");
+    }
 }
 
 /// Where a driver has no XDP the program may see a copy of the packet, of which newer kernels lose the link header.
