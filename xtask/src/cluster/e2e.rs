@@ -114,9 +114,7 @@ impl E2e {
 
     /// In whose column of the list the results belong, if anybody asks for it.
     fn contender(&self, plan: &Plan) -> Result<Option<Contender>> {
-        (self.record || self.compare)
-            .then(|| plan.proxy().try_into())
-            .transpose()
+        (self.record || self.compare).then(|| plan.try_into()).transpose()
     }
 
     /// Records or compares the results of a run; whether they are as they should be.

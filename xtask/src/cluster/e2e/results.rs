@@ -9,7 +9,7 @@ use std::str::FromStr;
 use anyhow::{Context, Error, Result, bail};
 
 use super::report::Ran;
-use crate::cluster::plan::Proxy;
+use crate::cluster::plan::{Cni, Plan, Proxy};
 use crate::workspace;
 
 const HEAD: &str = "\
@@ -61,16 +61,17 @@ pub(super) enum Contender {
     KubeProxy,
 }
 
-impl TryFrom<Proxy> for Contender {
+impl TryFrom<&Plan> for Contender {
     type Error = Error;
 
-    fn try_from(proxy: Proxy) -> Result<Self> {
-        match proxy {
-            Proxy::Millrace => Ok(Self::Millrace),
-            Proxy::KubeProxyNft => Ok(Self::KubeProxy),
-            Proxy::KubeProxyIptables | Proxy::None => {
-                bail!("results are kept of clusters with --proxy millrace and --proxy kube-proxy-nft")
-            }
+    /// Kube-proxy's results are those beside a plugin that knows nothing of Services.
+    fn try_from(plan: &Plan) -> Result<Self> {
+        match (plan.cni, plan.proxy()) {
+            (Cni::Millrace, Proxy::Millrace) => Ok(Self::Millrace),
+            (Cni::Bridge, Proxy::KubeProxyNft) => Ok(Self::KubeProxy),
+            _ => bail!(
+                "results are kept of clusters with Millrace alone, and of those with --cni bridge and --proxy kube-proxy-nft"
+            ),
         }
     }
 }
@@ -276,6 +277,29 @@ mod tests {
             "passed\tfailed\ta\nfailed\tfailed\tb\twhy\n-\tskipped\tc\tits own words\n"
         );
         assert_eq!(list.faults(), ["a: does not pass for both and has no reason"]);
+    }
+
+    #[test]
+    fn a_column_is_of_one_kind_of_cluster() {
+        let contender = |cni, proxy| {
+            let plan = Plan {
+                cni,
+                proxy,
+                ..Plan::default()
+            };
+            Contender::try_from(&plan).ok()
+        };
+        let kube_proxy = Some(Proxy::KubeProxyNft);
+        assert!(matches!(
+            contender(Cni::Millrace, None),
+            Some(Contender::Millrace)
+        ));
+        assert!(matches!(
+            contender(Cni::Bridge, kube_proxy),
+            Some(Contender::KubeProxy)
+        ));
+        assert!(contender(Cni::Millrace, kube_proxy).is_none());
+        assert!(contender(Cni::Bridge, Some(Proxy::KubeProxyIptables)).is_none());
     }
 
     #[test]
