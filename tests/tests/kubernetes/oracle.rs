@@ -29,7 +29,7 @@ use cases::{CASES, SILENCE};
 use contender::{Contender, Proxy};
 use deviations::{DEVIATIONS, Deviation};
 use flows::FLOWS;
-use health::CHECKS;
+use health::{CHECKS, OWN};
 
 fn listed(case: &str) -> Option<&'static Deviation> {
     DEVIATIONS
@@ -90,6 +90,7 @@ fn observe(proxy: Proxy) -> Vec<String> {
     seen.extend(health::observe(&contender));
     let wanted = |flow: &flows::Flow| expected(flow.name, flow.wanted, proxy);
     seen.extend(flows::observe(&mut contender, wanted));
+    seen.extend(health::observe_itself(&contender));
     seen
 }
 
@@ -98,7 +99,8 @@ fn all() -> impl Iterator<Item = (&'static str, &'static str)> {
     let cases = CASES.iter().map(|case| (case.name, case.wanted));
     let checks = CHECKS.iter().map(|check| (check.name, check.wanted));
     let flows = FLOWS.iter().map(|flow| (flow.name, flow.wanted));
-    cases.chain(checks).chain(flows)
+    let own = OWN.iter().map(|(name, _, _, wanted)| (*name, *wanted));
+    cases.chain(checks).chain(flows).chain(own)
 }
 
 fn outcomes() -> &'static [Outcome] {
@@ -198,8 +200,8 @@ fn svc_39_svc_40_svc_41_svc_42_svc_43_load_balancers_are_served_as_by_kube_proxy
 }
 
 #[test]
-fn svc_44_svc_45_svc_46_svc_47_load_balancers_hear_of_a_nodes_endpoints_as_from_kube_proxy() {
-    holds(&[44, 45, 46, 47]);
+fn svc_44_svc_45_svc_46_svc_47_svc_48_load_balancers_hear_of_a_node_and_its_endpoints_as_from_kube_proxy() {
+    holds(&[44, 45, 46, 47, 48]);
 }
 
 #[test]

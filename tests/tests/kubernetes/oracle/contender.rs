@@ -73,6 +73,8 @@ pub(super) enum To {
     /// Where a node tells of its endpoints.
     Health(usize, u8),
     SecondHealth(usize, u8),
+    /// Where a node tells of its proxy.
+    OwnHealth(usize),
     LoadBalancer(u8),
     /// That of a load balancer which is to be asked itself.
     AwayLoadBalancer,
@@ -317,6 +319,7 @@ impl Contender {
             To::SecondAddress(node, number) => (self.lab.nodes[node].second_address(v4), node_port(number)),
             To::Health(node, number) => (self.lab.nodes[node].address(v4), health_port(number)),
             To::SecondHealth(node, number) => (self.lab.nodes[node].second_address(v4), health_port(number)),
+            To::OwnHealth(node) => (self.lab.nodes[node].address(v4), 10_256),
             To::Loopback(number) => (loopback(v4), node_port(number)),
             To::LoadBalancer(number) => (numbered(LOAD_BALANCERS, number, v4), 80),
             To::AwayLoadBalancer => (numbered(LOAD_BALANCERS, AWAY, v4), 80),
@@ -326,6 +329,13 @@ impl Contender {
             To::Outside => (self.lab.outside_address(v4), LIKE_A_NODE_PORT),
         };
         SocketAddr::new(ip, port)
+    }
+
+    /// Its object says that the machine will be taken away, as an autoscaler has it say.
+    pub(super) fn node_leaves(&self, node: usize) {
+        let name = self.lab.nodes[node].name();
+        let taint = "ToBeDeletedByClusterAutoscaler=soon:NoSchedule";
+        self.control.kubectl(&["taint", "nodes", &name, taint]).unwrap();
     }
 
     /// Does something with the sockets of one who asks.

@@ -1,4 +1,4 @@
-//! What load balancers hear from a node of the endpoints that it has.
+//! What load balancers hear from a node of the endpoints that it has, and of its proxy.
 
 use std::{
     thread,
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::contender::{
     Contender, OUTSIDE,
-    To::{self, Health, SecondHealth},
+    To::{self, Health, OwnHealth, SecondHealth},
     long, together,
 };
 
@@ -83,6 +83,44 @@ fn ask(contender: &Contender, check: &Check, v4: bool) -> String {
         }
         thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// Asked of the proxy itself, by IPv4, which is where kube-proxy answers unless it is told otherwise: the path, and whether the Node object
+/// says by then that the machine will be taken away.
+pub(super) const OWN: &[(&str, &str, bool, &str)] = &[
+    ("48: healthz", "/healthz", false, "200"),
+    ("48: livez", "/livez", false, "200"),
+    ("48: healthz of a node that leaves", "/healthz", true, "503"),
+    ("48: livez of a node that leaves", "/livez", true, "200"),
+];
+
+/// The answer's status.
+fn ask_itself(contender: &Contender, path: &str, wanted: &str) -> String {
+    let end = Instant::now() + long();
+    loop {
+        let answer = contender.as_one(OUTSIDE, |inside| {
+            get(inside, contender.address(OwnHealth(0), true), path)
+        });
+        let status = answer.and_then(|answer| Some(answer.split(' ').nth(1)?.to_owned()));
+        let said = status.unwrap_or_else(|| NOBODY.to_owned());
+        if said == wanted || Instant::now() > end {
+            return said;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// The last to be observed: the first node's object says afterwards that it leaves.
+pub(super) fn observe_itself(contender: &Contender) -> Vec<String> {
+    let mut left = false;
+    let ask = |(_, path, leaves, wanted): &(_, &str, bool, &str)| {
+        if *leaves && !left {
+            contender.node_leaves(0);
+            left = true;
+        }
+        ask_itself(contender, path, wanted)
+    };
+    OWN.iter().map(ask).collect()
 }
 
 pub(super) fn observe(contender: &Contender) -> Vec<String> {
