@@ -247,9 +247,7 @@ impl<'a> Topology<'a> {
             ));
         }
     }
-}
 
-impl Topology<'_> {
     /// Where no address is one of those that were named, NodePorts answer nowhere.
     fn judge_node_ports(&self, problems: &mut Vec<String>) {
         let services = &self.config.services;

@@ -72,13 +72,20 @@ fn ask(contender: &Contender, check: &Check, v4: bool) -> String {
     let (Health(_, number) | SecondHealth(_, number)) = check.at else {
         unreachable!("{check:?}")
     };
-    let end = Instant::now() + long();
-    loop {
+    ask_until(check.wanted, || {
         let answer = contender.as_one(OUTSIDE, |inside| {
             get(inside, contender.address(check.at, v4), "/")
         });
-        let said = answer.map_or_else(|| NOBODY.to_owned(), |answer| summary(&answer, number));
-        if said == check.wanted || Instant::now() > end {
+        answer.map(|answer| summary(&answer, number))
+    })
+}
+
+/// What is said at last: the wanted words, or what else was still said when it took too long; nothing is [`NOBODY`].
+fn ask_until(wanted: &str, ask: impl Fn() -> Option<String>) -> String {
+    let end = Instant::now() + long();
+    loop {
+        let said = ask().unwrap_or_else(|| NOBODY.to_owned());
+        if said == wanted || Instant::now() > end {
             return said;
         }
         thread::sleep(Duration::from_millis(50));
@@ -96,18 +103,12 @@ pub(super) const OWN: &[(&str, &str, bool, &str)] = &[
 
 /// The answer's status.
 fn ask_itself(contender: &Contender, path: &str, wanted: &str) -> String {
-    let end = Instant::now() + long();
-    loop {
+    ask_until(wanted, || {
         let answer = contender.as_one(OUTSIDE, |inside| {
             get(inside, contender.address(OwnHealth(0), true), path)
         });
-        let status = answer.and_then(|answer| Some(answer.split(' ').nth(1)?.to_owned()));
-        let said = status.unwrap_or_else(|| NOBODY.to_owned());
-        if said == wanted || Instant::now() > end {
-            return said;
-        }
-        thread::sleep(Duration::from_millis(50));
-    }
+        Some(answer?.split(' ').nth(1)?.to_owned())
+    })
 }
 
 /// The last to be observed: the first node's object says afterwards that it leaves.
