@@ -23,6 +23,8 @@ pub mod memory;
 pub mod netns;
 mod not_run;
 pub mod object;
+#[path = "../../cni-agent/src/kernel/loader/signals.rs"]
+mod signals;
 pub mod traffic;
 pub mod wire;
 pub mod world;

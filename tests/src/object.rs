@@ -7,6 +7,8 @@ use aya::programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier, Xdp}
 use aya::{Ebpf, EbpfLoader};
 use cni_ebpf::abi::{self, Config};
 
+use crate::signals;
+
 /// The programs of the object.
 pub const PROGRAMS: [&str; 4] = ["from_pod", "to_pod", "from_netdev", "to_netdev"];
 
@@ -75,21 +77,21 @@ pub fn open_sized(bytes: &[u8], config: &Config, most: u32) -> Result<Ebpf> {
 /// Has the kernel verify a program.
 pub fn load<'e>(ebpf: &'e mut Ebpf, program: &str) -> Result<&'e mut SchedClassifier> {
     let program: &mut SchedClassifier = find(ebpf, program)?;
-    program.load()?;
+    signals::hold_back(|| program.load())?;
     Ok(program)
 }
 
 /// The same for one of [`SOCKET_PROGRAMS`].
 pub fn load_socket<'e>(ebpf: &'e mut Ebpf, program: &str) -> Result<&'e mut CgroupSockAddr> {
     let program: &mut CgroupSockAddr = find(ebpf, program)?;
-    program.load()?;
+    signals::hold_back(|| program.load())?;
     Ok(program)
 }
 
 /// The same for [`XDP_PROGRAM`].
 pub fn load_xdp<'e>(ebpf: &'e mut Ebpf, program: &str) -> Result<&'e mut Xdp> {
     let program: &mut Xdp = find(ebpf, program)?;
-    program.load()?;
+    signals::hold_back(|| program.load())?;
     Ok(program)
 }
 

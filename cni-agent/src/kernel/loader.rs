@@ -19,6 +19,7 @@ mod handover;
 mod layout;
 mod log;
 mod prepare;
+mod signals;
 
 use std::{
     collections::BTreeMap,
@@ -286,11 +287,11 @@ fn load_program(ebpf: &mut Ebpf, program: Program) -> Result<LoadedProgram, Kern
     load_entry(ebpf, program.name(), |entry| {
         if program.place() == Place::Driver {
             let program: &mut Xdp = entry.try_into()?;
-            program.load()?;
+            signals::hold_back(|| program.load())?;
             return Ok(program.fd()?.try_clone()?);
         }
         let program: &mut SchedClassifier = entry.try_into()?;
-        program.load()?;
+        signals::hold_back(|| program.load())?;
         Ok(program.fd()?.try_clone()?)
     })
 }
@@ -298,7 +299,7 @@ fn load_program(ebpf: &mut Ebpf, program: Program) -> Result<LoadedProgram, Kern
 fn load_socket_program(ebpf: &mut Ebpf, program: SocketProgram) -> Result<LoadedProgram, KernelError> {
     load_entry(ebpf, program.name(), |entry| {
         let program: &mut CgroupSockAddr = entry.try_into()?;
-        program.load()?;
+        signals::hold_back(|| program.load())?;
         Ok(program.fd()?.try_clone()?)
     })
 }

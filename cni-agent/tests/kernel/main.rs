@@ -18,3 +18,4 @@ mod namespace;
 mod not_run;
 mod requests;
 mod routes;
+mod signals;

@@ -7,7 +7,7 @@ use aya::{Ebpf, EbpfLoader};
 use cni_ebpf::abi::Config;
 
 use super::series::quantile;
-use crate::object::Global;
+use crate::{object::Global, signals};
 
 /// As long as the object's map.
 pub const ORDER: u32 = 1 << 17;
@@ -64,7 +64,7 @@ pub fn open(sizes: &[(&str, u32)], programs: &[&str]) -> Result<Ebpf> {
             .program_mut(name)
             .with_context(|| format!("no program {name}"))?
             .try_into()?;
-        program.load().with_context(|| format!("load {name}"))?;
+        signals::hold_back(|| program.load()).with_context(|| format!("load {name}"))?;
     }
     Ok(ebpf)
 }
