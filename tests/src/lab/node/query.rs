@@ -20,10 +20,14 @@ impl Node {
     }
 
     /// What was dropped so far, without what every system says on its link of its own accord (multicast listener
-    /// reports), which comes at any time.
+    /// reports), which comes at any time. On a node without IPv6 that is of a family that the node does not serve.
     pub fn drops(&self) -> Result<Drops> {
+        let unserved = !self.families.v6();
         let mut drops = self.all_drops()?;
-        drops.retain(|reason, _| !reason.starts_with("link_local/"));
+        drops.retain(|reason, _| {
+            let told = unserved && reason.starts_with("family_disabled/");
+            !told && !reason.starts_with("link_local/")
+        });
         Ok(drops)
     }
 
