@@ -44,13 +44,14 @@ impl Reference {
         })
     }
 
-    /// The range of pods is as large as the lab's.
+    /// The range of pods is as large as the lab's, and none of its Services' (`service_range`): an address there that no Service
+    /// has is one that kube-proxy drops.
     fn config(&self) -> Value {
         json!({
             "cniVersion": "1.0.0", "name": "bench", "type": self.plugin, "bridge": "cni0", "isGateway": true,
             "ipam": {
                 "type": "host-local", "dataDir": self.addresses.path(),
-                "ranges": [[{ "subnet": "10.99.0.0/24" }]],
+                "ranges": [[{ "subnet": "10.127.0.0/24" }]],
                 "routes": [{ "dst": "0.0.0.0/0" }],
             },
         })
