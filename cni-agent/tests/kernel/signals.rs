@@ -1,10 +1,10 @@
 //! Programs are loaded whatever signals arrive meanwhile.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::mpsc::{RecvTimeoutError, channel},
+    thread,
+    time::Duration,
 };
-use std::time::Duration;
 
 use cni_agent::{kernel::Kernel, reconcile::Change};
 use cni_ebpf::abi::Config;
@@ -28,18 +28,15 @@ fn programs_are_loaded_while_signals_arrive() {
     on_host(|host| {
         let mut linux = host.linux(None);
         let loads = pthread_self();
-        let over = Arc::new(AtomicBool::new(false));
-        let done = Arc::clone(&over);
-        let sender = std::thread::spawn(move || {
-            while !done.load(Ordering::Relaxed) {
-                // The thread lives: it joins this one.
-                pthread_kill(loads, Signal::SIGUSR1).unwrap();
-                std::thread::sleep(BETWEEN);
-            }
+        thread::scope(|scope| {
+            // Gone as soon as programs are loaded or a panic is under way, so that no thread that has ended gets signals.
+            let (_loading, over) = channel::<()>();
+            scope.spawn(move || {
+                while over.recv_timeout(BETWEEN) == Err(RecvTimeoutError::Timeout) {
+                    pthread_kill(loads, Signal::SIGUSR1).unwrap();
+                }
+            });
+            block_on(linux.apply(&Change::Load(Config::DEFAULT))).unwrap();
         });
-        let loaded = block_on(linux.apply(&Change::Load(Config::DEFAULT)));
-        over.store(true, Ordering::Relaxed);
-        sender.join().unwrap();
-        loaded.unwrap();
     });
 }
