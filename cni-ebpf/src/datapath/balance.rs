@@ -168,8 +168,9 @@ pub(super) fn dial<T: Tables>(tables: &T, work: &mut Work) -> Result<(), Reason>
     nat::enter_dialled(tables, work)
 }
 
-/// Whether a connection to something else than `work.tuple.dst` stands under `work.key`. Also one that a side has ended: the other
-/// may go on, and the last packets of both must find it. Who dials elsewhere does not say that it is over, as its own client would.
+/// Whether a connection to something else than `work.tuple.dst` stands under `work.key`. Also one that the sides have ended: the
+/// last packets of both must find it, and who dials elsewhere does not say that it is over, as its own client would. Where it was
+/// reset nothing is left to say, and who begins takes its ends.
 #[inline(always)]
 fn is_anothers<T: Tables>(tables: &T, work: &Work) -> bool {
     conntrack::by_key(tables, &work.key, work.now).is_some_and(|found| {
@@ -177,7 +178,7 @@ fn is_anothers<T: Tables>(tables: &T, work: &Work) -> bool {
         let same = flow.flags.get() & flow_flags::DNAT != 0
             && flow.dnat == work.tuple.dst
             && flow.dnat_port == work.tuple.dst_port;
-        !same
+        !same && !(conntrack::begins(work) && conntrack::was_reset(flow))
     })
 }
 

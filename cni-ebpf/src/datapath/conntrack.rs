@@ -222,6 +222,12 @@ pub(super) fn is_abandoned(flow: &Flow) -> bool {
     flow.state.get() >= tcp_state::TIME_WAIT
 }
 
+/// Whether a side has reset the stream, and did not go on after it.
+#[inline(always)]
+pub(super) fn was_reset(flow: &Flow) -> bool {
+    flow.state.get() == tcp_state::CLOSED
+}
+
 /// The flow to which an alias of `work.tuple` leads. Sets `work.key`, `work.reply` and `work.aliased`.
 #[inline(always)]
 pub(super) fn behind<'t, T: Tables>(tables: &'t T, work: &mut Work, alias: &Alias) -> Option<Found<'t>> {

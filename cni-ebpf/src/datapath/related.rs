@@ -2,7 +2,7 @@
 
 use super::conntrack::{self, Found};
 use super::work::direct;
-use super::{Outcome, Packet, Tables, Work, rewrite};
+use super::{Outcome, Packet, Tables, Work, nat, rewrite};
 use crate::abi::{FlowKey, Reason, Tuple, flow_flags, hook};
 
 /// Finds the flow that an ICMP error is about and makes the error what its receiver must see. Afterwards `work.tuple`
@@ -69,7 +69,7 @@ fn find<'t, T: Tables>(tables: &'t T, work: &mut Work) -> Option<Found<'t>> {
         let answers = alias.reply != 0;
         let found = through(tables, work, &alias.flow)?;
         work.reply = u8::from(!answers);
-        return Some(found);
+        return nat::leads_to(alias, found.flow, &work.inner).then_some(found);
     }
     // The packet inside left with a translated source: the alias stands under its answer.
     work.alias_tuple = work.inner.reversed();
@@ -78,7 +78,7 @@ fn find<'t, T: Tables>(tables: &'t T, work: &mut Work) -> Option<Found<'t>> {
     let towards_originator = alias.reply != 0;
     let found = through(tables, work, &alias.flow)?;
     work.reply = u8::from(towards_originator);
-    Some(found)
+    nat::leads_to(alias, found.flow, &work.alias_tuple).then_some(found)
 }
 
 #[inline(always)]

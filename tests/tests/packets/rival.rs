@@ -8,8 +8,8 @@ use cni_tests::world::{self, Hook, backend, ifindex, ip, mac, pod, port, service
 use crate::Pair;
 use crate::contested::{SECOND, second};
 use crate::dispute::with_ports;
-use crate::external::{answer_to, arrive, client, outside};
-use crate::fixtures::{ACK, FIN_ACK, SYN, SYN_ACK, TO_A, gateway};
+use crate::external::{answer_to, arrive, client, from_pod_b, outside};
+use crate::fixtures::{ACK, FIN_ACK, RST, SYN, SYN_ACK, TO_A, TO_B, gateway};
 use crate::services::{dial, ends, node, vip};
 
 /// A backend beyond the cluster, and a pod that dials its Service and itself from one port.
@@ -115,4 +115,108 @@ fn svc_22_a_second_connection_to_a_process_of_the_node_gets_no_port_of_one_that_
             assert_eq!(answered, ((node(v6), SECOND), (client(v6), moved.src_port)));
         });
     }
+}
+
+/// Nothing is left to say of it. A reset that its sender knows nothing of was somebody else's.
+#[test]
+fn svc_22_a_connection_that_was_reset_leaves_its_ends_to_who_dials_elsewhere_and_one_that_goes_on_does_not() {
+    with_ports(40_000..=40_003, |pair, v6| {
+        second(pair, vip(v6), port::TO_B, service_scope::CLUSTER);
+        second(pair, node(v6), port::NODE_REMOTE, service_scope::EXTERNAL);
+        let from_a = (Hook::FromPod, ifindex::POD_A);
+        let from_b = (Hook::FromPod, ifindex::POD_B);
+        let netdev = (Hook::FromNetdev, ifindex::NETDEV);
+        let routed = |out: &[u8]| answer_to(out, [2, 9, 9, 9, 9, 9], mac(ifindex::NETDEV));
+        let [inside, moved] = [port::TO_B, SECOND].map(|port| dial(v6, port));
+        let direct = Ends {
+            dst: pod(3, v6),
+            dst_port: 8080,
+            ..inside
+        };
+        let hidden = [port::NODE_REMOTE, SECOND].map(|port| outside(v6, port));
+        type Answer<'a> = &'a dyn Fn(&[u8]) -> Ends;
+        let cases: [([Ends; 2], _, _, Answer); 4] = [
+            ([inside, moved], from_a, from_b, &from_pod_b),
+            ([inside, direct], from_a, from_b, &from_pod_b),
+            ([direct, inside], from_a, from_b, &from_pod_b),
+            (hidden, netdev, netdev, &routed),
+        ];
+        for ([first, other], there, back, answer) in cases {
+            let said = |pair: &mut Pair, ends: Ends, flags| {
+                let (verdict, out) = pair.run(there.0, &ends.tcp(flags, b""), there.1);
+                assert!(verdict.is_ok(), "{verdict:?}");
+                out
+            };
+            let answered = |pair: &mut Pair, seen: &[u8], dialled: Ends, flags| {
+                let (verdict, out) = pair.run(back.0, &answer(seen).tcp(flags, b""), back.1);
+                assert!(verdict.is_ok(), "{verdict:?}");
+                let Ends {
+                    src,
+                    src_port,
+                    dst,
+                    dst_port,
+                    ..
+                } = dialled;
+                assert_eq!(ends(&out), ((dst, dst_port), (src, src_port)));
+            };
+            let begun = |pair: &mut Pair, dialled| {
+                let seen = said(pair, dialled, SYN);
+                answered(pair, &seen, dialled, SYN_ACK);
+                said(pair, dialled, ACK);
+                seen
+            };
+            for (by_client, forged) in [(true, false), (false, false), (true, true), (false, true)] {
+                let seen = begun(pair, first);
+                let speaks = |pair: &mut Pair, flags| {
+                    if by_client {
+                        said(pair, first, flags);
+                    } else {
+                        answered(pair, &seen, first, flags);
+                    }
+                };
+                speaks(pair, RST);
+                if forged {
+                    speaks(pair, ACK);
+                }
+                let next = begun(pair, other);
+                assert_eq!(ends(&next).0 == ends(&seen).0, !forged, "{first:?} {other:?}");
+                // Of what is over nobody hears as of the other one.
+                if !forged && there == from_a && first.dst != pod(3, v6) {
+                    let (kind, code) = if v6 { (1, 4) } else { (3, 3) };
+                    let error = Ends { dst_port: 0, ..first };
+                    let error = error.icmp_error(kind, code, &first.reversed().tcp(ACK, b"late"));
+                    let (verdict, _) = pair.run(there.0, &error, there.1);
+                    assert_eq!(verdict, Err(Reason::RelatedUnknown));
+                }
+                if forged {
+                    answered(pair, &seen, first, ACK);
+                    said(pair, first, ACK);
+                }
+                pair.forget();
+            }
+        }
+    });
+}
+
+/// Of which the kernel has evicted all but the way back. In the host build alone, whose rows can be taken away.
+#[test]
+fn svc_22_a_connection_that_goes_on_keeps_its_port_though_the_one_that_had_it_was_reset() {
+    with_ports(40_000..=40_003, |pair, v6| {
+        second(pair, vip(v6), port::TO_B, service_scope::CLUSTER);
+        let said = |pair: &mut Pair, dialled, flags| {
+            let frame = world::frame(dial(v6, dialled).tcp(flags, b""), ifindex::POD_A);
+            let (verdict, frame) = pair.host(Hook::FromPod, &frame);
+            assert_eq!(verdict, TO_B);
+            ends(&frame.bytes).0
+        };
+        let first = said(pair, port::TO_B, SYN);
+        let seen = said(pair, SECOND, SYN);
+        assert_ne!(seen, first);
+        said(pair, port::TO_B, RST);
+        let flows = &pair.memory.flows[1];
+        for (key, _) in flows.entries().iter().filter(|(key, _)| key.reserved != 0) {
+            flows.remove(key);
+        }
+        assert_eq!(said(pair, SECOND, ACK), seen);
+    });
 }
