@@ -165,8 +165,9 @@ impl Map {
     /// Walks the map without holding more than a batch of it.
     pub fn for_each(&self, mut each: impl FnMut(&[u8], &[u8])) -> Result<(), KernelError> {
         let zeros_are_absent = matches!(self.spec.map_type, MapType::Array);
+        let zeros = vec![0; self.spec.value];
         let mut each = |key: &[u8], value: &[u8]| {
-            if !zeros_are_absent || value.iter().any(|byte| *byte != 0) {
+            if !zeros_are_absent || *value != *zeros {
                 each(key, value);
             }
         };

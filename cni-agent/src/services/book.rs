@@ -11,11 +11,12 @@ mod tests;
 mod view;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
 use cni_ebpf::abi::{MemberKey, Service, ServiceKey, SourceRange};
+use hashbrown::HashMap;
 use roaring::RoaringBitmap;
 
 use super::{

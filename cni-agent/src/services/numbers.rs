@@ -6,8 +6,9 @@ use roaring::RoaringBitmap;
 
 use crate::ledger;
 
-/// How many are set aside at a time: a write for each would be a write for each endpoint of the cluster.
-const BLOCK: u32 = 65_536;
+/// How many are set aside at a time: a write for each would be a write for each endpoint of the cluster, and a node that begins
+/// waits for the disk.
+const BLOCK: u32 = 1 << 18;
 /// To a release whose slots were a hash the bit above says that a slot's key is not a slot.
 const LAST: u32 = (1 << 31) - 1;
 

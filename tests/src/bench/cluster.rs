@@ -162,7 +162,8 @@ impl Crowd {
                 "the agent does not serve: {}",
                 node.log()
             );
-            thread::sleep(Duration::from_millis(10));
+            // Each question costs the agent a look at its maps, and a process.
+            thread::sleep(Duration::from_millis(50));
         }
     }
 

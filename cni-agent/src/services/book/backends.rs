@@ -2,13 +2,10 @@
 //! once. An endpoint of two Services is two backends: by its row a program sees that one Service has it no longer, while
 //! the other one has.
 
-use std::{
-    collections::{HashMap, hash_map::RandomState},
-    hash::BuildHasher,
-};
+use std::hash::BuildHasher;
 
 use cni_ebpf::abi::Backend;
-use hashbrown::HashTable;
+use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
 
 use crate::compile::service::Target;
 
@@ -16,7 +13,7 @@ use crate::compile::service::Target;
 pub(super) struct Backends {
     all: HashMap<u32, Known>,
     numbers: HashTable<u32>,
-    hasher: RandomState,
+    hasher: DefaultHashBuilder,
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -212,6 +212,9 @@ pub(super) fn places_of(set: &SlotSet) -> u32 {
 /// Those that stay keep their slots, new ones take the places of those that go, the last ones fill what is left: so every
 /// slot below the lower count holds a good backend at each step.
 pub(super) fn arrange(before: &[u32], wanted: &BTreeSet<u32>) -> Vec<u32> {
+    if before.is_empty() {
+        return wanted.iter().copied().collect();
+    }
     let known: BTreeSet<u32> = before.iter().copied().collect();
     let mut new = wanted.difference(&known);
     let mut seen = BTreeSet::new();
