@@ -178,7 +178,8 @@ fn is_anothers<T: Tables>(tables: &T, work: &Work) -> bool {
         let same = flow.flags.get() & flow_flags::DNAT != 0
             && flow.dnat == work.tuple.dst
             && flow.dnat_port == work.tuple.dst_port;
-        !same && !(conntrack::begins(work) && conntrack::was_reset(flow))
+        let may_take_over = same || conntrack::begins(work) && conntrack::was_reset(flow);
+        !may_take_over
     })
 }
 
