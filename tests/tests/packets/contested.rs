@@ -10,6 +10,7 @@ use cni_tests::world::{self, Hook, ifindex, mac, pod, port};
 use crate::dispute::with_ports;
 use crate::external::{answer_to, arrive, client, from_pod_b, outside};
 use crate::fixtures::{ACK, FIN_ACK, SYN, SYN_ACK, TO_A, TO_B, gateway};
+use crate::rival::rivals;
 use crate::services::{dial, ends, node, sealed, vip};
 use crate::{Pair, privileged, with_pair};
 
@@ -399,46 +400,19 @@ fn a_port_that_was_given_is_kept_until_its_connection_is_over() {
 #[test]
 fn svc_22_svc_33_a_connection_that_a_side_has_ended_is_not_given_to_who_dials_elsewhere() {
     few_ports(|pair, v6| {
-        second(pair, vip(v6), port::TO_B, service_scope::CLUSTER);
-        second(pair, node(v6), port::NODE_REMOTE, service_scope::EXTERNAL);
-        let from_a = (Hook::FromPod, ifindex::POD_A);
-        let from_b = (Hook::FromPod, ifindex::POD_B);
-        let netdev = (Hook::FromNetdev, ifindex::NETDEV);
-        let routed = |out: &[u8]| answer_to(out, [2, 9, 9, 9, 9, 9], mac(ifindex::NETDEV));
-        let (dst, dst_port) = (pod(3, v6), 8080);
-        let (inside, hidden) = (dial(v6, port::TO_B), outside(v6, port::NODE_REMOTE));
-        let direct = Ends {
-            dst,
-            dst_port,
-            ..inside
-        };
-        type Answer<'a> = &'a dyn Fn(&[u8]) -> Ends;
-        for (first, other, there, back, answer) in [
-            (inside, dial(v6, SECOND), from_a, from_b, &from_pod_b as Answer),
-            (inside, direct, from_a, from_b, &from_pod_b),
-            (hidden, outside(v6, SECOND), netdev, netdev, &routed),
-        ] {
-            let said = |pair: &mut Pair, ends: Ends, flags| {
-                let (verdict, out) = pair.run(there.0, &ends.tcp(flags, b""), there.1);
-                assert!(verdict.is_ok(), "{verdict:?}");
-                out
-            };
-            let seen = said(pair, first, SYN);
-            let answered = |pair: &mut Pair, flags| {
-                let (verdict, out) = pair.run(back.0, &answer(&seen).tcp(flags, b""), back.1);
-                assert!(verdict.is_ok(), "{verdict:?}");
-                assert_eq!(ends(&out).0, (first.dst, first.dst_port));
-            };
-            answered(pair, SYN_ACK);
-            said(pair, first, ACK);
-            said(pair, first, FIN_ACK);
-            let begun = said(pair, other, SYN);
+        for rivals in rivals(pair, v6) {
+            let (first, other) = (rivals.first, rivals.other);
+            let seen = rivals.said(pair, first, SYN);
+            rivals.answered(pair, &seen, first, SYN_ACK);
+            rivals.said(pair, first, ACK);
+            rivals.said(pair, first, FIN_ACK);
+            let begun = rivals.said(pair, other, SYN);
             assert_ne!(ends(&begun).0, ends(&seen).0);
-            answered(pair, ACK);
-            answered(pair, FIN_ACK);
-            let begun_again = said(pair, other, SYN);
+            rivals.answered(pair, &seen, first, ACK);
+            rivals.answered(pair, &seen, first, FIN_ACK);
+            let begun_again = rivals.said(pair, other, SYN);
             assert_eq!(ends(&begun_again).0, ends(&begun).0);
-            assert_eq!(ends(&said(pair, first, ACK)), ends(&seen));
+            assert_eq!(ends(&rivals.said(pair, first, ACK)), ends(&seen));
             pair.forget();
         }
     });

@@ -117,71 +117,98 @@ fn svc_22_a_second_connection_to_a_process_of_the_node_gets_no_port_of_one_that_
     }
 }
 
+/// Who dials one backend from one port twice, and where both directions of it are seen.
+pub(crate) struct Rivals {
+    pub(crate) first: Ends,
+    pub(crate) other: Ends,
+    there: (Hook, u32),
+    back: (Hook, u32),
+    answer: fn(&[u8]) -> Ends,
+}
+
+/// By two frontends, by one and past it in either order, and from outside.
+pub(crate) fn rivals(pair: &mut Pair, v6: bool) -> [Rivals; 4] {
+    second(pair, vip(v6), port::TO_B, service_scope::CLUSTER);
+    second(pair, node(v6), port::NODE_REMOTE, service_scope::EXTERNAL);
+    let [inside, moved] = [port::TO_B, SECOND].map(|port| dial(v6, port));
+    let direct = Ends {
+        dst: pod(3, v6),
+        dst_port: 8080,
+        ..inside
+    };
+    let of_pods = |first, other| Rivals {
+        first,
+        other,
+        there: (Hook::FromPod, ifindex::POD_A),
+        back: (Hook::FromPod, ifindex::POD_B),
+        answer: from_pod_b,
+    };
+    let netdev = (Hook::FromNetdev, ifindex::NETDEV);
+    let hidden = Rivals {
+        first: outside(v6, port::NODE_REMOTE),
+        other: outside(v6, SECOND),
+        there: netdev,
+        back: netdev,
+        answer: |out| answer_to(out, [2, 9, 9, 9, 9, 9], mac(ifindex::NETDEV)),
+    };
+    [
+        of_pods(inside, moved),
+        of_pods(inside, direct),
+        of_pods(direct, inside),
+        hidden,
+    ]
+}
+
+impl Rivals {
+    /// What the backend is sent.
+    pub(crate) fn said(&self, pair: &mut Pair, dialled: Ends, flags: u8) -> Vec<u8> {
+        let (verdict, out) = pair.run(self.there.0, &dialled.tcp(flags, b""), self.there.1);
+        assert!(verdict.is_ok(), "{verdict:?}");
+        out
+    }
+
+    /// The backend's answer to what it has `seen` comes from what was dialled.
+    pub(crate) fn answered(&self, pair: &mut Pair, seen: &[u8], dialled: Ends, flags: u8) {
+        let (verdict, out) = pair.run(self.back.0, &(self.answer)(seen).tcp(flags, b""), self.back.1);
+        assert!(verdict.is_ok(), "{verdict:?}");
+        let reversed = dialled.reversed();
+        let [from, to] = [dialled, reversed].map(|ends| (ends.dst, ends.dst_port));
+        assert_eq!(ends(&out), (from, to));
+    }
+
+    fn begun(&self, pair: &mut Pair, dialled: Ends) -> Vec<u8> {
+        let seen = self.said(pair, dialled, SYN);
+        self.answered(pair, &seen, dialled, SYN_ACK);
+        self.said(pair, dialled, ACK);
+        seen
+    }
+}
+
 /// Nothing is left to say of it. A reset that its sender knows nothing of was somebody else's.
 #[test]
 fn svc_22_a_connection_that_was_reset_leaves_its_ends_to_who_dials_elsewhere_and_one_that_goes_on_does_not() {
     with_ports(40_000..=40_003, |pair, v6| {
-        second(pair, vip(v6), port::TO_B, service_scope::CLUSTER);
-        second(pair, node(v6), port::NODE_REMOTE, service_scope::EXTERNAL);
-        let from_a = (Hook::FromPod, ifindex::POD_A);
-        let from_b = (Hook::FromPod, ifindex::POD_B);
-        let netdev = (Hook::FromNetdev, ifindex::NETDEV);
-        let routed = |out: &[u8]| answer_to(out, [2, 9, 9, 9, 9, 9], mac(ifindex::NETDEV));
-        let [inside, moved] = [port::TO_B, SECOND].map(|port| dial(v6, port));
-        let direct = Ends {
-            dst: pod(3, v6),
-            dst_port: 8080,
-            ..inside
-        };
-        let hidden = [port::NODE_REMOTE, SECOND].map(|port| outside(v6, port));
-        type Answer<'a> = &'a dyn Fn(&[u8]) -> Ends;
-        let cases: [([Ends; 2], _, _, Answer); 4] = [
-            ([inside, moved], from_a, from_b, &from_pod_b),
-            ([inside, direct], from_a, from_b, &from_pod_b),
-            ([direct, inside], from_a, from_b, &from_pod_b),
-            (hidden, netdev, netdev, &routed),
-        ];
-        for ([first, other], there, back, answer) in cases {
-            let said = |pair: &mut Pair, ends: Ends, flags| {
-                let (verdict, out) = pair.run(there.0, &ends.tcp(flags, b""), there.1);
-                assert!(verdict.is_ok(), "{verdict:?}");
-                out
-            };
-            let answered = |pair: &mut Pair, seen: &[u8], dialled: Ends, flags| {
-                let (verdict, out) = pair.run(back.0, &answer(seen).tcp(flags, b""), back.1);
-                assert!(verdict.is_ok(), "{verdict:?}");
-                let Ends {
-                    src,
-                    src_port,
-                    dst,
-                    dst_port,
-                    ..
-                } = dialled;
-                assert_eq!(ends(&out), ((dst, dst_port), (src, src_port)));
-            };
-            let begun = |pair: &mut Pair, dialled| {
-                let seen = said(pair, dialled, SYN);
-                answered(pair, &seen, dialled, SYN_ACK);
-                said(pair, dialled, ACK);
-                seen
-            };
+        for rivals in rivals(pair, v6) {
+            let Rivals {
+                first, other, there, ..
+            } = rivals;
             for (by_client, forged) in [(true, false), (false, false), (true, true), (false, true)] {
-                let seen = begun(pair, first);
+                let seen = rivals.begun(pair, first);
                 let speaks = |pair: &mut Pair, flags| {
                     if by_client {
-                        said(pair, first, flags);
+                        rivals.said(pair, first, flags);
                     } else {
-                        answered(pair, &seen, first, flags);
+                        rivals.answered(pair, &seen, first, flags);
                     }
                 };
                 speaks(pair, RST);
                 if forged {
                     speaks(pair, ACK);
                 }
-                let next = begun(pair, other);
+                let next = rivals.begun(pair, other);
                 assert_eq!(ends(&next).0 == ends(&seen).0, !forged, "{first:?} {other:?}");
                 // Of what is over nobody hears as of the other one.
-                if !forged && there == from_a && first.dst != pod(3, v6) {
+                if !forged && there.0 == Hook::FromPod && first.dst != pod(3, v6) {
                     let (kind, code) = if v6 { (1, 4) } else { (3, 3) };
                     let error = Ends { dst_port: 0, ..first };
                     let error = error.icmp_error(kind, code, &first.reversed().tcp(ACK, b"late"));
@@ -189,8 +216,8 @@ fn svc_22_a_connection_that_was_reset_leaves_its_ends_to_who_dials_elsewhere_and
                     assert_eq!(verdict, Err(Reason::RelatedUnknown));
                 }
                 if forged {
-                    answered(pair, &seen, first, ACK);
-                    said(pair, first, ACK);
+                    rivals.answered(pair, &seen, first, ACK);
+                    rivals.said(pair, first, ACK);
                 }
                 pair.forget();
             }
